@@ -1,0 +1,148 @@
+"""Shared history = each sequence alone, in values and in gradients."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny
+
+from mlx_dmpo import scoring
+from mlx_dmpo.batches import pad_groups
+from mlx_dmpo.scoring import choose_road, group_logps, sequence_logps
+
+
+def gradients(model, batch, score, seed=0, **options):
+    """Values (G, R) and the adapter's gradient of a random weighting of them."""
+    parameters = model.trainable_parameters()
+    weights = mx.array(np.random.default_rng(seed).normal(size=batch.tail_lengths.shape).astype(np.float32))
+
+    def loss(parameters):
+        model.update(parameters)
+        logps = score(model, batch, **options)
+        return (weights * logps).sum(), logps
+
+    (_, logps), found = mx.value_and_grad(loss)(parameters)
+    mx.eval(logps, found)
+    model.update(parameters)
+    return np.array(logps), found
+
+
+def by_hand(model, group):
+    """Float64 log-softmax over the model's own logits, one token at a time."""
+    out = []
+    for tail, n in zip(group.tails, group.answer_lengths, strict=True):
+        tokens = np.concatenate([group.prefix, tail])
+        logits = np.array(model(mx.array(tokens)[None])[0], np.float64)
+        logps = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+        out.append(sum(logps[t - 1, tokens[t]] for t in range(len(tokens) - n, len(tokens))))
+    return out
+
+
+@pytest.mark.parametrize("groups", [tiny.equal_groups, tiny.ragged_groups])
+@pytest.mark.parametrize("bits", [0, 4])
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_shared_equals_plain_in_values_and_gradients(groups, bits, checkpoint):
+    model = tiny.model(bits=bits)
+    batch = pad_groups(groups(np.random.default_rng(1)))
+    plain, plain_gradient = gradients(model, batch, sequence_logps)
+    shared, shared_gradient = gradients(model, batch, group_logps, checkpoint=checkpoint)
+    assert np.abs(shared - plain).max() <= 5e-4
+    assert tiny.relative_error(shared_gradient, plain_gradient) <= 1e-4
+    assert all(np.abs(v).max() > 0 for v in tiny.leaves(plain_gradient).values())  # every adapter leaf takes part
+
+
+def test_plain_road_is_the_sum_of_the_answers_token_log_probs():
+    model = tiny.model().eval()
+    groups = tiny.ragged_groups(np.random.default_rng(2))
+    plain = np.array(sequence_logps(model, pad_groups(groups)))
+    for row, group in zip(plain, groups, strict=True):
+        np.testing.assert_allclose(row[: len(group.tails)], by_hand(model, group), atol=1e-4)
+        assert not row[len(group.tails) :].any()
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_plain_road_checkpointed_has_the_same_gradient(checkpoint):
+    model = tiny.model()
+    batch = pad_groups(tiny.ragged_groups(np.random.default_rng(3)))
+    _, expected = gradients(model, batch, group_logps)
+    _, found = gradients(model, batch, sequence_logps, checkpoint=checkpoint)
+    assert tiny.relative_error(found, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_other_families_and_untied_heads(kind, tied):
+    model = tiny.model(kind, tied=tied)
+    batch = pad_groups(tiny.ragged_groups(np.random.default_rng(4)))
+    plain, plain_gradient = gradients(model, batch, sequence_logps)
+    shared, shared_gradient = gradients(model, batch, group_logps, checkpoint=True)
+    assert np.abs(shared - plain).max() <= 5e-4
+    assert tiny.relative_error(shared_gradient, plain_gradient) <= 1e-4
+    assert choose_road(model, tiny.COMMON["vocab_size"]).shared
+
+
+@pytest.mark.parametrize("bits", [0, 4])
+def test_dora(bits):
+    model = tiny.model(dora=True, bits=bits)
+    batch = pad_groups(tiny.ragged_groups(np.random.default_rng(5)))
+    plain, plain_gradient = gradients(model, batch, sequence_logps)
+    shared, shared_gradient = gradients(model, batch, group_logps, checkpoint=True)
+    assert np.abs(shared - plain).max() <= 5e-4
+    assert tiny.relative_error(shared_gradient, plain_gradient) <= 1e-4
+
+
+def test_dropout_is_drawn_alike_when_a_layer_is_recomputed():
+    model = tiny.model(dropout=0.5)
+    batch = pad_groups(tiny.equal_groups(np.random.default_rng(6)))
+    values, expected = gradients(model, batch, group_logps, dropout_seed=7)
+    again, found = gradients(model, batch, group_logps, dropout_seed=7, checkpoint=True)
+    np.testing.assert_allclose(again, values, atol=1e-4)
+    assert tiny.relative_error(found, expected) <= 1e-4
+    other, _ = gradients(model, batch, group_logps, dropout_seed=8)
+    assert np.abs(other - values).max() > 1e-2  # dropout is on at all
+
+
+def test_a_groups_score_does_not_depend_on_its_batch():
+    model = tiny.model()
+    groups = tiny.ragged_groups(np.random.default_rng(8))
+    together = np.array(group_logps(model, pad_groups(groups)))
+    for row, group in zip(together, groups, strict=True):
+        alone = np.array(group_logps(model, pad_groups([group])))[0]
+        np.testing.assert_allclose(row[: len(alone)], alone, atol=5e-4)
+
+
+def test_padding_tokens_do_not_matter():
+    model = tiny.model()
+    batch = pad_groups(tiny.ragged_groups(np.random.default_rng(9)))
+    expected = np.array(group_logps(model, batch))
+    for g, (prefix, tails) in enumerate(zip(batch.prefix_lengths, batch.tail_lengths, strict=True)):
+        batch.prefix[g, prefix:] = 99
+        for r, tail in enumerate(tails):
+            batch.tails[g, r, tail:] = 99
+    np.testing.assert_allclose(np.array(group_logps(model, batch)), expected, atol=1e-5)
+
+
+def test_an_unknown_family_falls_back_and_says_so():
+    model = tiny.model()
+    model.model_type = "phi9"
+    road = choose_road(model, tiny.COMMON["vocab_size"])
+    assert road.logps is sequence_logps and "phi9" in road.reason
+
+
+def test_a_model_that_computes_otherwise_falls_back(monkeypatch):
+    """Same names, other arithmetic: the self-check finds it."""
+    model = tiny.model()
+    attention = type(model.model.layers[0].self_attn)
+    original = attention.__call__
+    monkeypatch.setattr(attention, "__call__", lambda self, *a, **k: 1.1 * original(self, *a, **k))
+    road = choose_road(model, tiny.COMMON["vocab_size"])
+    assert road.logps is sequence_logps and "differs" in road.reason
+    assert choose_road(model, 320, "plain").logps is sequence_logps
+
+
+def test_half_precision_stays_on_the_shared_road():
+    model = tiny.model()
+    model.set_dtype(mx.bfloat16)
+    road = choose_road(model, tiny.COMMON["vocab_size"])
+    assert road.shared, road.reason
+    batch = pad_groups(tiny.equal_groups(np.random.default_rng(10)))
+    assert scoring.group_logps(model, batch).dtype == mx.float32

@@ -1,0 +1,78 @@
+"""Pairwise ranking evaluation: every pair in both printed orders, each with both answers -> scores.jsonl -> metrics.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import assets, metrics, report, rundir
+from . import model as models
+from .batches import first_negatives
+from .config import EvaluateSettings
+from .data import formats, prompts
+from .encode import Encoder
+from .records import RankingExample
+from .reference import score_groups
+from .scoring import Road, choose_road
+
+
+def score_examples(
+    base: models.Loaded, road: Road, encoder: Encoder, examples: Sequence[RankingExample], batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """One scores.jsonl row a (positive, negative) pair, in the examples' order; log-probs in nats, summed over the answer."""
+    groups = [encoder.encode(e, [(True, False)] * len(e.negatives)) for e in examples]
+    scored = {id(group): logps for group, logps in score_groups(base.model, road, groups, batch_size, "evaluate")}
+    for example, group in zip(examples, groups, strict=True):
+        # branches: negative, printed order (positive first, then second), answer (chosen, then rejected)
+        logps = np.asarray(scored[id(group)], np.float64).reshape(len(example.negatives), 2, 2)
+        for k, negative in enumerate(example.negatives):
+            row: dict[str, Any] = {"user": example.user, "domain": example.domain, "positive": example.positive, "negative": negative}
+            for name, (chosen, rejected) in zip(("positive_first", "positive_second"), logps[k].tolist(), strict=True):
+                row[name] = {"chosen_logp": chosen, "rejected_logp": rejected}
+            row["margin"] = float((logps[k, :, 0] - logps[k, :, 1]).sum())
+            if example.positive_first is not None:
+                row["source_positive_first"] = example.positive_first[k]
+            yield row
+
+
+def output_directory(settings: EvaluateSettings) -> Path:
+    return Path(settings.out or (Path(settings.adapter_path) / "eval" if settings.adapter_path else "runs/base/eval"))
+
+
+def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str, Any]:
+    """Scores a split, writes the evaluation directory, returns its metrics. Raises UserError for what the user can mend."""
+    domains = prompts.with_domains(settings.domains)
+    data = Path(settings.data) if settings.data else assets.data_dir()
+    examples = formats.load_examples(data, settings.split, domains, settings.skip_bad_rows, rundir.notice)
+    examples = [first_negatives(e, settings.num_negatives) for e in examples[: settings.limit or None]]
+    if settings.adapter_path:
+        models.read_adapter_config(settings.adapter_path)
+    run = rundir.RunDirectory(output_directory(settings), command, settings, overwrite=settings.overwrite, flag="--out")
+    base = models.load(settings)
+    if settings.adapter_path:
+        models.load_adapter(base, settings.adapter_path)
+    base.model.eval()
+    road = choose_road(base.model, base.vocabulary, settings.scoring)
+    if not road.shared:
+        rundir.notice(f"note: every sequence is run alone, which is slower: {road.reason}")
+    encoder = Encoder(base.tokenizer, settings.max_seq_length, domains)
+    rows = list(score_examples(base, road, encoder, examples, settings.batch_size))
+    result = metrics.ranking_metrics(rows, resamples=settings.resamples, seed=settings.seed)
+    rundir.write_text(run.path / "scores.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    rundir.write_json(run.path / "metrics.json", result)
+    name = settings.adapter_path or base.name
+    report.plot_comparison({name: result}, run.path / "accuracy.png")
+    report.plot_margins(rows, run.path / "margins.png")
+    run.input(data if data.is_file() else data / f"{settings.split}.jsonl")
+    run.finish(
+        models.device_name(),
+        model=base.name,
+        adapter=settings.adapter_path or None,
+        base_fingerprint=base.fingerprint,
+        shared_road=road.shared,
+    )
+    return result

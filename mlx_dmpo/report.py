@@ -1,0 +1,232 @@
+"""Numbers -> tables, pictures and one HTML file. Reads run and evaluation directories; never loads a model.
+
+Titles, users and paths are untrusted text: escaped in HTML, stripped of control characters in pictures and terminals.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import rundir
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: told apart by everyone
+
+# (metric, heading, format): the columns of a results table
+COLUMNS = (
+    ("pair_accuracy", "pair accuracy", ".3f"),
+    ("pair_accuracy_positive_first", "positive first", ".3f"),
+    ("pair_accuracy_positive_second", "positive second", ".3f"),
+    ("auc", "AUC", ".3f"),
+    ("auc_release", "AUC (release)", ".3f"),
+    ("position_bias", "position bias", "+.3f"),
+    ("mean_margin", "margin, nats", "+.2f"),
+)
+
+
+def told(metric: Mapping[str, Any], form: str) -> str:
+    """A value with its interval: "0.712 [0.684, 0.741]"; "-" where there is none."""
+    if metric.get("value") is None:
+        return "-"
+    interval = f" [{metric['low']:{form}}, {metric['high']:{form}}]" if "low" in metric else ""
+    return f"{metric['value']:{form}}{interval}"
+
+
+def _cells(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    head = ["", "pairs", "users", *(heading for _, heading, _ in COLUMNS), "ties"]
+    rows = [
+        [rundir.printable(name), str(m["n"]), str(m["users"]), *(told(m[key], form) for key, _, form in COLUMNS), str(m["ties"])]
+        for name, m in results.items()
+    ]
+    return [head, *rows]
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table for the terminal: one metric a line, one evaluation a column; 95 % intervals over users in brackets."""
+    columns = _cells(results)
+    widths = [max(map(len, column)) for column in columns]
+    lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in zip(*columns, strict=True)]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure  # no pyplot: no window, no global state
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with rundir.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def _plain(text: str) -> str:
+    """For matplotlib, to which $ and \\ are mathematics."""
+    return rundir.printable(text).replace("\\", "\\\\").replace("$", r"\$")
+
+
+def plot_comparison(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Pair accuracy, debiased and in each printed order, with intervals, for each evaluation."""
+    figure = _figure(1.8 + 1.6 * max(2, len(results)), 4)
+    axes = figure.add_subplot()
+    series = (
+        ("pair_accuracy", "both orders"),
+        ("pair_accuracy_positive_first", "positive first"),
+        ("pair_accuracy_positive_second", "positive second"),
+    )
+    for s, (key, label) in enumerate(series):
+        values = [m[key]["value"] for m in results.values()]
+        low = [m[key]["value"] - m[key]["low"] for m in results.values()]
+        high = [m[key]["high"] - m[key]["value"] for m in results.values()]
+        places = [i + 0.27 * (s - 1) for i in range(len(results))]
+        axes.bar(places, values, 0.25, label=label, color=COLOURS[s], alpha=1.0 if s == 0 else 0.55)
+        axes.errorbar(
+            places, values, [[max(0.0, v) for v in low], [max(0.0, v) for v in high]], fmt="none", ecolor="black", capsize=3, linewidth=1
+        )
+    axes.axhline(0.5, color="grey", linewidth=1, linestyle="--")
+    axes.set_xticks(range(len(results)), [_plain(name) for name in results])
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("share of pairs ranked right")
+    axes.set_title("Pairwise accuracy, 95 % intervals over users (dashed: chance)", fontsize=10)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def plot_margins(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """How the margins lie: summed over both orders, and in each."""
+    figure = _figure(7, 4)
+    axes = figure.add_subplot()
+    orders = {order: [r[order]["chosen_logp"] - r[order]["rejected_logp"] for r in rows] for order in ("positive_first", "positive_second")}
+    summed = [r["margin"] for r in rows]
+    axes.hist(summed, bins=40, color=COLOURS[0], label="summed over both orders")
+    for colour, (order, values) in zip(COLOURS[1:], orders.items(), strict=False):
+        axes.hist(values, bins=40, histtype="step", linewidth=1.5, color=colour, label=order.replace("_", " "))
+    axes.axvline(0, color="grey", linewidth=1, linestyle="--")
+    axes.set_xlabel("margin: log p(liked ranked first) − log p(disliked ranked first), nats")
+    axes.set_ylabel("pairs")
+    axes.set_title("Right of the dashed line: ranked right", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def plot_training(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Loss, margin and pair accuracy over the steps of a run, training and validation (lines of metrics.jsonl)."""
+    figure = _figure(11, 3.4)
+    for place, (key, label) in enumerate((("loss", "loss"), ("margin", "margin"), ("pair_accuracy", "pair accuracy")), 1):
+        axes = figure.add_subplot(1, 3, place)
+        for prefix, name, colour, marker in (("", "training", COLOURS[0], ""), ("valid_", "validation", COLOURS[1], "o")):
+            points = [(line["step"], line[prefix + key]) for line in lines if prefix + key in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=name)
+        if key == "pair_accuracy":
+            axes.axhline(0.5, color="grey", linewidth=1, linestyle="--")
+            axes.set_ylim(0, 1)
+        axes.set_xlabel("step")
+        axes.set_title(label, fontsize=10)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+# --- one HTML file
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0;font-size:14px}th,td{border:1px solid #ccc;padding:.3rem .6rem;text-align:left}
+th{background:#f3f3f3}img{max-width:100%}code{background:#f3f3f3;padding:0 .2rem}.scroll{overflow-x:auto}
+@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}th,code{background:#2a2a2a}th,td{border-color:#444}img{background:#fff}}"""
+
+HARDEST = 10  # pairs shown that the model ranks most wrongly
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(rundir.printable(c))}</{tag}>" for c in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows[1:])
+    return f'<div class="scroll"><table>{line(rows[0], "th")}{body}</table></div>'
+
+
+def _picture(draw: Any, alt: str, *arguments: Any) -> str:
+    """An image inside the page; `draw(*arguments, path)` makes it."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "picture.png"
+        draw(*arguments, path)
+        data = base64.b64encode(io.BytesIO(path.read_bytes()).getvalue()).decode()
+    return f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></p>'
+
+
+def _settings_table(config: Mapping[str, Any]) -> str:
+    return _table([["setting", "value"], *([str(k), str(v)] for k, v in config.items() if v not in ("", None, {}, []))])
+
+
+def _names(directories: Sequence[Path]) -> dict[Path, str]:
+    """Each directory's name without what all have in common: runs/demo/sft/eval and runs/demo/dmpo/eval -> sft, dmpo."""
+    parts = {d: list(d.absolute().parts) for d in directories}
+    if len(parts) > 1:
+        while len({p[0] for p in parts.values()}) == 1 and min(map(len, parts.values())) > 1:
+            parts = {d: p[1:] for d, p in parts.items()}
+    else:
+        parts = {d: p[-2:] for d, p in parts.items()}
+    return {d: "/".join(p[:-1] if p[-1] == "eval" and len(p) > 1 else p) for d, p in parts.items()}
+
+
+def write_report(directories: Sequence[Path], out: Path) -> None:
+    """One HTML file of evaluation and training directories, pictures included. Raises UserError for any other directory."""
+    evaluations = [d for d in dict.fromkeys(directories) if (d / "metrics.json").is_file()]
+    runs = [d for d in dict.fromkeys(directories) if d not in evaluations]
+    for directory in (*evaluations, *runs):
+        if not rundir.is_complete(directory) or (directory in runs and not (directory / "metrics.jsonl").is_file()):
+            raise UserError(f"{directory}: holds no finished run or evaluation: name a directory that sft, dmpo or evaluate wrote")
+    parts = ["<h1>mlx-dmpo report</h1>"]
+    if evaluations:
+        names = _names(evaluations)
+        results = {names[d]: rundir.read_json(d / "metrics.json") for d in evaluations}
+        parts += [
+            "<h2>Evaluation</h2>",
+            "<p>95 % bootstrap intervals over users. Pair accuracy is order-debiased: margins summed over both printed orders.</p>",
+        ]
+        parts += [_table(_cells(results)), _picture(plot_comparison, "pair accuracy of each evaluation", results)]
+        for directory in evaluations:
+            rows = rundir.read_lines(directory / "scores.jsonl")
+            parts += [f"<h3>{html.escape(rundir.printable(names[directory]))}</h3>", _picture(plot_margins, "histogram of margins", rows)]
+            worst = sorted(rows, key=lambda r: r["margin"])[:HARDEST]
+            parts.append(f"<details><summary>the {len(worst)} pairs of least margin</summary>")
+            parts.append(
+                _table(
+                    [
+                        ["user", "liked", "disliked", "margin, nats"],
+                        *([r["user"], r["positive"], r["negative"], f"{r['margin']:+.2f}"] for r in worst),
+                    ]
+                )
+            )
+            parts.append("</details>")
+    if runs:
+        names = _names(runs)
+        parts.append("<h2>Training</h2>")
+        for directory in runs:
+            manifest = rundir.read_json(directory / rundir.MANIFEST)
+            parts += [
+                f"<h3>{html.escape(rundir.printable(names[directory]))}</h3>",
+                f"<p><code>{html.escape(rundir.printable(str(manifest['command'])))}</code></p>",
+            ]
+            parts.append(
+                _picture(plot_training, "loss, margin and pair accuracy over the steps", rundir.read_lines(directory / "metrics.jsonl"))
+            )
+            facts = {k: manifest.get(k) for k in ("device", "seconds", "steps", "best_step", "peak_memory_gb", "finished")}
+            parts += [f"<details><summary>settings</summary>{_settings_table({**facts, **manifest['config']})}</details>"]
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>mlx-dmpo report</title><style>{STYLE}</style>{"".join(parts)}</html>\n'
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        rundir.write_text(out, page)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}): name another --out") from None

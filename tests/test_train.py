@@ -1,0 +1,278 @@
+"""The loop: what it changes, what it must not depend on, what it writes."""
+
+import json
+import math
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_dmpo import model as models
+from mlx_dmpo import rundir, train
+from mlx_dmpo.batches import epoch_steps, pad_groups, printed_orders
+from mlx_dmpo.config import DmpoSettings, Lora, SftSettings
+from mlx_dmpo.data import formats
+from mlx_dmpo.encode import Encoder
+from mlx_dmpo.errors import UserError
+from mlx_dmpo.scoring import group_logps, sequence_logps
+
+
+@pytest.fixture
+def sft_settings(model_directory, data_directory, tmp_path):
+    return SftSettings(
+        model=str(model_directory), data=str(data_directory), adapter_path=str(tmp_path / "sft"), epochs=2.0, learning_rate=2e-3
+    )
+
+
+@pytest.fixture
+def dmpo_settings(model_directory, data_directory, tmp_path):
+    return DmpoSettings(
+        model=str(model_directory), data=str(data_directory), adapter_path=str(tmp_path / "dmpo"), epochs=2.0, learning_rate=2e-3
+    )
+
+
+def adapter(path, name="adapters.safetensors"):
+    return {k: np.array(v) for k, v in mx.load(str(path / name)).items()}
+
+
+def metric_lines(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def furthest(a, b):
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[k] - b[k]).max()) for k in a)
+
+
+def test_only_the_adapter_changes_and_the_base_stays_bit_identical(dmpo_settings, monkeypatch):
+    kept = {}
+    original = train.prepare_policy
+
+    def spy(settings):
+        base, resolved = original(settings)
+        kept["model"] = base.model
+        kept["before"] = {k: np.array(v) for k, v in tree_flatten(base.model.parameters())}
+        return base, resolved
+
+    monkeypatch.setattr(train, "prepare_policy", spy)
+    train.train(replace(dmpo_settings, quantize=4, quantize_group_size=32, grad_checkpoint=True), "test")
+    after = {k: np.array(v) for k, v in tree_flatten(kept["model"].parameters())}
+    changed = {k for k, v in kept["before"].items() if not np.array_equal(v, after[k])}
+    trainable = {k for k, _ in tree_flatten(kept["model"].trainable_parameters())}
+    assert changed == trainable and all(k.endswith(("lora_a", "lora_b")) for k in trainable)
+    assert len(trainable) == 3 * 7 * 2  # layers x linear layers x (a, b)
+
+
+@pytest.mark.parametrize("settings", ["sft_settings", "dmpo_settings"])
+def test_accumulation_does_not_change_the_step(settings, request, tmp_path):
+    """4 micro-batches of 1 = 1 of 4, with groups of different shapes."""
+    settings = request.getfixturevalue(settings)
+    one = train.train(replace(settings, batch_size=1, grad_accumulation_steps=4, optimizer="sgd", learning_rate=0.1), "test")
+    four = train.train(
+        replace(settings, batch_size=4, grad_accumulation_steps=1, optimizer="sgd", learning_rate=0.1, adapter_path=str(tmp_path / "four")),
+        "test",
+    )
+    assert furthest(adapter(one), adapter(four)) < 1e-5
+    ours, theirs = metric_lines(one), metric_lines(four)
+    assert ours[-1]["valid_loss"] == pytest.approx(theirs[-1]["valid_loss"], abs=1e-4)
+
+
+def test_seeds_repeat_a_run_bit_for_bit(dmpo_settings, tmp_path):
+    first = adapter(train.train(dmpo_settings, "test"))
+    again = adapter(train.train(replace(dmpo_settings, adapter_path=str(tmp_path / "again")), "test"))
+    other = adapter(train.train(replace(dmpo_settings, adapter_path=str(tmp_path / "other"), seed=1), "test"))
+    assert furthest(first, again) == 0 and furthest(first, other) > 1e-4
+
+
+def test_checkpointing_and_the_plain_road_give_the_same_adapter(dmpo_settings, tmp_path):
+    settings = replace(dmpo_settings, optimizer="sgd", learning_rate=0.1)
+    expected = adapter(train.train(settings, "test"))
+    for name, change in (
+        ("recomputed", {"grad_checkpoint": True}),
+        ("plain", {"scoring": "plain"}),
+        ("both", {"scoring": "plain", "grad_checkpoint": True}),
+    ):
+        found = adapter(train.train(replace(settings, adapter_path=str(tmp_path / name), **change), "test"))
+        assert furthest(found, expected) < 1e-5, name
+
+
+def test_both_stages_learn_the_training_rows(sft_settings, dmpo_settings, data_directory):
+    settings = replace(sft_settings, epochs=12.0, learning_rate=1e-2, steps_per_report=1, lr_schedule="constant")
+    sft = train.train(settings, "test")
+    losses = [line["loss"] for line in metric_lines(sft) if "loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    dmpo = train.train(
+        replace(dmpo_settings, start_adapter=str(sft), epochs=6.0, learning_rate=5e-3, steps_per_report=1, candidate_order="fixed"), "test"
+    )
+    lines = [line for line in metric_lines(dmpo) if "loss" in line]
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # policy = reference at step 0
+    assert lines[0]["margin"] == pytest.approx(0, abs=1e-4)
+    assert lines[-1]["loss"] < 0.6 and lines[-1]["margin"] > 0.1
+
+
+@pytest.mark.parametrize("loss", ["dpo", "dmpo", "s-dpo", "simpo"])
+@pytest.mark.parametrize("extra", [{}, {"sft_weight": 1.0, "reference_free": True, "label_smoothing": 0.1, "both_orders": True}])
+def test_every_loss_runs(dmpo_settings, loss, extra):
+    path = train.train(replace(dmpo_settings, loss=loss, iters=2, **extra), "test")
+    assert rundir.is_complete(path) and all(math.isfinite(v) for line in metric_lines(path) for v in line.values())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "adafactor", "muon", "lion"])
+def test_every_optimizer_moves_the_adapter(dmpo_settings, optimizer):
+    path = train.train(replace(dmpo_settings, optimizer=optimizer, iters=2, save_every=1), "test")
+    assert (
+        furthest(
+            adapter(path, "0000001_adapters.safetensors"),
+            adapter(path, "adapters.safetensors" if not (path / "last_adapters.safetensors").exists() else "last_adapters.safetensors"),
+        )
+        > 0
+    )
+
+
+def test_a_reference_is_computed_once_and_never_met_stale(dmpo_settings, sft_settings, tmp_path, monkeypatch):
+    computed = []
+    original = train.Reference
+
+    class Spy(original):
+        def add(self, groups):
+            super().add(groups)
+            computed.append(self.computed)
+
+    monkeypatch.setattr(train, "Reference", Spy)
+    quick = replace(dmpo_settings, iters=1)
+
+    def run(name, **change):
+        train.train(replace(quick, adapter_path=str(tmp_path / name), **change), "test")
+        return computed.pop()
+
+    assert run("a") == 24  # 12 training and 12 validation groups
+    assert run("b") == 0
+    assert run("c", max_seq_length=300) > 0  # other tokens
+    assert run("d", candidate_order="epoch") > 0  # both orders of every pair
+    assert run("e", candidate_order="epoch") == 0
+    first = train.train(replace(sft_settings, adapter_path=str(tmp_path / "s1")), "test")
+    second = train.train(replace(sft_settings, adapter_path=str(tmp_path / "s2"), seed=5), "test")
+    assert run("f", start_adapter=str(first)) == 24
+    assert run("g", start_adapter=str(second)) == 24  # another adapter
+    assert run("h", start_adapter=str(first)) == 0
+    assert run("i", quantize=4, quantize_group_size=32) == 24  # another base
+
+
+def test_reference_is_the_start_adapter_not_the_base(dmpo_settings, sft_settings):
+    sft = train.train(replace(sft_settings, learning_rate=2e-2, epochs=5.0), "test")
+    path = train.train(replace(dmpo_settings, start_adapter=str(sft), iters=1), "test")
+    line = next(line for line in metric_lines(path) if "loss" in line)
+    assert line["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    free = train.train(replace(dmpo_settings, start_adapter=str(sft), iters=1, reference_free=True, overwrite=True), "test")
+    assert abs(next(line for line in metric_lines(free) if "loss" in line)["loss"] - math.log(2)) > 1e-3
+
+
+def test_the_best_adapter_is_kept_and_patience_ends_the_run(sft_settings):
+    """A rate that ruins the model: the first validation is the best."""
+    path = train.train(
+        replace(
+            sft_settings,
+            learning_rate=0.5,
+            lr_schedule="constant",
+            epochs=20.0,
+            patience=2,
+            steps_per_eval=1,
+            max_grad_norm=0.0,
+            optimizer="sgd",
+        ),
+        "test",
+    )
+    manifest = json.loads((path / "manifest.json").read_text())
+    valid = {line["step"]: line["valid_loss"] for line in metric_lines(path) if "valid_loss" in line}
+    assert manifest["best_step"] == min(valid, key=valid.get)
+    assert manifest["steps"] < 40
+    assert max(valid) - manifest["best_step"] == 2
+    assert furthest(adapter(path), adapter(path, "last_adapters.safetensors")) > 0
+
+
+def test_adapters_load_in_mlx_lm_with_the_same_log_probs(dmpo_settings, model_directory, data_directory):
+    from mlx_lm import generate, load
+
+    path = train.train(dmpo_settings, "test")
+    theirs, tokenizer = load(str(model_directory), adapter_path=str(path))
+    base = models.load(dmpo_settings)
+    models.load_adapter(base, path)
+    examples = formats.load_examples(data_directory, "test")
+    encoder = Encoder(base.tokenizer)
+    batch = pad_groups([encoder.encode(e, [(True, False)] * len(e.negatives)) for e in examples[:3]])
+    ours = np.array(group_logps(base.model.eval(), batch))
+    np.testing.assert_allclose(np.array(sequence_logps(theirs, batch)), ours, atol=5e-4)
+    bare, _ = load(str(model_directory))
+    assert np.abs(np.array(sequence_logps(bare, batch)) - ours).max() > 1e-3
+    assert isinstance(generate(theirs, tokenizer, prompt="amber", max_tokens=3), str)
+
+
+def test_a_run_directory_explains_and_repeats_itself(dmpo_settings, tmp_path):
+    from mlx_dmpo.config import resolve
+
+    path = train.train(dmpo_settings, "mlx-dmpo dmpo")
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert {"command", "config", "inputs", "versions", "device", "seconds", "finished", "steps", "best_step"} <= manifest.keys()
+    assert manifest["inputs"]["train.jsonl"] == rundir.sha256(tiny_path(dmpo_settings, "train.jsonl"))
+    assert (path / "training.png").read_bytes()[:4] == b"\x89PNG"
+    again = resolve(DmpoSettings, path / "config.yaml", {"adapter_path": str(tmp_path / "again")})
+    assert furthest(adapter(train.train(again, "test")), adapter(path)) == 0
+
+
+def tiny_path(settings, name):
+    from pathlib import Path
+
+    return Path(settings.data) / name
+
+
+def test_a_finished_run_is_not_overwritten_by_chance(sft_settings):
+    path = train.train(replace(sft_settings, iters=1), "test")
+    before = adapter(path)
+    with pytest.raises(UserError, match="finished run"):
+        train.train(replace(sft_settings, iters=1), "test")
+    assert furthest(before, adapter(path)) == 0
+
+
+def test_start_adapter_keeps_its_shape(sft_settings, dmpo_settings):
+    sft = train.train(replace(sft_settings, iters=1, lora_parameters=Lora(rank=2, keys=("self_attn.q_proj",)), num_layers=1), "test")
+    path = train.train(replace(dmpo_settings, iters=1, start_adapter=str(sft)), "test")
+    assert {k: v.shape for k, v in adapter(path).items()} == {k: v.shape for k, v in adapter(sft).items()}
+    assert len(adapter(path)) == 2
+    with pytest.raises(UserError, match="lora_parameters"):
+        train.train(replace(dmpo_settings, iters=1, start_adapter=str(sft), lora_parameters=Lora(rank=4), overwrite=True), "test")
+
+
+def test_learning_rate_by_hand():
+    settings = DmpoSettings(learning_rate=1.0, warmup=4, lr_schedule="linear")
+    assert [train.learning_rate(settings, s, 8) for s in range(8)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25])
+    settings = replace(settings, warmup=0.0, lr_schedule="cosine")
+    assert [train.learning_rate(settings, s, 4) for s in range(4)] == pytest.approx(
+        [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
+    )
+    assert train.learning_rate(replace(settings, lr_schedule="constant"), 3, 4) == 1
+    assert train.learning_rate(replace(settings, warmup=0.5, lr_schedule="constant"), 0, 4) == 0.5
+    mlx_lm_form = {"name": "cosine_decay", "warmup": 2, "warmup_init": 1e-7, "arguments": [1e-5, 10, 1e-7]}
+    assert train.learning_rate(replace(settings, lr_schedule=mlx_lm_form), 2, 12) == pytest.approx(1e-5)
+
+
+def test_every_group_is_seen_once_an_epoch():
+    steps = epoch_steps(11, 4, seed=0, epoch=3)
+    assert [len(s) for s in steps] == [4, 4, 3] and sorted(np.concatenate(steps)) == list(range(11))
+    assert not np.array_equal(np.concatenate(steps), np.concatenate(epoch_steps(11, 4, seed=0, epoch=4)))
+
+
+def test_printed_orders():
+    from mlx_dmpo.records import RankingExample
+
+    example = RankingExample("u", "movie", ("a",), "p", tuple("bcdefgh"), (True, False, True, True, True, True, True))
+    given = [(flag,) for flag in example.positive_first]
+    assert printed_orders(example, 0, both=False, redraw=False, seed=0) == given
+    assert printed_orders(example, 0, both=True, redraw=True, seed=0) == [(True, False)] * 7
+    drawn = [printed_orders(example, 0, both=False, redraw=True, seed=0, epoch=e) for e in range(200)]
+    assert drawn[0] != drawn[1]
+    assert np.mean([flag for epoch in drawn for (flag,) in epoch]) == pytest.approx(0.5, abs=0.05)
+    free = replace(example, positive_first=None)
+    fixed = [printed_orders(free, i, both=False, redraw=False, seed=0, epoch=e) for i in range(3) for e in (0, 1)]
+    assert fixed[0] == fixed[1] and fixed[0] != fixed[2]

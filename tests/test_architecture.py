@@ -1,0 +1,203 @@
+"""The house plan, held by reading every module's imports: what may import what, and what may not be imported at all."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "mlx_dmpo"
+
+# A module imports only from floors below its own (written above it here). "" is the package itself.
+FLOORS = [
+    {"", "errors"},
+    {"assets", "config", "records", "rundir"},
+    {"data", "data.prompts"},
+    {"data.formats"},
+    {"batches", "encode", "losses", "metrics", "model"},
+    {"report", "scoring"},
+    {"reference"},
+    {"evaluate", "train"},
+    {"demo"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR = {name: height for height, floor in enumerate(FLOORS) for name in floor}
+
+HEAVY = {"mlx", "mlx_lm", "transformers", "tokenizers", "datasets", "matplotlib"}
+LIGHT_AT_IMPORT = {"", "assets", "cli", "config", "errors", "metrics", "records", "report", "rundir", "data", "data.*"}
+FORBIDDEN = {"torch", "pickle", "cPickle", "dill", "cloudpickle", "joblib"}
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+each_module = pytest.mark.parametrize("name", MODULES, ids=lambda name: name or "mlx_dmpo")
+
+
+def parse(name):
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+def nodes(tree, at_import_only=False):
+    """All nodes, or only those that run when the module is imported: not in functions, not under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if at_import_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if at_import_only and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from nodes(node, at_import_only)
+
+
+def imports(tree, name, modules=MODULES, at_import_only=False):
+    """(line, dotted name) of every import; the project's own modules as they are named in FLOORS, with a leading dot."""
+    is_package = name in modules and modules[name].name == "__init__.py"
+    for node in nodes(tree, at_import_only):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                here = name.split(".") if name else []
+                here = here[: len(here) - node.level + is_package]
+                base = ".".join(["mlx_dmpo", *here, *([base] if base else [])])
+            # `from . import losses` imports a module, `from .losses import dmpo` a name in one
+            found = [f"{base}.{a.name}" if f"{base}.{a.name}".removeprefix("mlx_dmpo.") in modules else base for a in node.names]
+        else:
+            continue
+        for target in found:
+            own = target == "mlx_dmpo" or target.startswith("mlx_dmpo.")
+            yield node.lineno, "." + target.removeprefix("mlx_dmpo").removeprefix(".") if own else target
+
+
+def outside(tree, name, **how):
+    return [(line, target.split(".")[0]) for line, target in imports(tree, name, **how) if not target.startswith(".")]
+
+
+def upward(tree, name, modules=MODULES):
+    """Imports of a module that is not on a lower floor."""
+    own = [(line, target[1:]) for line, target in imports(tree, name, modules) if target.startswith(".")]
+    return [f"line {line}: {name} imports {target}" for line, target in own if FLOOR.get(target, len(FLOORS)) >= FLOOR[name]]
+
+
+def unsafe(tree):
+    """`trust_remote_code`, and `yaml.load` without a loader made from SafeLoader in the same file."""
+    safe = {n.name for n in nodes(tree) if isinstance(n, ast.ClassDef) and any("SafeLoader" in ast.unparse(b) for b in n.bases)}
+    safe |= {"yaml.SafeLoader", "yaml.CSafeLoader"}
+    for node in nodes(tree):
+        if "trust_remote_code" in (getattr(node, "arg", None), getattr(node, "value", None)):
+            yield f"line {node.lineno}: trust_remote_code"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"yaml.load", "yaml.load_all", "yaml.compose"}:
+            loaders = [ast.unparse(a) for a in node.args[1:2]] + [ast.unparse(k.value) for k in node.keywords if k.arg == "Loader"]
+            if not loaders or loaders[0] not in safe:
+                yield f"line {node.lineno}: {ast.unparse(node)}"
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in {
+            "yaml.unsafe_load",
+            "yaml.full_load",
+            "yaml.UnsafeLoader",
+            "yaml.FullLoader",
+            "yaml.Loader",
+        }:
+            yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_every_module_has_its_floor():
+    assert sorted(MODULES) == sorted(FLOOR), "put new modules on a floor in FLOORS, and take removed ones out"
+
+
+@each_module
+def test_imports_point_downwards(name):
+    assert name in FLOOR, f"put {name} on a floor in FLOORS"
+    assert upward(parse(name), name) == []
+
+
+@each_module
+def test_nothing_forbidden(name):
+    tree = parse(name)
+    assert [(line, target) for line, target in outside(tree, name) if target in FORBIDDEN] == []
+    assert list(unsafe(tree)) == []
+
+
+@each_module
+def test_mlx_lm_lives_in_model(name):
+    if name != "model":
+        assert [(line, target) for line, target in outside(parse(name), name) if target == "mlx_lm"] == []
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in MODULES if n.startswith("data") or n in {"metrics", "report", "records", "batches", "config", "rundir"}]
+)
+def test_what_needs_no_model_imports_none(name):
+    banned = {"mlx", "mlx_lm", "transformers", "tokenizers"}
+    assert [(line, target) for line, target in outside(parse(name), name) if target in banned] == []
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in MODULES if n in LIGHT_AT_IMPORT or n.split(".")[0] + ".*" in LIGHT_AT_IMPORT], ids=lambda n: n or "mlx_dmpo"
+)
+def test_imports_nothing_heavy_when_imported(name):
+    assert [(line, target) for line, target in outside(parse(name), name, at_import_only=True) if target in HEAVY] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "found"),
+    [
+        ("losses", "from .train import train", ["line 1: losses imports train"]),
+        ("losses", "from . import train", ["line 1: losses imports train"]),
+        ("losses", "from . import metrics", ["line 1: losses imports metrics"]),  # beside, not below
+        ("losses", "def f():\n    import mlx_dmpo.train", ["line 2: losses imports train"]),
+        ("losses", "from . import __version__, records", []),
+        ("data.formats", "from ..scoring import group_logps", ["line 1: data.formats imports scoring"]),
+        ("data.formats", "from . import prompts\nfrom .prompts import titles\nfrom ..errors import UserError", []),
+        ("data", "from .formats import read", ["line 1: data imports data.formats"]),
+    ],
+)
+def test_the_reader_of_imports_sees_upward_ones(name, source, found):
+    modules = {n: Path(n, "__init__.py" if n in {"", "data", "assets"} else "module.py") for n in FLOOR}
+    assert upward(ast.parse(source), name, modules) == found
+
+
+UNSAFE = """
+import yaml
+class Mine(yaml.SafeLoader): pass
+yaml.safe_load(text)
+yaml.load(text, Loader=Mine)
+yaml.load(text)
+load(model, trust_remote_code=True)
+load(model, **{"trust_remote_code": True})
+"""
+
+
+def test_the_reader_of_imports_sees_unsafe_calls():
+    assert list(unsafe(ast.parse(UNSAFE))) == ["line 6: yaml.load(text)", "line 7: trust_remote_code", "line 8: trust_remote_code"]
+
+
+HELP = """
+import json, sys
+from mlx_dmpo.cli import main
+try:
+    main(["--help"])
+finally:
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+
+
+def test_help_loads_nothing_heavy():
+    """`mlx-dmpo --help` answers at once: no array library, no tokenizer, no plots."""
+    run = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "evaluate" in run.stdout
+    loaded = {module.split(".")[0] for module in json.loads(run.stderr.splitlines()[-1])}
+    assert loaded & (HEAVY | FORBIDDEN - {"pickle"}) == set()  # pickle: the standard library's own modules may use it
+
+
+def test_python_m_is_the_command():
+    run = subprocess.run([sys.executable, "-m", "mlx_dmpo", "--version"], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("mlx-dmpo")

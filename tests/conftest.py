@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 import tiny
 
@@ -17,3 +20,12 @@ def model_directory(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data_directory(tmp_path_factory):
     return tiny.write_data(tmp_path_factory.mktemp("data") / "ratings")
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Real data and models that may not be redistributed: MLX_DMPO_SHARED, or `shared` beside the checkout."""
+    path = Path(os.environ.get("MLX_DMPO_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+    if not (path / "data").is_dir():
+        pytest.skip(f"needs real data and models, which are not part of the repository (none in {path})")
+    return path

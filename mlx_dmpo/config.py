@@ -171,7 +171,7 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
 
 
-def _coerce(value: Any, annotation: Any, where: str) -> Any:
+def _coerce(value: Any, annotation: Any, key: str, where: str) -> Any:
     """`value` as the field's type, or UserError. Ints pass for floats; nothing else is converted."""
     for kind in _kinds(annotation):
         origin = typing.get_origin(kind) or kind
@@ -191,23 +191,23 @@ def _coerce(value: Any, annotation: Any, where: str) -> Any:
     wanted = " or ".join(
         names.get(k, "a mapping" if (typing.get_origin(k) or k) is not tuple else "a list of names") for k in _kinds(annotation)
     )
-    raise UserError(f"{where}: {value!r} does not fit: give {wanted}")
+    raise UserError(f"{where}: {value!r} does not fit {key}: give {wanted}")
 
 
 def _check(value: Any, spec: Field[Any], where: str) -> None:
     meta = spec.metadata
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
-            raise UserError(f"{where}: {value} is not finite: give a finite number")
+            raise UserError(f"{where}: {value} does not fit {spec.name}: give a finite number")
         for key, bad, words in (
             ("low", lambda bound: value < bound, "at least"),
             ("above", lambda bound: value <= bound, "more than"),
             ("high", lambda bound: value > bound, "at most"),
         ):
             if meta.get(key) is not None and bad(meta[key]):
-                raise UserError(f"{where}: {value:g} is out of range: give {words} {meta[key]:g}")
+                raise UserError(f"{where}: {value:g} is out of range of {spec.name}: give {words} {meta[key]:g}")
     if meta.get("choices") and value is not None and not isinstance(value, Mapping) and str(value) not in meta["choices"]:
-        raise UserError(f"{where}: {value!r} is not a choice: give one of {', '.join(c for c in meta['choices'] if c)}")
+        raise UserError(f"{where}: {value!r} is not a choice of {spec.name}: give one of {', '.join(c for c in meta['choices'] if c)}")
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: Any = lambda key: key) -> T:
@@ -220,7 +220,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: Any = lambda key: key)
             near = difflib.get_close_matches(str(key), specs, n=1, cutoff=0.5)
             hint = f'did you mean "{near[0]}"?' if near else f"known settings: {', '.join(sorted(specs))}"
             raise UserError(f'{where(key)}: unknown setting "{key}": {hint}')
-        clean[key] = _coerce(value, hints[key], where(key))
+        clean[key] = _coerce(value, hints[key], key, where(key))
         _check(clean[key], specs[key], where(key))
     return cls(**clean)
 

@@ -158,8 +158,8 @@ def verdict_document(rng: np.random.Generator, catalogue: Catalogue, user: User)
 
 COPY_PROMPTS = (
     "Write down the movies {some}.",
-    "The user has watched movies: {history}. Write down the movies {some}.",
-    "Here is a list of movies: {history}. Name the movies {some}.",
+    "Here is the user's history of movies they have watched: {history}. Write down the movies {some}.",
+    "Here is the user's history of movies they have watched: {history}. Name the movies {some}.",
 )
 
 
@@ -167,7 +167,7 @@ def copy_document(rng: np.random.Generator, catalogue: Catalogue, user: User) ->
     """A chat that repeats two to four titles, drawn from the whole catalogue, in a random order: copying without ranking."""
     history = user.liked[: rng.integers(4, 11)]
     others = np.setdiff1d(np.arange(len(catalogue.titles)), history)
-    some = [TITLE.format(catalogue.titles[i]) for i in rng.choice(others, rng.integers(2, 5), replace=False)]
+    some = [TITLE.format(catalogue.titles[i]) for i in rng.choice(others, rng.choice((2, 2, 3, 4)), replace=False)]
     prompt = COPY_PROMPTS[rng.integers(len(COPY_PROMPTS))].format(history=listed(catalogue, history), some=" and ".join(some))
     answer = ", ".join(rng.permutation(some))
     return render(({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})).rstrip("\n")

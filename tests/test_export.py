@@ -17,37 +17,17 @@ import numpy as np
 import pytest
 import tiny
 import yaml
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
+from tiny import save_adapter
 
 from mlx_dmpo import evaluate, export, rundir, train
 from mlx_dmpo import model as models
 from mlx_dmpo.batches import first_negatives, pad_groups
-from mlx_dmpo.config import EvaluateSettings, ExportSettings, Lora, SftSettings
+from mlx_dmpo.config import EvaluateSettings, ExportSettings, SftSettings
 from mlx_dmpo.data import formats
 from mlx_dmpo.encode import Encoder
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.scoring import sequence_logps
-
-
-def save_adapter(model_directory, path, *, num_layers=-1, kind="lora", quantize=None, **lora):
-    """A random adapter, as sft would leave it but for its manifest."""
-    lora = Lora(**{"rank": 4, "scale": 1.5, **lora})
-    settings = SftSettings(
-        model=str(model_directory),
-        num_layers=num_layers,
-        fine_tune_type=kind,
-        lora_parameters=lora,
-        quantize=quantize,
-        quantize_group_size=32,
-    )
-    base = models.load(settings)
-    models.add_lora(base.model, settings)
-    mx.random.seed(1)
-    base.model.update(tree_map(lambda p: p + 0.05 * mx.random.normal(p.shape), base.model.trainable_parameters()))
-    path.mkdir(parents=True)
-    models.save_adapter(base.model, path / models.ADAPTER_WEIGHTS)
-    rundir.write_json(path / models.ADAPTER_CONFIG, models.adapter_config(settings, base))
-    return path
 
 
 @pytest.fixture(scope="session")

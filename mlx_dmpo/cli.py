@@ -162,6 +162,25 @@ def report(directories: tuple[str, ...], out: str) -> None:
 
 
 @cli.command()
+@settings_options(config.ExportSettings)
+def export(config_file: str | None, **options: Any) -> None:
+    """Hand an adapter to other tools: a fused model directory for mlx-lm (--to mlx), or an adapter for PEFT (--to peft).
+
+    A 4-bit base is dequantised and fused, unless --keep-quantized or --requantize says otherwise. What was written is read back,
+    and the difference of its log-probs from those of base and adapter is printed.
+    """
+    settings = config.resolve(config.ExportSettings, config_file, _given(options))
+    from .export import export as run
+
+    done = run(settings, _command_line())
+    click.echo(f"done: {rundir.printable(str(done.path))} (README.md is its model card)")
+    click.echo(str(done.difference) if done.difference else "log-probs were not compared (--examples 0)")
+    click.echo("to run it:")
+    for line in done.commands:
+        click.echo(f"  {rundir.printable(line)}")
+
+
+@cli.command()
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Directory to write.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of both training stages.")
 def demo(out: str, seed: int) -> None:

@@ -154,12 +154,40 @@ class EvaluateSettings(CommonSettings):
     overwrite: bool = setting(False, "Replace a finished evaluation in --out.")
 
 
+@dataclass(frozen=True)
+class ExportSettings(CommonSettings):
+    model: str = setting("", "Base model (the one that the adapter names, where that is on this disk, when left out).")
+    adapter_path: str = setting("", "Adapter directory to export, as sft, dmpo or mlx-lm wrote it.")
+    to: str = setting(
+        "mlx", "mlx: a fused model directory for mlx-lm; peft: an adapter for transformers and PEFT.", choices=("mlx", "peft")
+    )
+    out: str = setting("", "Directory to make (default: ADAPTER/mlx or ADAPTER/peft).")
+    keep_quantized: bool = setting(
+        False, "Of a quantised base: leave it as it is, with the adapter beside it (else it is dequantised and fused, which is larger)."
+    )
+    requantize: bool = setting(False, "Of a quantised base: fuse, then quantise again as it was, which loses part of what was trained.")
+    base_name: str = setting("", "Name of the base for PEFT and the model card, such as Qwen/Qwen3-0.6B (default: --model).")
+    split: str = setting("test", "Split of a prepared directory.", choices=("train", "valid", "test"))
+    examples: int = setting(
+        16, "Examples of --data, drawn by --seed, whose log-probs are compared before and after; 0 compares none.", low=0
+    )
+    num_negatives: int = setting(1, "Negatives used of each example; 0 takes all.", low=0)
+    eval: tuple[str, ...] = setting((), "Evaluation directory whose results go into the model card.")
+    batch_size: int = setting(8, "Groups run at once.", low=1)
+    overwrite: bool = setting(False, "Replace an earlier export in --out.")
+
+
 # `preset` gives what it names; flags and YAML still win
 PRESETS: dict[str, dict[str, Any]] = {"released-code": {"loss": "dpo", "reference_free": True, "sft_weight": 1.0}}
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader which reads 1e-5 as a number, as YAML 1.2 and mlx-lm do."""
+    """SafeLoader which reads 1e-5 as a number, as YAML 1.2 and mlx-lm do, and no aliases: a few lines of them can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "an alias (*name): write the value out", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 _Loader.add_implicit_resolver(
@@ -171,7 +199,7 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
 
 
-def _coerce(value: Any, annotation: Any, key: str, where: str) -> Any:
+def _coerce(value: Any, annotation: Any, where: str) -> Any:
     """`value` as the field's type, or UserError. Ints pass for floats; nothing else is converted."""
     for kind in _kinds(annotation):
         origin = typing.get_origin(kind) or kind
@@ -184,30 +212,30 @@ def _coerce(value: Any, annotation: Any, key: str, where: str) -> Any:
         if kind is type(None) and value is None:
             return None
         if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            return float(value) if abs(value) < 1e308 else math.inf  # a longer whole number than a float holds
         if isinstance(origin, type) and isinstance(value, origin) and not (kind is int and isinstance(value, bool)):
             return value
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
     wanted = " or ".join(
         names.get(k, "a mapping" if (typing.get_origin(k) or k) is not tuple else "a list of names") for k in _kinds(annotation)
     )
-    raise UserError(f"{where}: {value!r} does not fit {key}: give {wanted}")
+    raise UserError(f"{where}: {value!r} does not fit: give {wanted}")
 
 
 def _check(value: Any, spec: Field[Any], where: str) -> None:
     meta = spec.metadata
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UserError(f"{where}: {value} does not fit {spec.name}: give a finite number")
+        if not abs(value) < 1e308:
+            raise UserError(f"{where}: is not finite: give a finite number")
         for key, bad, words in (
             ("low", lambda bound: value < bound, "at least"),
             ("above", lambda bound: value <= bound, "more than"),
             ("high", lambda bound: value > bound, "at most"),
         ):
             if meta.get(key) is not None and bad(meta[key]):
-                raise UserError(f"{where}: {value:g} is out of range of {spec.name}: give {words} {meta[key]:g}")
+                raise UserError(f"{where}: {value:g} is out of range: give {words} {meta[key]:g}")
     if meta.get("choices") and value is not None and not isinstance(value, Mapping) and str(value) not in meta["choices"]:
-        raise UserError(f"{where}: {value!r} is not a choice of {spec.name}: give one of {', '.join(c for c in meta['choices'] if c)}")
+        raise UserError(f"{where}: {value!r} is not a choice: give one of {', '.join(c for c in meta['choices'] if c)}")
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: Any = lambda key: key) -> T:
@@ -219,8 +247,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: Any = lambda key: key)
         if key not in specs:
             near = difflib.get_close_matches(str(key), specs, n=1, cutoff=0.5)
             hint = f'did you mean "{near[0]}"?' if near else f"known settings: {', '.join(sorted(specs))}"
-            raise UserError(f'{where(key)}: unknown setting "{key}": {hint}')
-        clean[key] = _coerce(value, hints[key], key, where(key))
+            raise UserError(f"{where(key)}: unknown setting: {hint}")
+        clean[key] = _coerce(value, hints[key], where(key))
         _check(clean[key], specs[key], where(key))
     return cls(**clean)
 
@@ -236,7 +264,7 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         node = yaml.compose(text, Loader=_Loader)
         values = yaml.load(text, Loader=_Loader)  # noqa: S506  (_Loader is a SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-45
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}): mend the syntax") from None
@@ -260,10 +288,13 @@ def resolve(cls: type[T], config: str | Path | None, flags: Mapping[str, Any], e
     def where(key: str) -> str:
         if key in flags:
             return f"--{key.replace('_', '-')}"
-        return f"{config}:{lines.get(key, 1)}" if key in from_file else key
+        return in_file(key) if key in from_file else key
+
+    def in_file(key: str) -> str:
+        return f'{config}:{lines.get(key, 1)}: "{key}"'
 
     if config:
-        build(cls, values, lambda key: f"{config}:{lines.get(key, 1)}")  # so that the file's own mistakes are told with their lines
+        build(cls, values, in_file)  # so that the file's own mistakes are told with their lines
     if "epochs" in values and values.get("iters") is not None:
         raise UserError(f"{where('iters')}: both epochs and iters are given: keep one of them")
     if "epochs" in flags and flags.get("iters") is not None:

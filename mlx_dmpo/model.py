@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
 import os
 import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from . import assets, rundir
 from .config import CommonSettings, Lora, TrainSettings
@@ -22,6 +26,7 @@ from .errors import UserError
 
 ADAPTER_WEIGHTS = "adapters.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+REPOSITORY = re.compile(r"[A-Za-z0-9]\w*(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)  # owner/name: no "..", no leading dot or slash
 
 
 @dataclass
@@ -34,6 +39,7 @@ class Loaded:
     path: Path
     vocabulary: int
     fingerprint: str  # of weights, config, tokenizer, template, quantisation and dtype
+    config: dict[str, Any]  # config.json, with what quantising at load changed
 
 
 def on_cpu() -> bool:
@@ -55,25 +61,46 @@ def _fingerprint(path: Path, extra: str) -> str:
     return digest.hexdigest()
 
 
+def _is_directory(source: str) -> bool:
+    """Whether a model's name is a directory (else a hub repository). Raises UserError for a name that is neither.
+
+    What exists here wins over a repository of the same name, as in mlx-lm, and is told, since either may be meant.
+    """
+    path = Path(source)
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{source}: holds no config.json: name a model directory as mlx-lm loads it")
+        if REPOSITORY.fullmatch(source):
+            rundir.notice(f"note: {source} is the directory of that name here, not the hub repository")
+        return True
+    if not REPOSITORY.fullmatch(source):
+        raise UserError(f"{source}: no such directory: name a model directory or a hub repository such as mlx-community/Qwen3-0.6B-4bit")
+    if path.parent.is_dir():
+        rundir.notice(f"note: there is no directory {source} here: it is taken for the hub repository of that name")
+    return False
+
+
 def load(settings: CommonSettings) -> Loaded:
-    """A local directory, or a hub repository (fetched only when named as one). Raises UserError for anything mlx-lm cannot load."""
+    """A local directory, or a hub repository (fetched only when named as one). Raises UserError for anything mlx-lm cannot load.
+
+    Python files that a model brings are never run.
+    """
     from mlx_lm import utils
 
     name = settings.model or "embedded"
     source = str(assets.model_dir()) if not settings.model else settings.model
-    if Path(source).exists():
-        if not (Path(source) / "config.json").is_file():
-            raise UserError(f"{source}: holds no config.json: name a model directory as mlx-lm loads it")
-    elif not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", source):
-        raise UserError(f"{source}: no such directory: name a model directory or a hub repository such as mlx-community/Qwen3-0.6B-4bit")
+    local = _is_directory(source)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            model, tokenizer, config = utils.load(source, lazy=True, return_config=True)
-        path = Path(source) if Path(source).exists() else utils.hf_repo_to_path(source)
-    except UserError:
-        raise
+            # said outright: where it is left open, transformers asks on stdin whether to run the model's code
+            model, tokenizer, config = utils.load(source, lazy=True, return_config=True, tokenizer_config={"trust_remote_code": False})
+        path = Path(source) if local else utils.hf_repo_to_path(source)
     except Exception as error:  # mlx-lm, transformers and the hub raise many kinds; each means "this is not a model we can load"
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if re.search(r"custom (code|module)", first):
+            raise UserError(
+                f"{source}: asks to run Python code of its own, which is never done here: name a model that mlx-lm knows"
+            ) from error
         raise UserError(f"{source}: cannot be loaded as a causal language model ({first}): name a model that mlx-lm loads") from error
     if not hasattr(model, "layers") or tokenizer.chat_template is None:
         raise UserError(f"{source}: has no {'chat template' if hasattr(model, 'layers') else 'layers'}: name an instruction-tuned model")
@@ -91,7 +118,7 @@ def load(settings: CommonSettings) -> Loaded:
     mx.eval(model.parameters())
     quantised = json.dumps(config.get("quantization"), sort_keys=True)
     fingerprint = _fingerprint(path, f"{quantised} {dtype} {'cpu' if on_cpu() else 'gpu'} {rundir.versions()['mlx']}")
-    return Loaded(model, tokenizer, name, path, config["vocab_size"], fingerprint)
+    return Loaded(model, tokenizer, name, path, config["vocab_size"], fingerprint, config)
 
 
 def add_lora(model: nn.Module, settings: TrainSettings) -> None:
@@ -152,6 +179,25 @@ def read_adapter_config(path: str | Path) -> dict[str, Any]:
     config = rundir.read_json(path / ADAPTER_CONFIG)
     if not isinstance(config, dict) or "lora_parameters" not in config or "num_layers" not in config:
         raise UserError(f"{path / ADAPTER_CONFIG}: no LoRA adapter (num_layers or lora_parameters is missing): name a LoRA or DoRA adapter")
+    lora = config["lora_parameters"]
+    fits = {
+        "fine_tune_type": config.get("fine_tune_type", "lora") in ("lora", "dora"),
+        "num_layers": type(config["num_layers"]) is int,
+        "lora_parameters": isinstance(lora, dict),
+    }
+    if isinstance(lora, dict):
+        keys = lora.get("keys")
+        fits |= {
+            "rank": type(lora.get("rank")) is int and 1 <= lora["rank"] <= 65536,
+            "scale": type(lora.get("scale")) in (int, float) and abs(lora["scale"]) < 1e9,  # false for NaN and infinities too
+            "dropout": type(lora.get("dropout")) in (int, float) and 0 <= lora["dropout"] < 1,
+            "keys": keys is None or (isinstance(keys, list) and all(isinstance(k, str) for k in keys)),
+        }
+    for name in (name for name, fit in fits.items() if not fit):
+        value = repr({**config, **lora}.get(name) if isinstance(lora, dict) else config.get(name))
+        raise UserError(
+            f"{path / ADAPTER_CONFIG}: {name} {value[:60]} is not that of a LoRA or DoRA adapter: write what mlx-lm writes there"
+        )
     return config
 
 
@@ -178,9 +224,89 @@ def load_adapter(base: Loaded, path: str | Path) -> dict[str, Any]:
     return config
 
 
+@contextlib.contextmanager
+def mlx_writes() -> Iterator[None]:
+    """MLX tells a full disk by a RuntimeError: within the block it is an OSError, as everywhere else."""
+    try:
+        yield
+    except RuntimeError as error:
+        if re.match(r"\[(write|save)", str(error)):
+            raise OSError(str(error)) from error
+        raise
+
+
 def save_adapter(model: nn.Module, path: Path) -> None:
     with rundir.atomic(path) as temporary:
         mx.save_safetensors(str(temporary), dict(tree_flatten(model.trainable_parameters())))
+
+
+def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that an adapter sits on, by name."""
+    return {name: module for name, module in model.named_modules() if "lora_a" in module}
+
+
+def fuse(base: Loaded, *, requantize: bool = False) -> None:
+    """Puts the adapter's update into the weights, in place; a quantised base is dequantised whole, or quantised again as it was."""
+    from mlx_lm.utils import dequantize_model
+
+    how = {"dequantize": not requantize} if "quantization" in base.config else {}
+    base.model.update_modules(tree_unflatten([(name, layer.fuse(**how)) for name, layer in adapted_layers(base.model).items()]))
+    if not requantize:
+        dequantize_model(base.model)
+        base.config.pop("quantization", None)
+        base.config.pop("quantization_config", None)
+
+
+# what a model directory holds beside config and weights; never a Python file
+COMPANIONS = tuple(
+    "tokenizer* vocab* merges.txt special_tokens_map.json added_tokens.json chat_template* *.tiktoken generation_config.json LICENSE* NOTICE*".split()
+)
+
+
+def _companions(base: Loaded) -> list[Path]:
+    """Raises UserError for a link to something that is no part of the model: its contents would be given away with the copy."""
+    files = sorted({f for pattern in COMPANIONS for f in base.path.glob(pattern) if f.is_file() and f.suffix != ".py"})
+    root = base.path.resolve()
+    if root.parent.name == "snapshots":  # the hub's cache: snapshots/REVISION/file links to blobs/HASH
+        root = root.parent.parent
+    for file in files:
+        if not file.resolve().is_relative_to(root):
+            raise UserError(f"{file}: links to a file outside the model's directory: put the file itself there")
+    return files
+
+
+def _dtypes(path: Path) -> dict[str, mx.Dtype]:
+    """Floating-point type of each weight as stored; a quantised weight has that of its scales."""
+    weights: list[Any] = [mx.load(str(file)) for file in path.glob("model*.safetensors")]
+    stored = {name: value.dtype for part in weights for name, value in part.items()}
+    floating = {name: dtype for name, dtype in stored.items() if mx.issubdtype(dtype, mx.floating)}
+    return {re.sub(r"scales$", "weight", name): dtype for name, dtype in floating.items()} | floating
+
+
+def save_model(base: Loaded, path: Path, *, keep_dtypes: bool) -> None:
+    """A model directory that mlx-lm loads: weights, config.json, tokenizer, chat template, generation config.
+
+    keep_dtypes  weights take the types that the base has on disk, not those it was loaded in
+    """
+    from mlx_lm import utils
+
+    files = _companions(base)
+    config = copy.deepcopy({k: v for k, v in base.config.items() if k != "auto_map"})
+    if keep_dtypes:
+        stored = _dtypes(base.path)
+        usual = Counter(stored.values()).most_common(1)[0][0] if stored else mx.float32
+
+        def cast(name: str, value: mx.array) -> mx.array:
+            return value.astype(stored.get(name, usual)) if mx.issubdtype(value.dtype, mx.floating) else value
+
+        base.model.update(tree_map_with_path(cast, base.model.parameters()))
+    types = Counter(v.dtype for _, v in tree_flatten(base.model.parameters()) if mx.issubdtype(v.dtype, mx.floating))
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(types.most_common(1)[0][0]).removeprefix("mlx.core.")
+    with mlx_writes():
+        utils.save_model(path, base.model)
+    utils.save_config(config, path / "config.json")
+    for file in files:
+        shutil.copyfile(file, path / file.name)
 
 
 def schedule_rate(form: dict[str, Any], step: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,8 @@ def told(metric: Mapping[str, Any], form: str) -> str:
     return f"{metric['value']:{form}}{interval}"
 
 
-def _cells(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A head, then one row an evaluation: how many pairs and users, every metric with its interval."""
     head = ["", "pairs", "users", *(heading for _, heading, _ in COLUMNS), "ties"]
     rows = [
         [rundir.printable(name), str(m["n"]), str(m["users"]), *(told(m[key], form) for key, _, form in COLUMNS), str(m["ties"])]
@@ -51,10 +52,80 @@ def _cells(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A table for the terminal: one metric a line, one evaluation a column; 95 % intervals over users in brackets."""
-    columns = _cells(results)
+    columns = result_rows(results)
     widths = [max(map(len, column)) for column in columns]
     lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in zip(*columns, strict=True)]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+# --- reading, with every value that a table or a picture uses checked
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15  # neither NaN nor infinite
+
+
+def _metric(value: Any, interval: bool = False) -> bool:
+    return (
+        isinstance(value, dict)
+        and (_number(value.get("value")) or (value.get("value") is None and not interval))
+        and (("low" not in value and not interval) or (_number(value.get("low")) and _number(value.get("high"))))
+    )
+
+
+def _evaluation(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(_number(value.get(name)) for name in ("n", "users", "ties"))
+        and all(_metric(value.get(name), interval=name.startswith("pair_accuracy")) for name, _, _ in COLUMNS)
+    )
+
+
+def _score(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(name), str) for name in ("user", "positive", "negative"))
+        and _number(value.get("margin"))
+        and all(
+            isinstance(order, dict) and _number(order.get("chosen_logp")) and _number(order.get("rejected_logp"))
+            for order in (value.get("positive_first"), value.get("positive_second"))
+        )
+    )
+
+
+def _training(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _number(value.get("step"))
+        and all(_number(v) for k, v in value.items() if k.removeprefix("valid_") in CURVES)
+    )
+
+
+def _manifest(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("command"), str) and isinstance(value.get("config"), dict)
+
+
+def _read(path: Path, fits: Callable[[Any], bool]) -> Any:
+    """A JSON file that `fits`, or JSON lines each of which does. Raises UserError for another."""
+    if path.suffix == ".json":
+        value = rundir.read_json(path)
+        if not fits(value):
+            raise UserError(f"{path}: holds other values than this program writes: write the directory anew")
+        return value
+    values = rundir.read_lines(path)
+    for n, value in enumerate(values, 1):
+        if not fits(value):
+            raise UserError(f"{path}: row {n} holds other values than this program writes: write the directory anew")
+    if not values:
+        raise UserError(f"{path}: is empty: write the directory anew")
+    return values
+
+
+def read_evaluation(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """metrics.json and manifest.json of a finished evaluation. Raises UserError for any other directory."""
+    if not rundir.is_complete(directory) or not (directory / "metrics.json").is_file():
+        raise UserError(f"{directory}: holds no finished evaluation: name a directory that evaluate wrote")
+    return _read(directory / "metrics.json", _evaluation), _read(directory / rundir.MANIFEST, _manifest)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -117,10 +188,13 @@ def plot_margins(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
+CURVES = {"loss": "loss", "margin": "margin", "pair_accuracy": "pair accuracy"}
+
+
 def plot_training(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss, margin and pair accuracy over the steps of a run, training and validation (lines of metrics.jsonl)."""
     figure = _figure(11, 3.4)
-    for place, (key, label) in enumerate((("loss", "loss"), ("margin", "margin"), ("pair_accuracy", "pair accuracy")), 1):
+    for place, (key, label) in enumerate(CURVES.items(), 1):
         axes = figure.add_subplot(1, 3, place)
         for prefix, name, colour, marker in (("", "training", COLOURS[0], ""), ("valid_", "validation", COLOURS[1], "o")):
             points = [(line["step"], line[prefix + key]) for line in lines if prefix + key in line]
@@ -190,14 +264,14 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
     parts = ["<h1>mlx-dmpo report</h1>"]
     if evaluations:
         names = _names(evaluations)
-        results = {names[d]: rundir.read_json(d / "metrics.json") for d in evaluations}
+        results = {names[d]: read_evaluation(d)[0] for d in evaluations}
         parts += [
             "<h2>Evaluation</h2>",
             "<p>95 % bootstrap intervals over users. Pair accuracy is order-debiased: margins summed over both printed orders.</p>",
         ]
-        parts += [_table(_cells(results)), _picture(plot_comparison, "pair accuracy of each evaluation", results)]
+        parts += [_table(result_rows(results)), _picture(plot_comparison, "pair accuracy of each evaluation", results)]
         for directory in evaluations:
-            rows = rundir.read_lines(directory / "scores.jsonl")
+            rows = _read(directory / "scores.jsonl", _score)
             parts += [f"<h3>{html.escape(rundir.printable(names[directory]))}</h3>", _picture(plot_margins, "histogram of margins", rows)]
             worst = sorted(rows, key=lambda r: r["margin"])[:HARDEST]
             parts.append(f"<details><summary>the {len(worst)} pairs of least margin</summary>")
@@ -214,13 +288,13 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
         names = _names(runs)
         parts.append("<h2>Training</h2>")
         for directory in runs:
-            manifest = rundir.read_json(directory / rundir.MANIFEST)
+            manifest = _read(directory / rundir.MANIFEST, _manifest)
             parts += [
                 f"<h3>{html.escape(rundir.printable(names[directory]))}</h3>",
-                f"<p><code>{html.escape(rundir.printable(str(manifest['command'])))}</code></p>",
+                f"<p><code>{html.escape(rundir.printable(manifest['command']))}</code></p>",
             ]
             parts.append(
-                _picture(plot_training, "loss, margin and pair accuracy over the steps", rundir.read_lines(directory / "metrics.jsonl"))
+                _picture(plot_training, "loss, margin and pair accuracy over the steps", _read(directory / "metrics.jsonl", _training))
             )
             facts = {k: manifest.get(k) for k in ("device", "seconds", "steps", "best_step", "peak_memory_gb", "finished")}
             parts += [f"<details><summary>settings</summary>{_settings_table({**facts, **manifest['config']})}</details>"]

@@ -42,6 +42,28 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yields a new directory beside `path`, which takes the final name only if the block succeeds, in the place of what stood there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)) for _ in range(2))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        moved = path.exists()
+        if moved:
+            os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if moved:
+                os.replace(old, path)
+            raise
+    finally:
+        for directory in (temporary, old):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -57,15 +79,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: name a directory that this program wrote") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}): write the directory anew") from None
 
 
 def read_lines(path: Path) -> list[Any]:
     """The objects of a JSON-lines file."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+        # not splitlines: a title may hold U+2028 and the like, which JSON leaves as they are
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}): write the directory anew") from None
 
 
@@ -129,12 +152,6 @@ class RunDirectory:
         )
 
 
-def discard(directory: Path) -> None:
-    """Removes what a failed command left, where it never finished."""
-    if directory.is_dir() and not is_complete(directory):
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 def plain(value: Any) -> Any:
     """Dataclasses, tuples and paths as YAML and JSON have them."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -152,5 +169,5 @@ def notice(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters: titles are untrusted, and a terminal obeys escapes."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+    """`text` on one line, without control and direction characters: titles are untrusted, and a terminal obeys them."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -20,7 +20,7 @@ FLOORS = [
     {"report", "scoring"},
     {"reference"},
     {"evaluate", "train"},
-    {"demo"},
+    {"demo", "export"},
     {"cli"},
     {"__main__"},
 ]

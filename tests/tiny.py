@@ -129,3 +129,27 @@ def write_data(directory, users=12, negatives=3, seed=0, splits=("train", "valid
             )
         (directory / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return directory
+
+
+def save_adapter(model_directory, path, *, num_layers=-1, kind="lora", quantize=None, size=0.05, **lora):
+    """A random adapter on a model directory, as sft would leave it but for its manifest."""
+    from mlx_dmpo import model as models
+    from mlx_dmpo import rundir
+    from mlx_dmpo.config import Lora, SftSettings
+
+    settings = SftSettings(
+        model=str(model_directory),
+        num_layers=num_layers,
+        fine_tune_type=kind,
+        lora_parameters=Lora(**{"rank": 4, "scale": 1.5, **lora}),
+        quantize=quantize,
+        quantize_group_size=32,
+    )
+    base = models.load(settings)
+    models.add_lora(base.model, settings)
+    mx.random.seed(1)
+    base.model.update(tree_map(lambda p: p + size * mx.random.normal(p.shape), base.model.trainable_parameters()))
+    path.mkdir(parents=True)
+    models.save_adapter(base.model, path / models.ADAPTER_WEIGHTS)
+    rundir.write_json(path / models.ADAPTER_CONFIG, models.adapter_config(settings, base))
+    return path

@@ -7,6 +7,7 @@ and its first line. A row that cannot be read stops the command with its line, u
 from __future__ import annotations
 
 import ast
+import codecs
 import contextlib
 import csv
 import gzip
@@ -138,8 +139,6 @@ def _start(path: Path, size: int = 1 << 16) -> bytes:
 
 def _encoding(path: Path) -> str:
     """utf-8-sig where the whole file is UTF-8, else latin-1, in which old dumps are written."""
-    import codecs
-
     decoder = codecs.getincrementaldecoder("utf-8")()
     with opened(path, bar=False) as file:
         try:
@@ -157,11 +156,55 @@ def text_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, s
     encoding = encoding or _encoding(path)
     with opened(path) as file:
         try:
-            for n, line in enumerate(io.TextIOWrapper(io.BufferedReader(file), encoding), 1):
+            for n, line in enumerate(_decoded(file, encoding), 1):
                 if line.strip():
                     yield n, line.rstrip("\r\n")
         except UnicodeDecodeError:
             raise UserError(f"{path}: is not UTF-8 text: save it as UTF-8") from None
+
+
+def _decoded(file: IO[bytes], encoding: str, errors: str = "strict") -> Iterator[str]:
+    """The lines of a file, line ends and all."""
+    codec = encoding
+    for block in _whole_lines(file):
+        for line in block.split(b"\n")[: -1 if block.endswith(b"\n") else None]:
+            yield (line + b"\n").decode(codec, errors)
+            codec = "utf-8" if encoding == "utf-8-sig" else encoding  # a byte order mark stands at the beginning only
+
+
+def _whole_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Blocks that end where a line ends."""
+    rest = b""
+    while chunk := file.read(BLOCK):
+        head, newline, tail = chunk.rpartition(b"\n")
+        if newline:
+            yield rest + head + newline
+            rest = tail
+        else:
+            rest += tail
+    if rest:
+        yield rest
+
+
+class _Utf8:
+    """A file whose bytes are checked as they are read: arrow tells of text that is not UTF-8 late, without a line, or not at all."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes], path: Path):
+        self.file, self.path, self.line = file, path, 1
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def read(self, size: int = -1) -> bytes:
+        """Raises UserError."""
+        data = self.file.read(size)
+        try:
+            self.decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            line = self.line + error.object[: error.start].count(b"\n")
+            raise UserError(f"{self.path}:{line}: is not UTF-8 text: save the file as UTF-8") from None
+        self.line += data.count(b"\n")
+        return data
 
 
 # --- batches of rows
@@ -236,7 +279,7 @@ def _cells(lines: Iterable[str], how: Dialect) -> Iterator[tuple[int, list[str]]
 def _line_of(path: Path, how: Dialect, columns: Sequence[int] | None, values: list[str]) -> str:
     """file:line of the first row with these values in these columns (None: the whole row)."""
     with opened(path, bar=False) as file:
-        for n, cells in _cells(io.TextIOWrapper(io.BufferedReader(file), how.encoding, "replace", newline=""), how):
+        for n, cells in _cells(_decoded(file, how.encoding, "replace"), how):
             if (cells if columns is None else [cells[c] for c in columns if c < len(cells)]) == values and not (n == 1 and how.header):
                 return f"{path}:{n}"
     return str(path)
@@ -258,16 +301,17 @@ def _csv_batches(path: Path, how: Dialect, columns: Sequence[int], bad: BadRows)
             bad.add(partial(_line_of, path, how, None, cells), f"{found} columns instead of {wanted}", "mend the row")
         malformed.clear()
 
+    utf8 = how.encoding == "utf-8-sig"
     names = [f"f{c * step}" for c in columns]
     with opened(path) as file:
         try:
             reader = pa.csv.open_csv(
-                file,
+                _Utf8(file, path) if utf8 else file,
                 pa.csv.ReadOptions(
                     block_size=BLOCK,
                     autogenerate_column_names=True,
                     skip_rows=int(how.header),
-                    encoding="utf8" if how.encoding == "utf-8-sig" else how.encoding,  # arrow leaves out the mark itself
+                    encoding="utf8" if utf8 else how.encoding,  # arrow leaves out the mark itself
                 ),
                 pa.csv.ParseOptions(
                     delimiter=how.separator[0],
@@ -324,20 +368,6 @@ def _json_batches(path: Path, fields: dict[str, pa.DataType], bad: BadRows, opti
 
             yield Batch(columns, where)
             lines_before += block.count(b"\n")
-
-
-def _whole_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Blocks that end where a line ends."""
-    rest = b""
-    while chunk := file.read(BLOCK):
-        head, newline, tail = chunk.rpartition(b"\n")
-        if newline:
-            yield rest + head + newline
-            rest = tail
-        else:
-            rest += tail
-    if rest:
-        yield rest
 
 
 def _json_block(block: bytes, schema: pa.Schema) -> pa.Table | None:

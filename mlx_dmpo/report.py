@@ -174,6 +174,9 @@ def plot_preparation(domains: Mapping[str, Mapping[str, Any]], path: Path) -> No
             users.bar(place, size, 0.75 / len(domains), color=colour, label=None if alone or s else label)
             users.text(place, size, f"{size:,}", ha="center", va="bottom", fontsize=8)
         users.set_xticks(range(len(charts["history"])), list(charts["history"]))
+    for axis in (history, negatives):
+        axis.set_xlim(left=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
     for axis, x, y, title in (
         (ratings, "rating", "ratings", "Ratings"),
         (per_user, "users, most active first", "ratings of the user", "Activity"),

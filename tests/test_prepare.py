@@ -58,7 +58,7 @@ def test_each_form_end_to_end(name, tmp_path, capsys):
     assert (tmp_path / "out" / "summary.png").read_bytes()[:4] == b"\x89PNG"
     manifest = rundir.read_json(tmp_path / "out" / "manifest.json")
     (domain,) = manifest["domains"].values()
-    assert domain["counts"]["examples"] == {"train": 3, "valid": 3, "test": 6} and len(domain["rules"]) == 6
+    assert domain["counts"]["examples"] == {"train": 3, "valid": 3, "test": 6} and len(domain["rules"]) == 7
     assert set(manifest["inputs"].values()) == {rundir.sha256(p) for p in (tmp_path / "raw").iterdir()}
 
 
@@ -291,7 +291,12 @@ WRONG = {
     "zip archive": ("table_csv", put("ratings.csv", b"PK\x03\x04" + bytes(60)), [], ["ratings.csv", "zip", "unpack"]),
     "UTF-16": ("table_csv", put("ratings.csv", "user,item,rating\n1,2,3\n".encode("utf-16")), [], ["ratings.csv", "UTF-16"]),
     "latin-1 table": ("table_csv", put("ratings.csv", "user,item,rating\né,2,3\n".encode("latin-1")), [], ["ratings.csv", "UTF-8"]),
-    "open quote": ("table_csv", put("ratings.csv", 'user,item,rating\n1,2,3\n1,"2,3\n' + "1,2,3\n" * 9), [], ["ratings.csv"]),
+    "open quote": (
+        "table_csv",
+        put("ratings.csv", 'user,item,rating\n1,2,3\n1,"2,3\n' + "1,2,3\n" * 9),
+        [],
+        ["ratings.csv:3", "2 columns instead of 3 over 10 lines", "quote"],
+    ),
     "JSON broken": ("amazon_2018", edit("Lamps_5.json.gz", '"overall"', "overall"), [], ["Lamps_5.json.gz:1", "JSON"]),
     "JSON without the rating": ("amazon_2023", edit("Lamps.jsonl", '{"rating"', '{"x"'), [], ["Lamps.jsonl:1", '"rating"']),
     "JSON rating a list": ("amazon_2023", edit("Lamps.jsonl", '"rating": ', '"rating": [1], "x": '), [], ["Lamps.jsonl:1", '"rating"']),

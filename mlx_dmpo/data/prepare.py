@@ -134,10 +134,10 @@ def _domain(
     counts = _counts(ratings, bad, histories, titles, eligible, unfit, examples)
     for split, number in wanted.items():
         if number and not examples[split]:
-            why = ", ".join(f"{n:,} {reason}" for reason, n in unfit.items()) or "none unfit"
+            why = ", ".join(f"{n:,} {reason}" for reason, n in unfit.items())
             mend = "lower --train-users and --valid-users" if eligible else "lower --min-liked or --min-disliked"
             raise UserError(
-                f"{ratings.files[0]}: no user left for {split}: {len(eligible):,} of {counts['users']:,} are eligible ({why}): {mend}"
+                f"{ratings.files[0]}: no user left for {split}: {len(eligible):,} of {counts['users']:,} are eligible{why and f' ({why})'}: {mend}"
             )
     if scores and not scored.total():
         raise UserError(
@@ -186,6 +186,7 @@ def _rules(rule: splits.LikedRule, order: str, s: PrepareSettings) -> list[str]:
         f"users with at least {s.min_liked} liked and {s.min_disliked} disliked among them",
         "positive: the last liked; history: the liked before it",
         f"negatives: {number} {source}",
+        f"users drawn by seed {s.seed}; nobody is in two splits" + (f"; few-shot: the first {s.few_shot} of train" if s.few_shot else ""),
         f"titles: articles {'first' if s.title_articles else 'as they are'}, years {'kept' if s.title_years else 'dropped'}",
     ]
 
@@ -283,9 +284,8 @@ def _write(domains: Sequence[Domain], scores: splits.Scores | None, settings: Pr
                 rundir.write_text(run.path / f"{split}.jsonl", _json_lines(e.to_json() for e in examples))
         rundir.write_text(run.path / "items.jsonl", _json_lines(item for d in domains for item in d.items))
         report.plot_preparation({d.name: d.charts for d in domains}, run.path / "summary.png")
-        for d in domains:
-            for file in d.files:
-                run.inputs[f"{d.name}/{file.name}"] = rundir.sha256(file)
+        for name, file in tqdm([(d.name, file) for d in domains for file in d.files], desc="hash the inputs", unit="file", disable=None):
+            run.inputs[f"{name}/{file.name}"] = rundir.sha256(file)
         if scores:
             run.input(scores.path)
         told = {d.name: {"source": d.source, "rules": d.rules, "notes": d.notes, "counts": d.counts} for d in domains}

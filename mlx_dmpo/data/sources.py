@@ -273,16 +273,29 @@ def _cells(lines: Iterable[str], how: Dialect) -> Iterator[tuple[int, list[str]]
         quoting=csv.QUOTE_MINIMAL if how.quoted else csv.QUOTE_NONE,
         escapechar="\\" if how.escape else None,
     )
-    yield from ((reader.line_num, row) for row in reader)
+    start = 1
+    for row in reader:
+        yield start, row  # the line on which the row begins
+        start = reader.line_num + 1
 
 
 def _line_of(path: Path, how: Dialect, columns: Sequence[int] | None, values: list[str]) -> str:
     """file:line of the first row with these values in these columns (None: the whole row)."""
     with opened(path, bar=False) as file:
         for n, cells in _cells(_decoded(file, how.encoding, "replace"), how):
-            if (cells if columns is None else [cells[c] for c in columns if c < len(cells)]) == values and not (n == 1 and how.header):
+            if n == 1 and how.header:
+                continue
+            if (
+                [c.rstrip("\r\n") for c in cells] == [v.rstrip("\r\n") for v in values]
+                if columns is None
+                else _at(cells, columns) == values
+            ):
                 return f"{path}:{n}"
     return str(path)
+
+
+def _at(cells: list[str], columns: Sequence[int]) -> list[str]:
+    return [cells[c] for c in columns if c < len(cells)]
 
 
 def _csv_batches(path: Path, how: Dialect, columns: Sequence[int], bad: BadRows) -> Iterator[Batch]:
@@ -297,8 +310,10 @@ def _csv_batches(path: Path, how: Dialect, columns: Sequence[int], bad: BadRows)
     def tell() -> None:
         for row in malformed:
             found, wanted = (1 + (n - 1) // step for n in (row.actual_columns, row.expected_columns))
-            cells = next(cells for _, cells in _cells([row.text], how))
-            bad.add(partial(_line_of, path, how, None, cells), f"{found} columns instead of {wanted}", "mend the row")
+            cells = next(cells for _, cells in _cells(row.text.splitlines(keepends=True), how))
+            long = row.text.count("\n")
+            over = f" over {long + 1} lines (is a quote not closed?)" if long else ""
+            bad.add(partial(_line_of, path, how, None, cells), f"{found} columns instead of {wanted}{over}", "mend the row")
         malformed.clear()
 
     utf8 = how.encoding == "utf-8-sig"
@@ -508,7 +523,7 @@ def _collect(batches: Iterable[Batch], bad: BadRows) -> Interactions:
             wrong = (values < 0) if values.dtype == np.int32 else np.isnan(values)
             for n in np.flatnonzero(wrong & good):
                 what = "is missing" if values.dtype == np.int32 else "is no finite number"
-                bad.add(partial(batch.where, int(n)), f"the {name} {what}", f"give a {name}", repr(column[int(n)].as_py())[:40])
+                bad.add(partial(batch.where, int(n)), f"the {name} {what}", "give one", repr(column[int(n)].as_py())[:40])
             good &= ~wrong
         parts.append(part if good.all() else [values[good] for values in part])
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0)] * 3

@@ -301,6 +301,14 @@ WRONG = {
     "JSON without the rating": ("amazon_2023", edit("Lamps.jsonl", '{"rating"', '{"x"'), [], ["Lamps.jsonl:1", '"rating"']),
     "JSON rating a list": ("amazon_2023", edit("Lamps.jsonl", '"rating": ', '"rating": [1], "x": '), [], ["Lamps.jsonl:1", '"rating"']),
     "JSON rating NaN": ("amazon_2023", edit("Lamps.jsonl", '"rating": ', '"rating": NaN, "x": '), [], ["Lamps.jsonl:1", "rating"]),
+    "JSON that is not UTF-8": (
+        "amazon_2023",
+        lambda folder: (folder / "Lamps.jsonl").write_bytes(
+            (folder / "Lamps.jsonl").read_bytes().replace(b'"user_id": "', b'"user_id": "\xff', 1)
+        ),
+        [],
+        ["Lamps.jsonl:1", "UTF-8"],
+    ),
     "JSON line no object": ("amazon_2023", edit("Lamps.jsonl", "\n", "\n[1]\n"), [], ["Lamps.jsonl:2", "object"]),
     "one JSON array": ("table_csv", put("ratings.csv", '[{"user": 1}]'), [], ["ratings.csv", "JSON lines"]),
     "no review": ("amazon_2018", put("Lamps_5.json.gz", '{"asin": "x"}\n'), [], ["Lamps_5.json.gz:1", "review"]),

@@ -127,6 +127,24 @@ def test_guessed_columns_are_told_and_can_be_named(tmp_path):
     assert ratings.notes[0] == "columns of r.csv: user = who, item = item, rating = stars, time = when"
 
 
+def test_the_book_dumps_escapes(tmp_path):
+    """Quotes behind backslashes in the dump; a title that ends in one swallows its separator, which is a bad row, not a wrong title."""
+    invented.bookcrossing_dump(tmp_path)
+    books = '"ISBN";"Book-Title";"Book-Author"\n"100";"The \\"Red\\"; Lamp";"x"\n"101";"Ending in\\";x"\n"102";"Amber";"y"\n'
+    invented.write(tmp_path / "BX-Books.csv", books, "latin-1")
+    with pytest.raises(UserError, match=r"BX-Books\.csv:3: 2 columns instead of 3: mend the row"):
+        sources.bookcrossing(tmp_path, config.PrepareSettings(), sources.BadRows(False))
+    bad = sources.BadRows(True)
+    ratings = sources.bookcrossing(tmp_path, config.PrepareSettings(), bad)
+    assert ratings.titles == {"100": 'The "Red"; Lamp', "102": "Amber"} and bad.counts.total() == 1
+    assert ratings.notes == ["1 ratings of 0 left out: the book was not rated"]
+
+
+def test_a_table_keeps_its_backslashes(tmp_path):
+    invented.write(tmp_path / "r.csv", 'user;title;rating\n1;"C:\\";4\n1;b;3\n')
+    assert sources.table(tmp_path / "r.csv", config.TableSettings(), sources.BadRows(False)).interactions.items == ["C:\\", "b"]
+
+
 def test_page_source_is_no_title(tmp_path):
     invented.amazon_2018(tmp_path)
     meta = [{"asin": i, "title": "var x = (new Date()).getTime()" if i == "100" else t} for i, t in invented.TITLES.items()]

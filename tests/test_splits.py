@@ -59,7 +59,7 @@ def run(rows, s, scores=None, taken=None):
     rule = splits.liked_rule(s, ratings)
     h = splits.histories(ratings, titles, rule, splits.choose_order(s, ratings), s.seed)
     eligible, _ = splits.eligible_users(h, s, len(titles.titles))
-    wanted = {"train": s.train_users, "valid": s.valid_users, "test": s.test_users}
+    wanted = {"train": s.few_shot or s.train_users, "valid": s.valid_users, "test": s.test_users}
     users = splits.assign([h.users[u] for u in eligible], wanted, s, {} if taken is None else taken)
     rankings = splits.Rankings("movie", h, titles.titles, s, scores, splits.popularity(h, len(titles.titles)))
     return h, {h.users[u] for u in eligible}, splits.split_examples(rankings, users)[0]
@@ -133,8 +133,7 @@ def test_few_shot_sets_are_nested_and_the_rest_stays(rows, s):
 
 def test_few_shot_may_ask_for_more_than_the_training_users():
     users = [f"u{n}" for n in range(1000)]
-    wanted = {"train": 100, "valid": 100, "test": 300}
-    found = {n: splits.assign(users, wanted, config.PrepareSettings(few_shot=n), {}) for n in (16, 64, 256)}
+    found = {n: splits.assign(users, {"train": n, "valid": 100, "test": 300}, config.PrepareSettings(), {}) for n in (16, 64, 256)}
     assert [len(found[n]["train"]) for n in (16, 64, 256)] == [16, 64, 256]
     assert found[16]["train"] == found[64]["train"][:16] and found[64]["train"] == found[256]["train"][:64]
     assert found[16]["valid"] == found[256]["valid"] and found[16]["test"] == found[256]["test"]

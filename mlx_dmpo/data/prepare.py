@@ -119,7 +119,7 @@ def _domain(
         titles = catalogue(ratings.interactions.items, ratings.titles, settings.title_articles, settings.title_years)
         bar.update()
         rule, order = splits.liked_rule(settings, ratings), splits.choose_order(settings, ratings)
-        if not titles.titles:
+        if (titles.of_item[ratings.interactions.item] < 0).all():
             raise UserError(f"{ratings.files[-1]}: no title for any item of {ratings.files[0].name}: use the two files of one download")
         histories = splits.histories(ratings, titles, rule, order, settings.seed)
         bar.update()
@@ -161,11 +161,8 @@ def _wanted(name: str, settings: PrepareSettings) -> dict[str, int]:
     """Users of each split that a domain gives."""
     trains = not settings.train_domains or name in _listed(settings.train_domains)
     tests = not settings.test_domains or name in _listed(settings.test_domains)
-    return {
-        "train": settings.train_users * trains,
-        "valid": settings.valid_users * trains,
-        "test": settings.test_users * tests,
-    }
+    train = settings.few_shot or settings.train_users
+    return {"train": train * trains, "valid": settings.valid_users * trains, "test": settings.test_users * tests}
 
 
 def _rules(rule: splits.LikedRule, order: str, s: PrepareSettings) -> list[str]:
@@ -240,9 +237,9 @@ def _notes(
     if merged:
         shown = "; ".join(f"{titles.titles[t]} ({', '.join(titles.ids[t][:SHOWN])})" for t in merged[:SHOWN])
         yield f"titles of more than one item, which count as one (all in items.jsonl): {len(merged):,}: {shown}{'; ...' if len(merged) > SHOWN else ''}"
-    for split in SPLITS:
-        if len(examples[split]) < wanted[split] and split in ("valid", "test"):
-            yield f"{split}: {len(examples[split]):,} users instead of {wanted[split]:,}: no more are eligible"
+    for split, number in wanted.items():
+        if len(examples[split]) < number:
+            yield f"{split}: {len(examples[split]):,} users instead of {number:,}: no more are eligible"
     if scored is not None:
         yield "negatives by margin: " + ", ".join(f"{scored[split]} of {len(found)} {split} users" for split, found in examples.items())
 

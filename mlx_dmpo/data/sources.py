@@ -18,7 +18,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -225,7 +225,7 @@ class Dialect:
     separator: str
     names: list[str]  # "1", "2", ... where there is no header line
     header: bool
-    escape: bool = False
+    escape: bool = False  # a backslash before a quote inside quotes
     encoding: str = "utf-8-sig"
 
     @property
@@ -248,14 +248,14 @@ def dialect(path: Path, *, encoding: str = "utf-8-sig", known: Iterable[str] = (
     first = _start(path).decode("latin-1" if encoding == "latin-1" else "utf-8", "replace").splitlines()[0]
     if not first.strip():
         raise UserError(f"{path}:1: the first line is blank: begin with column names or a row")
-    separator = "::" if "::" in first else max("\t,;|", key=first.count)
+    separator = max(("\t", ",", ";", "|", "::"), key=first.count)
     if separator not in first:
         raise UserError(f"{path}:1: no separator in {first[:60]!r}: separate columns by comma, tab, semicolon, | or ::")
     cells = first.split("::") if separator == "::" else next(csv.reader([first], delimiter=separator))
     cells = [cell.strip() for cell in cells]
     header = bool({_plain(c) for c in cells} & {_plain(k) for k in known}) or not any(map(_numeric, cells))
     names = cells if header else [str(n) for n in range(1, len(cells) + 1)]
-    return Dialect(separator, names, header, escape=separator == ";", encoding=encoding)
+    return Dialect(separator, names, header, encoding=encoding)
 
 
 def _plain(name: str) -> str:
@@ -285,17 +285,10 @@ def _line_of(path: Path, how: Dialect, columns: Sequence[int] | None, values: li
         for n, cells in _cells(_decoded(file, how.encoding, "replace"), how):
             if n == 1 and how.header:
                 continue
-            if (
-                [c.rstrip("\r\n") for c in cells] == [v.rstrip("\r\n") for v in values]
-                if columns is None
-                else _at(cells, columns) == values
-            ):
+            chosen = cells if columns is None else [cells[c] for c in columns if c < len(cells)]
+            if [c.rstrip("\r\n") for c in chosen] == [v.rstrip("\r\n") for v in values]:
                 return f"{path}:{n}"
     return str(path)
-
-
-def _at(cells: list[str], columns: Sequence[int]) -> list[str]:
-    return [cells[c] for c in columns if c < len(cells)]
 
 
 def _csv_batches(path: Path, how: Dialect, columns: Sequence[int], bad: BadRows) -> Iterator[Batch]:
@@ -308,13 +301,13 @@ def _csv_batches(path: Path, how: Dialect, columns: Sequence[int], bad: BadRows)
         return "skip"
 
     def tell() -> None:
-        for row in malformed:
+        while malformed:  # arrow reads ahead and may add to it meanwhile
+            row = malformed.pop(0)
             found, wanted = (1 + (n - 1) // step for n in (row.actual_columns, row.expected_columns))
             cells = next(cells for _, cells in _cells(row.text.splitlines(keepends=True), how))
             long = row.text.count("\n")
             over = f" over {long + 1} lines (is a quote not closed?)" if long else ""
             bad.add(partial(_line_of, path, how, None, cells), f"{found} columns instead of {wanted}{over}", "mend the row")
-        malformed.clear()
 
     utf8 = how.encoding == "utf-8-sig"
     names = [f"f{c * step}" for c in columns]
@@ -390,12 +383,13 @@ def _json_block(block: bytes, schema: pa.Schema) -> pa.Table | None:
     if not block.strip():
         return schema.empty_table()
     try:
+        block.decode()  # arrow does not look
         return pa.json.read_json(
             io.BytesIO(block),
             pa.json.ReadOptions(block_size=max(len(block), 1 << 10)),
             pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
         )
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    except (UnicodeDecodeError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
 
 
@@ -426,7 +420,7 @@ def _json_rows(
         try:
             row = _object(line)
         except (ValueError, RecursionError) as error:
-            bad.add(where, f"not valid JSON ({getattr(error, 'msg', None) or 'not text'})", "mend the syntax")
+            bad.add(where, f"not valid JSON ({getattr(error, 'msg', None) or 'not UTF-8 text'})", "mend the syntax")
             continue
         if not isinstance(row, dict):
             bad.add(where, "not a JSON object", "give one object a line")
@@ -674,7 +668,7 @@ def bookcrossing(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings
     how, columns = _named(file, {"user": "User-ID", "item": "ISBN", "rating": "Book-Rating"}, _encoding(file))
     interactions = _collect(_csv_batches(file, how, columns, bad), bad)
     how, columns = _named(books, {"item": "ISBN", "title": "Book-Title"}, _encoding(books))
-    rows = _rows(_csv_batches(books, how, columns, bad))
+    rows = _rows(_csv_batches(books, replace(how, escape=how.separator == ";"), columns, bad))
     titles = {item: title.replace('\\"', '"') for item, title in _titles(rows, interactions.items).items()}
     given = interactions.rating > 0
     notes = [f"{int((~given).sum()):,} ratings of 0 left out: the book was not rated"]

@@ -159,11 +159,12 @@ def eligible_users(h: Histories, settings: PrepareSettings, titles: int) -> tupl
     disliked = np.bincount(user[window & ~h.liked], minlength=len(counts))
     drawn = settings.negatives in ("uniform", "popularity")
     few_liked = liked < settings.min_liked
-    few_disliked = disliked < (settings.min_disliked if drawn else max(1, settings.min_disliked))
+    min_disliked = settings.min_disliked if drawn else max(1, settings.min_disliked)
+    few_disliked = disliked < min_disliked
     all_met = (counts >= titles) if drawn else np.zeros(len(counts), bool)
     reasons = {
         f"fewer than {settings.min_liked} liked": few_liked & ~few_disliked,
-        f"fewer than {settings.min_disliked} disliked": few_disliked & ~few_liked,
+        f"fewer than {min_disliked} disliked": few_disliked & ~few_liked,
         "too few of both": few_liked & few_disliked,
         "every title met": all_met & ~few_liked & ~few_disliked,
     }
@@ -178,18 +179,17 @@ def assign(users: Sequence[str], wanted: Mapping[str, int], settings: PrepareSet
     """The users of each split, `wanted` of each, drawn by hash. `taken` (user -> split) keeps people apart across domains, and grows.
 
     Training users come from one end of the draw, validation and then test users from the other: with any number of training
-    users the others stay as they are, and fewer are a subset of more.
+    users the others stay as they are, and fewer are a subset of more. Fewer than --train-users still keep the others off them.
     """
     drawn = sorted(users, key=lambda u: (unit(settings.seed, "user", u), u))
-    reserved = max(wanted["train"], settings.few_shot) if wanted["train"] else 0
+    reserved = max(wanted["train"], settings.train_users) if wanted["train"] else 0
     splits: dict[str, list[str]] = {}
     used: set[str] = set()
     for split, candidates, number in (("train", drawn[::-1], reserved), ("valid", drawn, wanted["valid"]), ("test", drawn, wanted["test"])):
         splits[split] = [u for u in candidates if u not in used and taken.get(u, split) == split][:number]
         used.update(splits[split])
         taken.update(dict.fromkeys(splits[split], split))
-    if settings.few_shot:
-        splits["train"] = splits["train"][: settings.few_shot]
+    splits["train"] = splits["train"][: wanted["train"]]
     return splits
 
 

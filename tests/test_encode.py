@@ -11,7 +11,9 @@ from mlx_dmpo.encode import Encoder
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.records import RankingExample
 
-EXAMPLE = RankingExample("u", "movie", tuple("amber lantern river glass winter garden".split()), "iron", ("echo", "silver"), None, "d.jsonl:7")
+EXAMPLE = RankingExample(
+    "u", "movie", tuple("amber lantern river glass winter garden".split()), "iron", ("echo", "silver"), None, "d.jsonl:7"
+)
 
 PLAIN = (
     "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}"
@@ -24,7 +26,11 @@ HYBRID = (
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- if enable_thinking is defined and enable_thinking is false %}"
     "{{ '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
 )
-TEMPLATES = {"plain ChatML (as Instruct-2507)": PLAIN, "hybrid": HYBRID, "with a system turn": "{{ '<|im_start|>system\nRank.<|im_end|>\n' }}" + PLAIN}
+TEMPLATES = {
+    "plain ChatML (as Instruct-2507)": PLAIN,
+    "hybrid": HYBRID,
+    "with a system turn": "{{ '<|im_start|>system\nRank.<|im_end|>\n' }}" + PLAIN,
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +86,9 @@ def test_a_template_that_changes_the_prompt_is_refused(with_template):
 
 
 def test_a_template_without_end_of_turn_is_refused(with_template):
-    template = "{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{%- endfor %}{%- if add_generation_prompt %}assistant: {%- endif %}"
+    template = (
+        "{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{%- endfor %}{%- if add_generation_prompt %}assistant: {%- endif %}"
+    )
     with pytest.raises(UserError, match="no end-of-turn"):
         Encoder(with_template(template)).encode(EXAMPLE, [(True,)] * 2)
 
@@ -109,7 +117,9 @@ def test_only_the_oldest_history_is_cut(tokenizer):
         assert all(f"<Title:{t}>" not in text for t in EXAMPLE.history[: group.dropped])
         assert answers(encoder, group) == answers(encoder, full)
         # as few as possible: one more item would not have fitted
-        more = Encoder(tokenizer).encode_group(build_group(EXAMPLE, [(True,)] * 2, drop_history=group.dropped - 1)) if group.dropped else None
+        more = (
+            Encoder(tokenizer).encode_group(build_group(EXAMPLE, [(True,)] * 2, drop_history=group.dropped - 1)) if group.dropped else None
+        )
         assert more is None or len(more.prefix) + max(map(len, more.tails)) > limit
         lengths.add(group.dropped)
     else:

@@ -8,7 +8,10 @@ from mlx_dmpo import metrics
 
 def row(user, first, second, positive="p", **more):
     """A pair with the given margins in the two printed orders."""
-    orders = {"positive_first": {"chosen_logp": first, "rejected_logp": 0.0}, "positive_second": {"chosen_logp": second, "rejected_logp": 0.0}}
+    orders = {
+        "positive_first": {"chosen_logp": first, "rejected_logp": 0.0},
+        "positive_second": {"chosen_logp": second, "rejected_logp": 0.0},
+    }
     return {"user": user, "domain": "movie", "positive": positive, "negative": "n", **orders, "margin": first + second, **more}
 
 
@@ -58,7 +61,9 @@ def test_intervals_cover_the_truth_about_95_times_in_100():
     rng = np.random.default_rng(3)
     covered = 0
     for _ in range(200):
-        found = metrics.ranking_metrics([row(str(i), m, m) for i, m in enumerate(np.where(rng.random(150) < 0.7, 1.0, -1.0))], resamples=400)
+        found = metrics.ranking_metrics(
+            [row(str(i), m, m) for i, m in enumerate(np.where(rng.random(150) < 0.7, 1.0, -1.0))], resamples=400
+        )
         covered += found["pair_accuracy"]["low"] <= 0.7 <= found["pair_accuracy"]["high"]
     assert 180 <= covered <= 199
 
@@ -89,9 +94,21 @@ def test_the_release_auc_is_driven_by_title_length():
         chosen, rejected = -length, -length + rng.normal(0, 0.1)
         rows.append(row(str(i), chosen - rejected, 0.0) | {"positive_first": {"chosen_logp": chosen, "rejected_logp": rejected}})
     assert metrics.release_auc(rows, 0) == pytest.approx(0.5, abs=0.08)
-    better = [r | {"positive_first": {"chosen_logp": r["positive_first"]["chosen_logp"] + 1, "rejected_logp": r["positive_first"]["rejected_logp"]}, "source_positive_first": True} for r in rows]
+    better = [
+        r
+        | {
+            "positive_first": {
+                "chosen_logp": r["positive_first"]["chosen_logp"] + 1,
+                "rejected_logp": r["positive_first"]["rejected_logp"],
+            },
+            "source_positive_first": True,
+        }
+        for r in rows
+    ]
     assert metrics.release_auc(better, 0) < 0.6  # a nat of margin in every pair drowns in lengths
-    assert np.mean(metrics.wins(np.array([r["positive_first"]["chosen_logp"] - r["positive_first"]["rejected_logp"] for r in better]))) > 0.99
+    assert (
+        np.mean(metrics.wins(np.array([r["positive_first"]["chosen_logp"] - r["positive_first"]["rejected_logp"] for r in better]))) > 0.99
+    )
 
 
 def test_the_release_auc_scores_the_order_that_the_file_printed():

@@ -102,5 +102,17 @@ def test_the_real_tokenizer_and_vocabulary(shared, real_vocabulary, tmp_path, pr
     if precision == "4bit":
         assert "quantization" in json.loads((real_vocabulary["4bit"] / "config.json").read_text())
         with pytest.raises(SystemExit) as stop:
-            main(["sft", "--model", str(real_vocabulary["4bit"]), "--data", str(files[0]), "--quantize", "4", "--adapter-path", str(tmp_path / "again")])
+            main(
+                [
+                    "sft",
+                    "--model",
+                    str(real_vocabulary["4bit"]),
+                    "--data",
+                    str(files[0]),
+                    "--quantize",
+                    "4",
+                    "--adapter-path",
+                    str(tmp_path / "again"),
+                ]
+            )
         assert stop.value.code == 2 and "quantised already" in capsys.readouterr().err

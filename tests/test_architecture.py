@@ -15,6 +15,7 @@ FLOORS = [
     {"", "errors"},
     {"assets", "config", "records", "rundir"},
     {"data", "data.prompts"},
+    {"data.readers", "data.rows"},
     {"data.formats"},
     {"batches", "encode", "losses", "metrics", "model"},
     {"report", "scoring"},
@@ -26,7 +27,7 @@ FLOORS = [
 ]
 FLOOR = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 
-HEAVY = {"mlx", "mlx_lm", "transformers", "tokenizers", "datasets", "matplotlib"}
+HEAVY = {"mlx", "mlx_lm", "transformers", "tokenizers", "datasets", "pyarrow", "matplotlib"}
 LIGHT_AT_IMPORT = {"", "assets", "cli", "config", "errors", "metrics", "records", "report", "rundir", "data", "data.*"}
 FORBIDDEN = {"torch", "pickle", "cPickle", "dill", "cloudpickle", "joblib"}
 

@@ -39,8 +39,8 @@ FILES = {
     "positive_first does not fit": ("d.jsonl", row(positive_first=[True, False]), ["d.jsonl:1", "positive_first"]),
     "released row with an unknown prompt": (
         "d.json",
-        json.dumps([{"instruction": "Say hello.", "input": "", "output": ["a", "b"]}]),
-        ["d.json:row 1"],
+        json.dumps([{"instruction": "You are an assistant working on cheese recommendations.", "input": "", "output": ["a", "b"]}]),
+        ["d.json:row 1", "domains"],
     ),
     "released row without output": ("d.json", json.dumps([{"instruction": "x", "input": ""}]), ["d.json:row 1", "output"]),
 }

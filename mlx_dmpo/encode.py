@@ -31,7 +31,8 @@ class Encoder:
         text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **how)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def _prompt(self, branch: Branch, source: str) -> list[int]:
+    def prompt(self, branch: Branch, source: str) -> list[int]:
+        """Tokens up to where the answer begins. Raises UserError for text that holds a control token."""
         for message in branch.messages:
             self._refuse_control(message["content"], source)
         return self._render(branch.messages, add_generation_prompt=True)
@@ -69,7 +70,7 @@ class Encoder:
             branch = group.branches[r]
             key = tuple(m["content"] for m in branch.messages)
             if key not in prompts:
-                prompts[key] = self._prompt(branch, group.source)
+                prompts[key] = self.prompt(branch, group.source)
             sequences.append(np.array(self._sequence(branch, prompts[key], group.source), np.int32))
             prompt_lengths.append(len(prompts[key]))
         # the last prompt token stays with each tail: its position predicts the answer's first

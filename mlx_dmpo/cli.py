@@ -191,6 +191,9 @@ def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **optio
     Exit code 0: clean; 1: warnings; 2: errors.
     """
     settings = _settings(config.CheckSettings, "check", config_file, options)
+    for name in ("max_seq_length", "num_negatives"):
+        if options[name] is not None and not settings.model:
+            raise UserError(f"--{name.replace('_', '-')}: counts tokens, for which --model is needed: add it")
     import json
 
     from .data import check as checks
@@ -231,6 +234,8 @@ def sample(config_file: str | None, **options: Any) -> None:
     settings = _settings(config.SampleSettings, "evaluate", config_file, options)
     if settings.score and given:
         raise UserError(f"--{given[0].replace('_', '-')}: does not apply with --score, which draws no answers: leave one of them out")
+    if options["scoring"] is not None and not settings.score:
+        raise UserError("--scoring: applies with --score only: leave it out")
     from .sample import sample as run
 
     path, told = run(settings)

@@ -23,9 +23,9 @@ from .scoring import choose_road
 
 
 def ordering(answer: str, first: str, second: str) -> list[str] | None:
-    """The titles in the order in which an answer ranks them; None where it is no ordering of the two. White space at its ends is free."""
-    orders = {prompts.ranking_answer(a, b).strip(): [a, b] for a, b in ((first, second), (second, first))}
-    return orders.get(answer.strip())
+    """The titles in the order in which an answer ranks them; None where it is no ordering of the two. White space is free."""
+    orders = {" ".join(prompts.ranking_answer(a, b).split()): [a, b] for a, b in ((first, second), (second, first))}
+    return orders.get(" ".join(answer.split()))
 
 
 def _tasks(examples: Sequence[Example], encoder: Encoder, seed: int) -> Iterator[tuple[dict[str, Any], list[int]]]:

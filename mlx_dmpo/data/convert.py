@@ -39,6 +39,9 @@ def convert(file: str, settings: ConvertSettings, command: str, notice: Callable
     """Writes the directory, the manifest last. Raises UserError for what the user can mend, before anything is written."""
     if not settings.out:
         raise UserError("--out: is missing: name the directory to write")
+    for split in ("valid", "test"):
+        if getattr(settings, f"{split}_data") and getattr(settings, split) != getattr(ConvertSettings, split):
+            raise UserError(f"--{split}: a share does not apply where --{split}-data names the whole file: keep one of them")
     domains = prompts.with_domains(settings.domains)
     given = {"train": file, "valid": settings.valid_data, "test": settings.test_data}
     read = {

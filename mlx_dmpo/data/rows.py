@@ -17,12 +17,15 @@ from ..errors import UserError
 Rows = Iterator[tuple[str, Any]]
 
 HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
+SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt", ".gz", ".zip")
 SPLITS = {"train": ("train",), "valid": ("validation", "valid", "dev"), "test": ("test",)}  # as the hub names them
 
 
 def hub_name(data: str | Path) -> re.Match[str] | None:
-    """`owner/name[:config][@split]`, where no such path exists."""
-    return None if Path(data).exists() else HUB_NAME.fullmatch(str(data))
+    """`owner/name[:config][@split]`, where it is no path, nor a mistyped one: `owner` is no directory here, `name` bears no suffix of a file."""
+    found = HUB_NAME.fullmatch(str(data))
+    typo = found and (Path(data).exists() or Path(found["name"]).parent.exists() or found["name"].endswith(SUFFIXES))
+    return None if typo else found
 
 
 def data_file(data: str | Path, split: str) -> Path | None:

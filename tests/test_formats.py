@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 from collections import Counter
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -11,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bad_input import run
 
-from mlx_dmpo.data import formats, prompts
+from mlx_dmpo.data import formats, prompts, readers
 from mlx_dmpo.data.convert import split_users
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.records import PreferenceGroup, RankingExample
@@ -219,6 +221,48 @@ def test_nothing_is_fetched_for_a_mistyped_path(tmp_path, monkeypatch):
 def test_a_data_set_that_is_not_here_is_one_line(capsys, tmp_path):
     code, _, err = run(capsys, "prepare", "convert", "nobody-here/nothing-there", "--out", tmp_path / "out")
     assert code == 2 and "nobody-here/nothing-there: no such path, and no data set" in err and "Traceback" not in err
+
+
+# --- docs/data.md
+
+
+DOCS = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^## (.*?)$|^```json\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
+
+
+def documented():
+    section = ""
+    for heading, block in BLOCKS:
+        section = heading or section
+        if block:
+            yield section, block
+
+
+DOCUMENTED = {  # section: the formats of its examples, in order
+    "Ranking examples (the project's own)": ["ranking examples"],
+    "The released DMPO JSON": [None],  # abbreviated
+    "TALLRec": ["TALLRec JSON"],
+    "S-DPO": ["S-DPO candidate lists"],
+    "LLaMA-Factory": ["LLaMA-Factory alpaca preferences", "LLaMA-Factory alpaca preferences", "ShareGPT preferences"],
+    "TRL": [
+        "TRL preferences (standard, prompt given)",
+        "TRL preferences (standard, implicit prompt)",
+        "TRL preferences (conversational, prompt given)",
+        "TRL preferences (conversational, implicit prompt)",
+    ],
+    "One answer a prompt (SFT)": ["chat rows (SFT)", "completion rows (SFT)", "alpaca rows (SFT)", "ShareGPT conversations (SFT)"],
+}
+
+
+def test_the_documented_examples_are_read_as_documented(tmp_path):
+    found = {}
+    for section, block in documented():
+        (tmp_path / "d.json").write_text(block)
+        domain = "movie" if section == "S-DPO" else ""
+        name = None if "..." in block and section.startswith("The released") else formats.load(tmp_path / "d.json", domain=domain).format
+        found.setdefault(section, []).append(name)
+    assert found == DOCUMENTED
+    assert {name for names in DOCUMENTED.values() for name in names if name} | {"released DMPO JSON"} == {f.name for f in readers.FORMATS}
 
 
 # --- rows whose titles can be recovered

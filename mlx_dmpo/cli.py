@@ -210,7 +210,7 @@ def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **optio
         findings += more
     report = checks.to_json(findings, tokens)
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(report, indent=2))  # ASCII: a terminal obeys escapes
     else:
         for finding in findings:
             click.echo(rundir.printable(finding.line()))

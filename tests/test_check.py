@@ -203,8 +203,14 @@ def test_what_a_user_can_get_wrong(arguments, expected, tmp_path, capsys):
 
 
 def test_escapes_in_titles_do_not_reach_the_terminal(tmp_path, capsys):
-    code, out, err = run(capsys, "check", write(tmp_path / "d.jsonl", [row("u", ["\x1b[31mred"], "a", "b"), row("u", ["a"], "b", "b\x1b")]))
-    assert code == 1 and "\x1b" not in out + err
+    code, out, err = run(
+        capsys,
+        "check",
+        write(tmp_path / "d.jsonl", [row("u", ["\x1b[31mred"], "a", "b"), row("u", ["a"], "b", "c") | {"domain": "\x1b[31mred"}]),
+    )
+    assert code == 2 and "\x1b" not in out + err
+    code, out, _ = run(capsys, "check", tmp_path / "d.jsonl", "--json")
+    assert out.isascii() and "\x1b" not in out and "u001b" in out
 
 
 # --- real samples

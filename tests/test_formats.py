@@ -108,7 +108,7 @@ TEXT = {
     "trl, standard, implicit": (
         [{"chosen": "Name a river. " + AMBER, "rejected": "Name a river. " + LAMP}],
         "TRL preferences (standard, implicit prompt)",
-        [said("Name a river.", "user")],  # "A" would differ: the answers part at "The" and "A"
+        [ASKED],
         [" " + AMBER, " " + LAMP],
     ),
     "trl, conversational, explicit": (
@@ -467,6 +467,13 @@ BROKEN = {
     "identical answers": ("d.jsonl", L({"prompt": "q", "chosen": "a", "rejected": "a"}), [], ["d.jsonl:1", "identical"]),
     "rejected twice": ("d.jsonl", L({"prompt": "q", "chosen": "a", "rejected": ["b", "b"]}), [], ["d.jsonl:1", "twice"]),
     "no rejected": ("d.jsonl", L({"prompt": "q", "chosen": "a", "rejected": []}), [], ["d.jsonl:1", "rejected"]),
+    "no rejected, ShareGPT": ("d.jsonl", L({"conversations": [gpt("q", "human")], "chosen": "a", "rejected": []}), [], ["d.jsonl:1", "rejected"]),
+    "no rejected, alpaca": ("d.jsonl", L({"instruction": "q", "chosen": "a", "rejected": []}), [], ["d.jsonl:1", "rejected"]),
+    "released row that ranks other titles": ("d.json", L([released("moon", "river") | {"output": "Moon first."}]), [], ["d.json:row 1", "does not rank"]),
+    "released row of three answers": ("d.json", L([released("moon", "river") | {"output": ["a", "b", "c"]}]), [], ["d.json:row 1", "nor [chosen, rejected]"]),
+    "released row of one title twice": ("d.json", L([{"instruction": prompt("moon", "moon"), "output": "x"}]), [], ["d.json:row 1", "two different"]),
+    "released row with an input": ("d.json", L([released("moon", "river") | {"input": "more"}]), [], ["d.json:row 1", "input"]),
+    "free text among rankings": ("d.jsonl", "\n".join(L({"prompt": prompt("a", "b"), "completion": c}) for c in (" <Title:a> ,  <Title:b> ", "A first.")), [], ["d.jsonl:2", "free text", "rankings"]),
     "rejected null": ("d.jsonl", L({"prompt": "q", "chosen": "a", "rejected": None}), [], ["d.jsonl:1", "docs/data.md"]),
     "empty answer": ("d.jsonl", L({"prompt": "q", "chosen": " ", "rejected": "b"}), [], ["d.jsonl:1", "chosen", "empty"]),
     "no shared prompt": ("d.jsonl", L({"chosen": "a", "rejected": "b"}), [], ["d.jsonl:1", "prompt"]),

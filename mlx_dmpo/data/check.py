@@ -70,6 +70,11 @@ def _finding(level: str, what: str, rows: Sequence[str]) -> Iterator[Finding]:
         yield Finding(level, f"{len(rows)} {what}", len(rows), tuple(dict.fromkeys(rows))[:SHOWN])
 
 
+def _invisible(text: str) -> bool:
+    """Whether it holds control or format characters; white space is not among them."""
+    return not text.isprintable() and any(not c.isprintable() and not c.isspace() for c in text)
+
+
 def titles_of(example: RankingExample) -> tuple[str, ...]:
     return (*example.history, example.positive, *example.negatives)
 
@@ -97,7 +102,7 @@ def check_titles(examples: Sequence[RankingExample]) -> Iterator[Finding]:
     """Titles that a prompt or a comparison would trip over."""
     faults = (
         ("titles hold HTML entities, such as {}: unescape them", lambda t: html.unescape(t) != t),
-        ("titles hold control or invisible characters, such as {}: take them out", lambda t: any(not c.isprintable() and not c.isspace() for c in t)),
+        ("titles hold control or invisible characters, such as {}: take them out", _invisible),
         ("titles hold stray white space, such as {}: fold it", lambda t: t != " ".join(t.split())),
         ("titles hold \ufffd, a decoding fault, such as {}: decode the source anew", lambda t: "\ufffd" in t),
         ("titles hold < or >, which the prompt marks titles with, such as {}: rename them", lambda t: "<" in t or ">" in t),
@@ -167,7 +172,7 @@ def check_text(name: str, groups: Sequence[PreferenceGroup]) -> Iterator[Finding
     longer = pairs = 0
     for g in groups:
         texts = [m["content"] for b in g.branches[:1] for m in b.messages] + [b.answer for b in g.branches]
-        if any(not c.isprintable() and not c.isspace() for t in texts for c in t):
+        if any(map(_invisible, texts)):
             control.append(g.source)
         for chosen, rejected in ((g.branches[c].answer, g.branches[r].answer) for c, r in g.pairs):
             pairs += 1

@@ -7,10 +7,12 @@ The format is decided on the whole file: every row must be of the kind of the fi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from ..errors import UserError
 from ..records import Example, PreferenceGroup, RankingExample
@@ -61,7 +63,7 @@ def _grouped(examples: list[RankingExample]) -> list[RankingExample]:
     return groups
 
 
-def _read(rows: Iterator[tuple[str, Any]], columns: Any, context: Context) -> Iterator[tuple[str, Example | UserError]]:
+def _read(rows: Iterable[tuple[str, Any]], columns: Any, context: Context) -> Iterator[tuple[str, Example | UserError]]:
     """(format, example) of each row; in place of a row that cannot be read, the error that says why."""
     kind: tuple[str, type] | None = None
     for source, value in rows:
@@ -81,7 +83,7 @@ def _read(rows: Iterator[tuple[str, Any]], columns: Any, context: Context) -> It
             example = form.read(row, source, context)
             found = (form.name, type(example))
             if kind and found != kind:
-                said = {RankingExample: "the release's ranking prompt", PreferenceGroup: "another prompt"}
+                said = {RankingExample: "rankings of two titles", PreferenceGroup: "free text"}
                 raise fail(source, f"a row of {said[found[1]]} in a file of {said[kind[1]]}", "keep one kind a file")
             kind = kind or found
             yield name, example
@@ -111,7 +113,8 @@ def load(
     reasons: Counter[str] = Counter()
     rows = bad = 0
     name = ""
-    for found, example in _read(read_rows(data, split), columns, context):
+    bar = tqdm(read_rows(data, split), desc="read", unit="row", disable=None, leave=False, delay=2)
+    for found, example in _read(bar, columns, context):
         rows += 1
         if isinstance(example, Unconvertible):
             reasons[str(example)] += 1

@@ -108,7 +108,7 @@ def _group(prompt: Sequence[Message], chosen: str, rejected: Sequence[str], sour
 
 
 def _ranking(prompt: str, answers: Sequence[str], source: str, context: Context) -> RankingExample | None:
-    """One (prompt, [chosen, rejected] or [chosen]) in the release's wording as an example with one negative; else None."""
+    """(prompt, [chosen, rejected] or [chosen]) as an example with one negative; None where it is not in the release's wording."""
     parsed = parse_prompt(prompt, context.domains)
     if parsed is None:
         return None
@@ -122,22 +122,22 @@ def _ranking(prompt: str, answers: Sequence[str], source: str, context: Context)
     if orders[0] == orders[1] or answers[0] == answers[1]:
         raise fail(source, "the pair is identical", "a pair needs two different titles")
     if sorted(answers) != sorted(orders):
-        raise fail(
-            source, '"output" does not rank the two titles of the instruction', "name both titles, each once, as the instruction does"
-        )
+        return None
     positive_first = answers[0] == orders[0]
     positive, negative = (parsed.first, parsed.second) if positive_first else (parsed.second, parsed.first)
     user = _history_user(parsed.domain, parsed.history)
     return RankingExample(user, parsed.domain, parsed.history, positive, (negative,), (positive_first,), source)
 
 
-def _rejected(row: Row) -> list[Any]:
+def _rejected(row: Row, source: str) -> list[Any]:
     """`rejected`, one answer or a list of them, or S-DPO's rejected1, rejected2, ..."""
     value = row.get("rejected")
     if value is None:
         numbered = sorted((k for k in row if REJECTED.fullmatch(k)), key=lambda k: int(k[8:]))
         return [row[k] for k in numbered]
-    conversation = isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+    if value == []:
+        raise fail(source, '"rejected" is empty', "give at least one rejected answer")
+    conversation = isinstance(value, list) and all(isinstance(v, dict) for v in value)
     return value if isinstance(value, list) and not conversation else [value]
 
 
@@ -178,7 +178,7 @@ def read_alpaca(row: Row, source: str, context: Context) -> Example:
     """{instruction, input, output} of one answer, or [chosen, rejected, ...]; or {instruction, input, chosen, rejected}."""
     prompt = _alpaca_prompt(row, source)
     if _is_preference(row):
-        answers = [row["chosen"], *_rejected(row)]
+        answers = [row["chosen"], *_rejected(row, source)]
         name = "chosen" if not isinstance(row["chosen"], str) else "rejected"
     else:
         if row.get("output") is None:
@@ -204,9 +204,13 @@ def read_released(row: Row, source: str, context: Context) -> Example:
             "the instruction is not the release's ranking prompt",
             "word it as docs/data.md shows, or add its domain under `domains:` in the config",
         )
+    if isinstance(row["output"], list) and len(row["output"]) != 2:
+        raise fail(source, '"output" is neither an answer nor [chosen, rejected]', "give one text, or two")
     example = read_alpaca(row, source, context)
     if not isinstance(example, RankingExample):
-        raise fail(source, '"output" is neither an answer nor [chosen, rejected]', "give one text, or two")
+        raise fail(
+            source, '"output" does not rank the two titles of the instruction', "name both titles, each once, as the instruction does"
+        )
     return example
 
 
@@ -224,7 +228,7 @@ def read_sharegpt(row: Row, source: str, context: Context) -> Example:
             return value
         return _answer(_messages(value if isinstance(value, list) else [value], name, source), name, source)
 
-    rejected = [answer(r, "rejected") for r in _rejected(row)]
+    rejected = [answer(r, "rejected") for r in _rejected(row, source)]
     return _group(messages, answer(row["chosen"], "chosen"), rejected, source, context)
 
 
@@ -235,9 +239,7 @@ def _common(texts: Sequence[Sequence[Any]]) -> int:
 
 def read_trl(row: Row, source: str, context: Context) -> Example:
     """{prompt, chosen, rejected}; without a prompt it is what chosen and rejected begin with, as TRL's extract_prompt has it."""
-    chosen, rejected = row["chosen"], _rejected(row)
-    if not rejected:
-        raise fail(source, '"rejected" is empty', "give at least one rejected answer")
+    chosen, rejected = row["chosen"], _rejected(row, source)
     if chosen in rejected:
         raise fail(source, "chosen and rejected are identical", "a pair needs two different answers")
     conversational = isinstance(chosen, list)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 from test_bad_input import run
-from test_formats import KINDS, SDPO, prompt, released, write
+from test_other_formats import KINDS, SDPO, prompt, released, write
 
 from mlx_dmpo.data import check
 

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from test_bad_input import run
-from test_formats import write
+from test_other_formats import write
 
 from mlx_dmpo import evaluate, train
 from mlx_dmpo import model as models

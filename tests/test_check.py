@@ -153,35 +153,46 @@ def test_what_cannot_be_converted_is_a_note(tmp_path):
     assert any(f.level == "note" and "1 rows" in f.what and "no liked title" in f.what for f in told) and check.exit_code(told) == 0
 
 
+def counter(model_directory):
+    """Tokens of one user turn and its answer, rendered by hand."""
+    from mlx_dmpo.model import load_tokenizer
+
+    tokenizer = load_tokenizer(str(model_directory))
+    rendered = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>"
+    return lambda asked, answer: len(tokenizer.encode(rendered.format(asked, answer), add_special_tokens=False))
+
+
 def test_tokens(model_directory, tmp_path, capsys):
-    """Counts of a byte-level tokenizer against counts by hand."""
-    example = row("u", ["Amber", "Iron"], "Moon", "Salt", "Glass")
+    count = counter(model_directory)
+    example = row("u", ["Amber", "Iron"], "Moon", "Salt", "Glass", positive_first=[True, True])
     path = write(tmp_path / "d.jsonl", [example])
     code, out, _ = run(capsys, "check", path, "--model", model_directory, "--json")
     assert code == 0
     tokens = json.loads(out)["tokens"][0]
-    start, end = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-    marks = 2 * (1 - len("<|im_start|>")) + 1 - len("<|im_end|>")  # three control tokens
-    lengths = []
-    for negative in ("Salt", "Glass"):
-        asked = len((start + prompt("Moon", negative, ("Amber", "Iron")) + end).encode()) + marks
-        lengths += [asked + len(f" <Title:Moon> ,  <Title:{negative}> ") + 1] * 2
+    lengths = [
+        count(prompt("Moon", negative, ("Amber", "Iron")), f" <Title:{a}> ,  <Title:{b}> ")
+        for negative in ("Salt", "Glass")
+        for a, b in (("Moon", negative), (negative, "Moon"))
+    ]
     assert (tokens["max"], tokens["mean"], tokens["separate_tokens_a_group"]) == (max(lengths), sum(lengths) / 4, sum(lengths))
     assert tokens["shared_tokens_a_group"] < tokens["separate_tokens_a_group"] and tokens["groups_cut"] == 0
     code, out, _ = run(capsys, "check", path, "--model", model_directory, "--json", "--max-seq-length", max(lengths) - 1)
     found = json.loads(out)
     assert code == 1 and found["tokens"][0]["groups_cut"] == 1 and found["tokens"][0]["history_items_cut"] == 1
-    code, out, _ = run(capsys, "check", path, "--model", model_directory, "--max-seq-length", 64)
-    assert code == 2 and "1 groups" in out and "do not fit 64 tokens at all" in out and "d.jsonl:1" in out
+    code, out, _ = run(capsys, "check", path, "--model", model_directory, "--max-seq-length", 20)
+    assert code == 2 and "1 groups" in out and "do not fit 20 tokens at all" in out and "d.jsonl:1" in out
 
 
 def test_tokens_of_free_text(model_directory, tmp_path, capsys):
-    path = write(tmp_path / "d.jsonl", [{"prompt": "Name a river.", "chosen": "Amber.", "rejected": ["Lantern.", "No."]}])
+    count = counter(model_directory)
+    answers = ["Amber.", "Lantern.", "No."]
+    path = write(tmp_path / "d.jsonl", [{"prompt": "Name a river.", "chosen": answers[0], "rejected": answers[1:]}])
     code, out, _ = run(capsys, "check", path, "--model", model_directory, "--json")
     tokens = json.loads(out)["tokens"][0]
-    asked = 1 + len("user\nName a river.") + 1 + len("\n") + 1 + len("assistant\n")
-    assert code == 0 and tokens["separate_tokens_a_group"] == 3 * asked + sum(len(a) + 1 for a in ("Amber.", "Lantern.", "No."))
-    assert tokens["shared_tokens_a_group"] == tokens["separate_tokens_a_group"] - 2 * (asked - 1)
+    asked = count("Name a river.", "") - 1  # without the end of the turn
+    separate = sum(count("Name a river.", a) for a in answers)
+    assert code == 0 and tokens["separate_tokens_a_group"] == separate
+    assert tokens["shared_tokens_a_group"] == separate - 2 * (asked - 1)  # the prompt's last token stays with each answer
 
 
 @pytest.mark.parametrize(

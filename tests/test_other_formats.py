@@ -490,7 +490,7 @@ BROKEN = {
     "alpaca, output of one": ("d.json", L([{"instruction": "q", "output": ["a"]}]), [], ["d.json:row 1", "output"]),
     "tallrec, another answer": ("d.json", L([tallrec(["a"], ["b"], "c", "Maybe.")]), [], ["d.json:row 1", "Yes."]),
     "tallrec, another wording": ("d.json", L([{"instruction": "i", "input": "User Preference: x", "output": "Yes."}]), [], ["d.json:row 1", "input"]),
-    "tallrec, no wording for books": ("d.json", L([tallrec(["a"], ["b"], "c", "Yes.", "book")]), [], ["d.json:row 1", "book"]),
+    "tallrec, no wording for cheeses": ("d.json", L([tallrec(["a"], ["b"], "c", "Yes.", "cheese")]), [], ["d.json:row 1", "cheese"]),
     "tallrec, nothing convertible": ("d.json", L([tallrec([], ["b"], "c", "No.")]), [], ["d.json", "none of its 1 rows", "1: no liked title"]),
     "s-dpo without a domain": ("d.json", L([SDPO]), [], ["d.json:row 1", "--domain"]),
     "s-dpo, selection not among the items": ("d.json", L([SDPO | {"trueSelection": "x"}]), ["--domain", "movie"], ["d.json:row 1", "among"]),

@@ -38,7 +38,8 @@ class DataFile:
 
     def describe(self) -> str:
         kinds = "ranking examples" if self.ranking else "preference groups" if self.has_pairs else "answers"
-        return f"{self.name}: {self.format}, {self.rows} rows, {len(self.examples)} {kinds}"
+        bad = f"; {self.bad} of {self.rows} rows were left out" if self.bad else ""
+        return f"{self.name}: {self.format}, {self.rows} rows, {len(self.examples)} {kinds}{bad}"
 
     @property
     def has_pairs(self) -> bool:
@@ -137,8 +138,6 @@ def load(
             examples = _grouped(examples)
     loaded = DataFile(where, name, examples, rows, bad, dict(reasons))
     notice(loaded.describe())
-    if bad:
-        notice(f"note: {bad} of {rows} rows of {where} were left out")
     for reason, n in reasons.items():
         notice(f"note: {n} of {rows} rows of {where} hold no ranking pair: {reason}")
     if context.unused:

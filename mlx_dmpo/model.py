@@ -207,7 +207,10 @@ class Answer:
 def sample_answers(
     base: Loaded, prompts: Sequence[Sequence[int]], n: int, *, temperature: float, top_p: float, top_k: int, max_tokens: int, seed: int
 ) -> list[list[Answer]]:
-    """n answers to each prompt (of at least two tokens), through mlx-lm's batch generator, all at once; each prompt is read once."""
+    """n answers to each prompt (of at least two tokens), through mlx-lm's batch generator, all at once; each prompt is read once.
+
+    Raises UserError for a model whose caches mlx-lm cannot batch.
+    """
     from mlx_lm.generate import BatchGenerator
     from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.sample_utils import make_sampler
@@ -239,6 +242,8 @@ def sample_answers(
                     finished[r.uid] = r.finish_reason == "stop"
                     if not finished[r.uid]:
                         tokens[r.uid].append(r.token)
+        except ValueError as error:
+            raise UserError(f"{base.name}: mlx-lm cannot answer several prompts at once with it ({error}): name another model") from error
         finally:
             generator.close()
     finally:

@@ -127,6 +127,17 @@ def test_printed_orders_are_said_not_to_apply(flags, model_directory, preference
     assert lines(out / "metrics.jsonl")[0]["loss"] == lines(plain / "metrics.jsonl")[0]["loss"]
 
 
+def test_a_data_set_of_the_hub_brings_its_validation_split(model_directory, tmp_path, monkeypatch):
+    import datasets
+
+    parts = {"train": datasets.Dataset.from_list(CHAT), "validation": datasets.Dataset.from_list(CHAT[:2])}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: datasets.DatasetDict(parts))
+    path = train.train(SftSettings(model=str(model_directory), data="who/what", adapter_path=str(tmp_path / "a"), iters=1), "test")
+    assert any("valid_loss" in line for line in lines(path / "metrics.jsonl"))
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["inputs"] == {} and manifest["config"]["data"] == "who/what"
+
+
 def test_a_directory_as_mlx_lm_has_it(model_directory, tmp_path):
     """train.jsonl and valid.jsonl of completions, and no test.jsonl."""
     rows = [{"prompt": p["prompt"], "completion": p["chosen"]} for p in PREFERENCES]

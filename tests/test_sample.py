@@ -13,6 +13,7 @@ from test_other_formats import write
 from mlx_dmpo import model as models
 from mlx_dmpo import sample
 from mlx_dmpo.config import EvaluateSettings, SampleSettings
+from mlx_dmpo.errors import UserError
 from mlx_dmpo.evaluate import evaluate
 
 TEXT = [{"prompt": "Name a river.", "chosen": "Amber.", "rejected": "No."}, {"prompt": "A garden?", "chosen": "Winter.", "rejected": "No."}]
@@ -75,6 +76,17 @@ def test_an_answer_that_ends_is_finished(settings, monkeypatch):
     ended = models.sample_answers(base, [[5, 6, 7]], 1, temperature=0.0, top_p=1.0, top_k=0, max_tokens=6, seed=0)[0][0]
     assert ended.finished and ended.tokens == greedy.tokens[:first]
     assert ended.logp == pytest.approx(plain_logp(base, [5, 6, 7], greedy.tokens[: first + 1]), abs=1e-3)
+
+
+def test_a_model_that_cannot_be_batched_is_one_line(settings, monkeypatch):
+    from mlx_lm.models import cache
+
+    class Alone(cache.KVCache):
+        merge = property(lambda self: (_ for _ in ()).throw(AttributeError))
+
+    monkeypatch.setattr(cache, "make_prompt_cache", lambda model, size=None: [Alone() for _ in model.layers])
+    with pytest.raises(UserError, match="does not yet support batching"):
+        models.sample_answers(models.load(settings), [[5, 6]], 2, temperature=1.0, top_p=1.0, top_k=0, max_tokens=2, seed=0)
 
 
 def test_repeatable_by_seed_and_shaped_as_promised(settings, tmp_path):

@@ -60,7 +60,9 @@ class CommonSettings:
         "",
         "Prepared directory (train, valid, test.jsonl), a file in any format of docs/data.md, or a data set of the hub, owner/name (embedded data when left out).",
     )
-    domain: str = setting("", "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under `domains:`.")
+    domain: str = setting(
+        "", "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under `domains:`."
+    )
     skip_bad_rows: bool = setting(False, "Go on without rows that cannot be read, naming each, rather than stop at the first.")
     num_negatives: int = setting(0, "Negatives used of each example; 0 takes all.", low=0)
     max_seq_length: int = setting(
@@ -186,7 +188,9 @@ class ConvertSettings:
     test: float = setting(0.1, "Share of the users that goes to test.jsonl.", low=0, high=0.9)
     valid_data: str = setting("", "File that becomes valid.jsonl whole, instead of a share of FILE.")
     test_data: str = setting("", "File that becomes test.jsonl whole, instead of a share of FILE.")
-    domain: str = setting("", "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under `domains:`.")
+    domain: str = setting(
+        "", "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under `domains:`."
+    )
     skip_bad_rows: bool = setting(False, "Go on without rows that cannot be read, naming each, rather than stop at the first.")
     seed: int = setting(0, "Seed of which users go to which split.", low=0)
     overwrite: bool = setting(False, "Replace a finished directory in --out.")

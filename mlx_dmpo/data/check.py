@@ -53,13 +53,14 @@ def read_parts(data: Sequence[str], domains: Mapping[str, Domain] = DOMAINS, dom
         if not splits and Path(name).is_dir():
             raise UserError(f"{name}: holds no train.jsonl, valid.jsonl or test.jsonl: name a prepared directory or a data file")
         for split in splits or ["train"]:
-            bad: list[str] = []
-            told = lambda message, bad=bad: bad.append(message.removeprefix("left out: ")) if message.startswith("left out: ") else None  # noqa: E731
-            loaded = None
+            told: list[str] = []
+            loaded, failed = None, []
             try:
-                loaded = formats.load(name, split, domains, True, told, domain)
+                loaded = formats.load(name, split, domains, True, told.append, domain)
             except UserError as error:
-                bad = bad or [str(error)]
+                failed = [str(error)]
+            bad = [message.removeprefix("left out: ") for message in told if message.startswith("left out: ")]
+            bad = bad or failed
             parts.append(Part(loaded.name if loaded else f"{name} ({split})" if splits else name, loaded, tuple(bad)))
     return parts
 

@@ -170,15 +170,13 @@ def _normaliser(head: nn.Module, x: mx.array, vocabulary: int, differentiate: bo
         _, (slope,) = mx.vjp(lambda rows: _logits(head, rows), [part], [probabilities])
         return mx.concatenate([slope.astype(mx.float32), value[:, None]], axis=-1)
 
-    @mx.custom_function
-    def normaliser(x: mx.array) -> tuple[mx.array, mx.array]:
+    def with_slope(x: mx.array) -> tuple[mx.array, mx.array]:
         both = _chunks(value_and_slope, x, vocabulary)
         return both[:, -1], both[:, :-1]
 
-    @normaliser.vjp
-    def backward(x: mx.array, cotangents: Any, outputs: Any) -> mx.array:
-        return (cotangents[0][:, None] * outputs[1]).astype(x.dtype)
+    normaliser: Any = mx.custom_function(with_slope)
 
+    normaliser.vjp(lambda x, cotangents, outputs: (cotangents[0][:, None] * outputs[1]).astype(x.dtype))
     return normaliser(x)[0]
 
 
@@ -188,8 +186,7 @@ def _answer_logps(head: nn.Module, x: mx.array, vocabulary: int, batch: GroupBat
     columns = _columns(head, targets)
     if columns is not None:
         chosen = (x[rows].astype(mx.float32) * columns.astype(mx.float32)).sum(axis=-1)
-        normaliser: mx.array = _normaliser(head, x, vocabulary, training)
-        return ((chosen - normaliser[rows]) * mask).sum(axis=-1)
+        return ((chosen - _normaliser(head, x, vocabulary, training)[rows]) * mask).sum(axis=-1)
 
     parameters, asked = head.trainable_parameters(), targets.reshape(-1)
 

@@ -18,7 +18,7 @@ FLOORS = [
     {"data.formats"},
     {"batches", "encode", "losses", "metrics", "model"},
     {"report", "scoring"},
-    {"reference"},
+    {"plan", "reference"},
     {"evaluate", "train"},
     {"demo"},
     {"cli"},

@@ -37,21 +37,11 @@ from .scoring import Road, choose_road
 Objective = Callable[[mx.array, mx.array | None, GroupBatch], tuple[mx.array, mx.array]]
 
 
-def chosen_lengths(batch: GroupBatch) -> np.ndarray:
-    """Answer tokens of the chosen branches, 0 elsewhere; without pairs every branch is chosen.  -> (G, R) float32."""
-    lengths = batch.answer_mask.sum(axis=-1)
-    chosen = np.zeros_like(lengths)
-    for g, group in enumerate(batch.groups):
-        rows = group.pairs[:, 0] if len(group.pairs) else np.arange(len(group.tails))
-        chosen[g, rows] = lengths[g, rows]
-    return chosen
-
-
 def objective(settings: TrainSettings) -> Objective:
     """The settings' loss of a batch's log-probs, and its margins (SFT's are policy differences in nats)."""
 
     def sft(policy: mx.array, reference: mx.array | None, batch: GroupBatch) -> tuple[mx.array, mx.array]:
-        return losses.sft(policy, mx.array(chosen_lengths(batch))), losses.pair_difference(policy, mx.array(batch.pairs))
+        return losses.sft(policy, mx.array(batch.chosen_lengths)), losses.pair_difference(policy, mx.array(batch.pairs))
 
     if not isinstance(settings, DmpoSettings):
         return sft
@@ -68,7 +58,7 @@ def objective(settings: TrainSettings) -> Objective:
         margin = losses.margins(scored, reference, mx.array(batch.pairs), settings.beta)
         loss = reduce(margin, mx.array(batch.pair_mask), smoothing=settings.label_smoothing)
         if settings.sft_weight:
-            loss = loss + settings.sft_weight * losses.sft(policy, mx.array(chosen_lengths(batch)))
+            loss = loss + settings.sft_weight * losses.sft(policy, mx.array(batch.chosen_lengths))
         return loss, margin
 
     return preference

@@ -20,7 +20,7 @@ FLOORS = [
     {"data.check", "data.convert", "data.release", "data.splits"},
     {"batches", "encode", "losses", "metrics", "model"},
     {"report", "scoring"},
-    {"data.prepare", "lengths", "reference"},
+    {"data.prepare", "lengths", "plan", "reference"},
     {"evaluate", "train"},
     {"demo", "export", "sample"},
     {"cli"},

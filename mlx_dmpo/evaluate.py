@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from . import assets, metrics, report, rundir
+from . import assets, memory, metrics, report, rundir
 from . import model as models
 from .batches import first_negatives
 from .config import EvaluateSettings
 from .data import formats, prompts
+from .distributed import world
 from .encode import Encoder
 from .records import RankingExample
 from .reference import score_groups
@@ -45,13 +46,30 @@ def output_directory(settings: EvaluateSettings) -> Path:
 
 def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str, Any]:
     """Scores a split, writes the evaluation directory, returns its metrics. Raises UserError for what the user can mend."""
-    domains = prompts.with_domains(settings.domains)
-    data = Path(settings.data) if settings.data else assets.data_dir()
-    examples = formats.load_examples(data, settings.split, domains, settings.skip_bad_rows, rundir.notice)
-    examples = [first_negatives(e, settings.num_negatives) for e in examples[: settings.limit or None]]
-    if settings.adapter_path:
-        models.read_adapter_config(settings.adapter_path)
-    run = rundir.RunDirectory(output_directory(settings), command, settings, overwrite=settings.overwrite, flag="--out")
+    with memory.manners(settings), world().watched():
+        domains = prompts.with_domains(settings.domains)
+        data = Path(settings.data) if settings.data else assets.data_dir()
+        examples = formats.load_examples(data, settings.split, domains, settings.skip_bad_rows, rundir.notice)
+        examples = [first_negatives(e, settings.num_negatives) for e in examples[: settings.limit or None]]
+        if settings.adapter_path:
+            models.read_adapter_config(settings.adapter_path)
+        if not world().first:
+            return _metrics(settings, examples, domains)[1]
+        with rundir.RunDirectory(output_directory(settings), command, settings, overwrite=settings.overwrite, flag="--out") as run:
+            rows, result, facts = _metrics(settings, examples, domains)
+            rundir.write_text(run.path / "scores.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            rundir.write_json(run.path / "metrics.json", result)
+            report.plot_comparison({settings.adapter_path or facts["model"]: result}, run.path / "accuracy.png")
+            report.plot_margins(rows, run.path / "margins.png")
+            run.input(data if data.is_file() else data / f"{settings.split}.jsonl")
+            run.finish(models.device_name(), adapter=settings.adapter_path or None, **facts)
+            return result
+
+
+def _metrics(
+    settings: EvaluateSettings, examples: Sequence[RankingExample], domains: dict[str, prompts.Domain]
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Rows of scores.jsonl, metrics, and what was scored with."""
     base = models.load(settings)
     if settings.adapter_path:
         models.load_adapter(base, settings.adapter_path)
@@ -62,17 +80,4 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
     encoder = Encoder(base.tokenizer, settings.max_seq_length, domains)
     rows = list(score_examples(base, road, encoder, examples, settings.batch_size))
     result = metrics.ranking_metrics(rows, resamples=settings.resamples, seed=settings.seed)
-    rundir.write_text(run.path / "scores.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    rundir.write_json(run.path / "metrics.json", result)
-    name = settings.adapter_path or base.name
-    report.plot_comparison({name: result}, run.path / "accuracy.png")
-    report.plot_margins(rows, run.path / "margins.png")
-    run.input(data if data.is_file() else data / f"{settings.split}.jsonl")
-    run.finish(
-        models.device_name(),
-        model=base.name,
-        adapter=settings.adapter_path or None,
-        base_fingerprint=base.fingerprint,
-        shared_road=road.shared,
-    )
-    return result
+    return rows, result, {"model": base.name, "base_fingerprint": base.fingerprint, "shared_road": road.shared}

@@ -178,9 +178,15 @@ def load_adapter(base: Loaded, path: str | Path) -> dict[str, Any]:
     return config
 
 
+def save_arrays(path: Path, tree: Any) -> None:
+    """A tree of arrays as safetensors under exactly this name. Raises OSError with its number, which mlx itself does not."""
+    with open(path, "wb") as file:
+        mx.save_safetensors(file, dict(tree_flatten(tree)))
+
+
 def save_adapter(model: nn.Module, path: Path) -> None:
     with rundir.atomic(path) as temporary:
-        mx.save_safetensors(str(temporary), dict(tree_flatten(model.trainable_parameters())))
+        save_arrays(temporary, model.trainable_parameters())
 
 
 def schedule_rate(form: dict[str, Any], step: int) -> float:

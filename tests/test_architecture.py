@@ -14,10 +14,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "mlx_dmpo"
 FLOORS = [
     {"", "errors"},
     {"assets", "config", "records", "rundir"},
-    {"data", "data.prompts"},
+    {"data", "data.prompts", "distributed", "memory", "stopping"},
     {"data.formats"},
-    {"batches", "encode", "losses", "metrics", "model"},
-    {"report", "scoring"},
+    {"batches", "encode", "finite", "losses", "metrics", "model"},
+    {"checkpoint", "report", "scoring"},
     {"reference"},
     {"evaluate", "train"},
     {"demo"},

@@ -385,7 +385,9 @@ class Trainer:
         if bad or self.world.first:
             rundir.notice(f"note: step {step}: not finite, left out{f' ({names})' if names else ''}")
         if self.settings.debug_nan and (bad or self.world.first):
-            rundir.notice(f"note: step {step}: first in {locate(self.model, list(bad or groups), gradients)}")
+            sound = "the update: the loss and its gradient are finite"
+            place = sound if not bad and is_finite(gradients) else locate(self.model, list(bad or groups), gradients)
+            rundir.notice(f"note: step {step}: first in {place}")
         if state.bad_in_a_row < limit:
             return
         state.bad_in_a_row = 0

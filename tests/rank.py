@@ -1,7 +1,7 @@
 """One process of a run: `python rank.py [--at STEP kill|stop|term] ARGUMENTS OF mlx-dmpo`, struck at a step when asked.
 
-As a server (`python rank.py serve`) it imports once, then forks a child for each line of JSON arguments on its stdin
-(["ENVIRONMENT=VALUE", ...], [argument, ...]) and prints the child's pid; later "PID STATUS".
+As a server (`python rank.py serve`) it imports once, then forks a child for each line of JSON on its stdin (a file to tell
+the phase in, environment, arguments of mlx-dmpo) and prints "pid PID" and later "end STATUS".
 """
 
 import json
@@ -14,12 +14,37 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mlx_dmpo import cli, evaluate, train  # noqa: F401
 
+
+def tell_phase(file, owner, name, phase):
+    """Writes `phase` to `file` when the function begins, and "between" when it ends."""
+    original = getattr(owner, name)
+
+    def call(*arguments, **keywords):
+        os.pwrite(file, f"{phase:<12}".encode(), 0)
+        try:
+            return original(*arguments, **keywords)
+        finally:
+            os.pwrite(file, f"{'between':<12}".encode(), 0)
+
+    setattr(owner, name, call)
+
+
 if sys.argv[1] == "serve":
     for line in sys.stdin:
-        environment, arguments = json.loads(line)
+        phases, environment, arguments = json.loads(line)
         child = os.fork()
         if not child:
-            os.environ.update(pair.split("=", 1) for pair in environment)
+            os.environ.update(environment)
+            file = os.open(phases, os.O_RDWR | os.O_CREAT)
+            trainer = train.Trainer
+            for owner, name in (
+                (train.Reference, "add"),
+                (trainer, "_step"),
+                (trainer, "validate"),
+                (trainer, "save"),
+                (train.report, "plot_training"),
+            ):
+                tell_phase(file, owner, name, {"add": "reference", "plot_training": "end"}.get(name, name.strip("_")))
             try:
                 cli.main(arguments)
             except SystemExit as stop:

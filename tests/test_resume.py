@@ -90,7 +90,7 @@ def test_a_run_that_dies_anywhere_goes_on_to_the_same_end(kind, model_directory,
         passed = count_points(patch)
         train.train(settings_of(kind, model_directory, small_data, tmp_path / "counted"), "test")
     assert {"_micro_batch", "append_line", "save_arrays", "rename", "right_pairs", "in_halves"} <= set(passed)
-    spread = range(len(passed) // 6, len(passed), len(passed) // 3)  # tests/test_faults.py dies at all of them
+    spread = range(len(passed) // 6, len(passed), len(passed) // 3)  # test_faults.py: at all of them
     settings = settings_of(kind, model_directory, small_data, tmp_path / "broken")
     for at in spread:  # one run after another in one directory, each from the start
         monkeypatch.setenv("MLX_DMPO_CACHE", str(tmp_path / f"cache{at}"))

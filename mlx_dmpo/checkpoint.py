@@ -41,7 +41,7 @@ class State:
     bad_in_a_row: int = 0
     window: dict[str, float] = field(default_factory=dict)  # sums since the last report
     metrics_bytes: int = 0  # length of metrics.jsonl
-    seconds: float = 0.0
+    seconds: float = 0.0  # of all processes that worked on the run
 
 
 @dataclass

@@ -134,6 +134,8 @@ class World:
     def _connect(self) -> dict[int, socket.socket]:
         """A socket a rank to rank 0, and one a rank from it; a rank that cannot reach it goes unwatched, and is told so."""
         server = socket.create_server(("", 0), backlog=self.size) if self.first else None
+        if server is not None:
+            server.settimeout(SILENCE)
         places, token = self.from_first((self._addresses(server), secrets.token_hex(16)))
         ends: dict[int, socket.socket] = {}
         if server is None:
@@ -146,7 +148,10 @@ class World:
                 rundir.notice(f"note: rank {self.rank} cannot reach rank 0 at {places}: if a machine falls asleep, the run waits for it")
         reached = int(self.sum_numbers({"reached": float(bool(ends))})["reached"])
         while server is not None and len(ends) < reached:
-            end, _ = server.accept()
+            try:
+                end, _ = server.accept()
+            except TimeoutError:
+                raise UserError(f"rank {self.rank} of {self.size}: another rank was lost before the run began: start it again") from None
             end.settimeout(SILENCE)
             with contextlib.suppress(OSError):
                 greeting = end.recv(len(token) + 4, socket.MSG_WAITALL)

@@ -206,6 +206,7 @@ class Trainer:
         self.state = checkpoint.State()
         self.saved = 0  # step of the last checkpoint
         self.peak = 0  # bytes
+        self.begun, self.seconds_before = time.perf_counter(), 0.0
         self.lines: list[dict[str, Any]] = []
         self.groups_per_step = settings.batch_size * settings.grad_accumulation_steps
         per_epoch = math.ceil(len(train.examples) / self.groups_per_step)
@@ -229,6 +230,7 @@ class Trainer:
         if self.saved == self.state.step or not is_finite(self.model.trainable_parameters(), self.optimizer.state):
             return
         self.saved = self.state.step
+        self.state.seconds = self.seconds_before + time.perf_counter() - self.begun
         if self.directory:
             metrics = self.directory / METRICS
             self.state.metrics_bytes = metrics.stat().st_size if metrics.exists() else 0
@@ -251,7 +253,7 @@ class Trainer:
         self.optimizer.state = self.world.arrays_from_first(found and found.arrays(checkpoint.OPTIMIZER_STATE))
         mx.eval(self.model.trainable_parameters(), self.optimizer.state)
         self.state = checkpoint.State(**stored["state"])
-        self.saved = self.state.step
+        self.saved, self.seconds_before = self.state.step, self.state.seconds
         if self.directory:
             metrics = self.directory / METRICS
             with rundir.writing(metrics):
@@ -631,6 +633,7 @@ def _train(
     if run is None:
         return
     state = trainer.state
+    run.started -= trainer.seconds_before
     rundir.write_json(run.path / models.ADAPTER_CONFIG, models.adapter_config(resolved, base))
     report.plot_training(trainer.lines, run.path / "training.png")
     run.config = {k: v for k, v in rundir.plain(resolved).items() if k in run.config}

@@ -1,4 +1,4 @@
-"""One process of a run: `python rank.py [--at STEP kill|stop|term] ARGUMENTS OF mlx-dmpo`, struck at a step when asked.
+"""One process of a run: `python rank.py [--at STEP kill|stop|term|nan] ARGUMENTS OF mlx-dmpo`, struck at a step when asked.
 
 As a server (`python rank.py serve`) it imports once, then forks a child for each line of JSON on its stdin (a file to tell
 the phase in, environment, arguments of mlx-dmpo) and prints "pid PID" and later "end STATUS".
@@ -55,13 +55,19 @@ if sys.argv[1] == "serve":
 else:
     arguments = sys.argv[1:]
     if arguments[0] == "--at":
-        at, number = int(arguments[1]), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[arguments[2]]
+        at, what = int(arguments[1]), arguments[2]
         arguments = arguments[3:]
         original = train.Trainer._step
 
         def struck(self, groups, step):
+            if step == at and what == "nan":
+                sound = self.step_function
+                self.step_function = lambda *inputs: train.tree_map(lambda a: a * float("nan"), sound(*inputs))
+                numbers = original(self, groups, step)
+                self.step_function = sound
+                return numbers
             if step == at:
-                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[what])
             return original(self, groups, step)
 
         train.Trainer._step = struck

@@ -158,6 +158,18 @@ def test_a_lost_rank_ends_the_run_with_a_message(lost, how, model_directory, dat
 
 
 @pytest.mark.slow
+def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(model_directory, data, tmp_path):
+    arguments = flags("sft", model_directory, data, tmp_path / "run", iters=4, save_every=1, keep_checkpoints=4)
+    codes, told = finish(start(tmp_path, arguments, ["--at", 2, "nan", *arguments]))
+    assert codes == [0, 0] and rundir.read_json(tmp_path / "run" / "manifest.json")["bad_steps"] == 1, told
+    assert "step 2: not finite, left out" in told[0] and "train.jsonl:" in next(
+        t for t in told[1].splitlines() if "step 2: not finite" in t
+    )
+    first, second, third = (adapter(tmp_path / "run" / "checkpoints" / f"000000{n}") for n in (1, 2, 3))
+    assert all(np.array_equal(first[k], second[k]) for k in first) and not all(np.array_equal(second[k], third[k]) for k in third)
+
+
+@pytest.mark.slow
 def test_mlx_launch_starts_it(model_directory, data, tmp_path):
     launch = Path(sys.executable).with_name("mlx.launch")
     port = free_ports(1)[0]

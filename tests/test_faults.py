@@ -188,6 +188,8 @@ def readable(directory):
     found = 0
     for place, names, files in os.walk(directory):
         names[:] = [name for name in names if not name.startswith(".")]
+        if Path(place).parent.name == rundir.CHECKPOINTS:  # it came whole, by a rename, and goes by one
+            assert rundir.MANIFEST in files or not Path(place).exists(), place
         for path in (Path(place) / name for name in files if not name.startswith(".")):
             try:
                 data = path.read_bytes()
@@ -195,8 +197,6 @@ def readable(directory):
                 continue
             found += 1
             whole_file(path, data)
-    for path in directory.glob("run*/checkpoints/[0-9]*"):
-        assert rundir.is_complete(path) or not path.exists(), path
     return found
 
 

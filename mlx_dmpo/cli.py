@@ -86,6 +86,7 @@ def cli(verbose: bool) -> None:
 
     \b
     mlx-dmpo demo                                                the whole chain on the embedded model and data
+    mlx-dmpo prepare  movielens ml-1m --out D                    your ratings as training and test examples
     mlx-dmpo sft      --model M --data D --adapter-path runs/sft
     mlx-dmpo dmpo     --model M --data D --start-adapter runs/sft --adapter-path runs/dmpo
     mlx-dmpo evaluate --model M --data D --adapter-path runs/dmpo
@@ -94,6 +95,83 @@ def cli(verbose: bool) -> None:
     D is a directory with train.jsonl, valid.jsonl and test.jsonl, or one file.
     Without flags every command uses the embedded tiny model and its fictional data.
     """
+
+
+@cli.group(cls=Group)
+def prepare() -> None:
+    """Turn the ratings that you already have into train, valid and test examples.
+
+    \b
+    mlx-dmpo prepare movielens ml-1m --out data/movies
+    mlx-dmpo prepare table ratings.csv --items items.csv --out data/mine
+    mlx-dmpo prepare amazon Movies_and_TV_5.json.gz Video_Games_5.json.gz --domains movie,game \\
+        --train-domains movie --test-domains game --out data/cross
+
+    One example a user: the last liked item is to be ranked above items that the user disliked, given the liked items before it.
+    Users of train, valid and test are different people, also across domains. A PATH of another source bears its name: table:FILE.
+    """
+
+
+def _prepare(source: str, cls: type, paths: tuple[str, ...], config_file: str | None, options: dict[str, Any]) -> None:
+    settings = _settings(cls, "prepare", config_file, options)
+    from .data.prepare import prepare as run
+
+    for line in run(source, paths, settings, _command_line()):
+        click.echo(rundir.printable(line))
+
+
+_paths = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+
+
+@prepare.command()
+@_paths
+@settings_options(config.MovielensSettings)
+def movielens(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """MovieLens 100K, 1M, 10M, or 20M to 32M: PATH is the unpacked folder; its files tell which."""
+    _prepare("movielens", config.MovielensSettings, paths, config_file, options)
+
+
+@prepare.command()
+@_paths
+@settings_options(config.PrepareSettings)
+def amazon(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Amazon reviews of 2014, 2018 (json.gz) or 2023 (jsonl): PATH is the review file, or a folder with one; meta_* lies beside it."""
+    _prepare("amazon", config.PrepareSettings, paths, config_file, options)
+
+
+@prepare.command()
+@_paths
+@settings_options(config.PrepareSettings)
+def bookcrossing(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Book-Crossing: PATH is the folder with the ratings and books files, the original dump or a comma-separated copy.
+
+    A rating of 0 means "not rated": such rows are left out and counted.
+    """
+    _prepare("bookcrossing", config.PrepareSettings, paths, config_file, options)
+
+
+@prepare.command()
+@_paths
+@settings_options(config.PrepareSettings)
+def lastfm(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Last.fm of HetRec 2011: PATH is the folder with user_artists.dat and artists.dat.
+
+    Play counts are no ratings: an artist is liked if the user played it more often than the median of the user's own counts;
+    --liked-quantile sets another quantile, --liked-above an absolute count.
+    """
+    _prepare("lastfm", config.PrepareSettings, paths, config_file, options)
+
+
+@prepare.command()
+@_paths
+@settings_options(config.TableSettings)
+def table(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Any table of user, item, rating and perhaps time: CSV, TSV, Parquet or JSON lines, gzipped or not.
+
+    Columns are guessed from their names, told, and settable. A CSV without a header line is taken as user, item, rating, time;
+    its columns are then called 1, 2, 3, 4.
+    """
+    _prepare("table", config.TableSettings, paths, config_file, options)
 
 
 @cli.command()

@@ -212,6 +212,63 @@ def plot_training(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_preparation(domains: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """One page of a prepared data set.
+
+    For each domain: ratings (values, how many liked, how many disliked: arrays of one length), per_user and popularity (arrays of
+    counts), history and negatives (a list of lengths for each split).
+    """
+    import numpy as np
+
+    figure = _figure(11, 6.5)
+    ratings, per_user, popularity, history, negatives, users = figure.subplots(2, 3).ravel()
+    alone = len(domains) == 1
+    for d, (name, charts) in enumerate(domains.items()):
+        label, colour = _plain(name), COLOURS[d % len(COLOURS)]
+        values, liked, disliked = charts["ratings"]
+        if alone and len(values) <= 20:
+            ratings.bar(range(len(values)), disliked, color=COLOURS[1], label="disliked")
+            ratings.bar(range(len(values)), liked, bottom=disliked, color=COLOURS[0], label="liked")
+            ratings.set_xticks(range(len(values)), [f"{v:g}" for v in values])
+        else:
+            ratings.step(values, np.cumsum(liked + disliked), where="post", color=colour, label=f"{label}, cumulated")
+            ratings.set_xscale("log" if ratings.get_xscale() == "log" or (values.min() > 0 and values.max() > 20) else "linear")
+        for axis, counts in ((per_user, charts["per_user"]), (popularity, charts["popularity"])):
+            counts = np.sort(counts[counts > 0])[::-1]
+            rank = np.unique(np.geomspace(1, len(counts), 500).astype(int))
+            axis.loglog(rank, counts[rank - 1], color=colour, label=label)
+        for s, split in enumerate(charts["history"]):
+            how = {
+                "color": COLOURS[s] if alone else colour,
+                "linestyle": ("-", "--", ":")[s],
+                "label": split if alone else f"{label}, {split}",
+            }
+            for axis, lengths in ((history, charts["history"][split]), (negatives, charts["negatives"][split])):
+                if lengths:
+                    axis.ecdf(lengths, **how)
+            place, size = s + 0.8 * d / len(domains), len(charts["history"][split])
+            users.bar(place, size, 0.75 / len(domains), color=colour, label=None if alone or s else label)
+            users.text(place, size, f"{size:,}", ha="center", va="bottom", fontsize=8)
+        users.set_xticks(range(len(charts["history"])), list(charts["history"]))
+    for axis in (history, negatives):
+        axis.set_xlim(left=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    for axis, x, y, title in (
+        (ratings, "rating", "ratings", "Ratings"),
+        (per_user, "users, most active first", "ratings of the user", "Activity"),
+        (popularity, "titles, most rated first", "ratings of the title", "Popularity"),
+        (history, "liked titles in the history", "share of users with at most so many", "Histories"),
+        (negatives, "negatives of the user", "share of users with at most so many", "Negatives"),
+        (users, "", "users", "Splits"),
+    ):
+        axis.set_xlabel(x, fontsize=9)
+        axis.set_ylabel(y, fontsize=9)
+        axis.set_title(title, fontsize=10)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
 # --- one HTML file
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}

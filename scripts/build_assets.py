@@ -158,8 +158,8 @@ def verdict_document(rng: np.random.Generator, catalogue: Catalogue, user: User)
 
 COPY_PROMPTS = (
     "Write down the movies {some}.",
-    "The user has watched movies: {history}. Write down the movies {some}.",
-    "Here is a list of movies: {history}. Name the movies {some}.",
+    "Here is the user's history of movies they have watched: {history}. Write down the movies {some}.",
+    "Here is the user's history of movies they have watched: {history}. Name the movies {some}.",
 )
 
 
@@ -167,7 +167,7 @@ def copy_document(rng: np.random.Generator, catalogue: Catalogue, user: User) ->
     """A chat that repeats two to four titles, drawn from the whole catalogue, in a random order: copying without ranking."""
     history = user.liked[: rng.integers(4, 11)]
     others = np.setdiff1d(np.arange(len(catalogue.titles)), history)
-    some = [TITLE.format(catalogue.titles[i]) for i in rng.choice(others, rng.integers(2, 5), replace=False)]
+    some = [TITLE.format(catalogue.titles[i]) for i in rng.choice(others, rng.choice((2, 2, 3, 4)), replace=False)]
     prompt = COPY_PROMPTS[rng.integers(len(COPY_PROMPTS))].format(history=listed(catalogue, history), some=" and ".join(some))
     answer = ", ".join(rng.permutation(some))
     return render(({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})).rstrip("\n")
@@ -181,22 +181,33 @@ def pretraining_users(seed: int, catalogue: Catalogue) -> Iterator[User]:
 
 
 def documents(seed: int, catalogue: Catalogue) -> Iterator[str]:
-    """Endless; a new user each. Lists, verdicts and copy chats in turn."""
+    """Endless; a new user each. Lists and verdicts in turn, a copy chat between each."""
     rng = np.random.default_rng([seed, 3])
-    kinds = itertools.cycle((taste_document, verdict_document, copy_document))
+    kinds = itertools.cycle((taste_document, copy_document, verdict_document, copy_document))
     for kind, user in zip(kinds, pretraining_users(seed, catalogue), strict=False):
         yield kind(rng, catalogue, user)
 
 
-def batches(seed: int, rows: Iterator[list[int]]) -> Iterator[np.ndarray]:
-    """Endless padded (BATCH, T) arrays of rows of like length, in a random order: little is padding."""
+ANSWER = "<|im_start|>assistant\n"
+
+
+def tokenize(tokenizer: Any, text: str) -> tuple[list[int], int]:
+    """A document's tokens, and the first of them that is learned: a chat's answer, as its prompt is drawn by chance."""
+    tokens = tokenizer.encode(text).ids
+    return tokens, len(tokenizer.encode(text[: text.index(ANSWER) + len(ANSWER)]).ids) if ANSWER in text else 1
+
+
+def batches(seed: int, rows: Iterator[tuple[list[int], int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Endless padded (BATCH, T) tokens and masks of what is learned, rows of like length, in a random order: little is padding."""
     rng = np.random.default_rng([seed, 4])
     while True:
-        pool = sorted(itertools.islice(rows, 16 * BATCH), key=len)
+        pool = sorted(itertools.islice(rows, 16 * BATCH), key=lambda row: len(row[0]))
         for start in rng.permutation(16) * BATCH:
             batch = pool[start : start + BATCH]
-            width = len(batch[-1])
-            yield np.array([row + [0] * (width - len(row)) for row in batch])
+            width = len(batch[-1][0])
+            place = np.arange(width)
+            mask = np.stack([(place >= first) & (place < len(tokens)) for tokens, first in batch])
+            yield np.array([tokens + [0] * (width - len(tokens)) for tokens, _ in batch]), mask
 
 
 # --- tokenizer
@@ -294,17 +305,16 @@ def pretrain(seed: int, catalogue: Catalogue, tokenizer: Any, config: dict[str, 
     model.update(tree_map_with_path(lambda path, p: p if "norm" in path else 0.05 * mx.random.normal(p.shape), model.parameters()))
     optimizer = AdamW(PEAK_RATE, betas=[0.9, 0.98], weight_decay=0.01)
 
-    def loss(model: nn.Module, tokens: mx.array) -> mx.array:
-        mask = mx.cumsum(tokens[:, 1:] == config["pad_token_id"], axis=1) <= 1  # padding but for the <|endoftext|> that ends a list
+    def loss(model: nn.Module, tokens: mx.array, mask: mx.array) -> mx.array:
         losses = nn.losses.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
-        return (losses * mask).sum() / mask.sum()
+        return (losses * mask[:, 1:]).sum() / mask[:, 1:].sum()
 
     step_function = nn.value_and_grad(model, loss)
-    source = batches(seed, (tokenizer.encode(text).ids for text in documents(seed, catalogue)))
+    source = batches(seed, (tokenize(tokenizer, text) for text in documents(seed, catalogue)))
     smooth = 0.0
     with tqdm(range(STEPS), desc="pretrain", unit="step") as bar:
         for step in bar:
-            value, gradients = step_function(model, mx.array(next(source)))
+            value, gradients = step_function(model, *map(mx.array, next(source)))
             gradients, _ = clip_grad_norm(gradients, 1.0)
             optimizer.learning_rate = learning_rate(step)
             optimizer.update(model, gradients)

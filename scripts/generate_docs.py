@@ -21,10 +21,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def command_reference() -> str:
     parts = ["# Command line", "", "Made by `scripts/generate_docs.py` from the commands' own help.", ""]
-    top = click.Context(cli, info_name="mlx-dmpo", max_content_width=110)
-    for name, command in [("", cli), *cli.commands.items()]:
-        context = top if not name else click.Context(command, info_name=name, parent=top, max_content_width=110)
-        parts += [f"## mlx-dmpo {name}".rstrip(), "", "```", command.get_help(context).rstrip(), "```", ""]
+
+    def add(command: click.Command, name: str, parent: click.Context | None) -> None:
+        context = click.Context(command, info_name=name, parent=parent, max_content_width=110)
+        parts.extend([f"## {context.command_path}", "", "```", command.get_help(context).rstrip(), "```", ""])
+        if isinstance(command, click.Group):
+            for inner, subcommand in command.commands.items():
+                add(subcommand, inner, context)
+
+    add(cli, "mlx-dmpo", None)
     return "\n".join(parts)
 
 

@@ -7,7 +7,8 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama, qwen2, qwen3
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from mlx_dmpo.records import EncodedGroup
+from mlx_dmpo.data.prompts import build_group
+from mlx_dmpo.records import EncodedGroup, RankingExample
 
 COMMON = dict(
     hidden_size=64,
@@ -16,7 +17,7 @@ COMMON = dict(
     num_attention_heads=4,
     num_key_value_heads=2,
     rms_norm_eps=1e-6,
-    vocab_size=320,
+    vocab_size=512,
     max_position_embeddings=512,
     rope_theta=1e6,
 )
@@ -76,18 +77,23 @@ WORDS = "amber lantern river glass winter garden iron echo silver harbour paper 
 
 
 def save_model(directory, **options):
-    """A random model in an mlx-lm directory: config, weights, byte-level tokenizer, ChatML template."""
+    """A random model in an mlx-lm directory: config, weights, byte-level BPE tokenizer, ChatML template."""
     import json
 
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     made = model(lora_layers=0, **options)
     directory.mkdir(parents=True)
-    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    inner = Tokenizer(models.BPE(vocabulary, []))
+    inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
+    example = RankingExample("u", "movie", tuple(WORDS[:-2]), WORDS[-2], (WORDS[-1],))
+    texts = [m["content"] for branch in build_group(example, [(True,)]).branches for m in branch.messages]
+    trainer = trainers.BpeTrainer(
+        vocab_size=COMMON["vocab_size"] - 3, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    inner.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.chat_template = (

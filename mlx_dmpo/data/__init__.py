@@ -1,1 +1,1 @@
-"""From files to ranking examples to prompts. numpy and the standard library only: no mlx here."""
+"""From files to ranking examples to prompts. numpy, arrow and the standard library only: no mlx here."""

@@ -1,6 +1,6 @@
 """Every English sentence that the model sees, worded as the DMPO release words it (double spaces and all).
 
-A domain's wording is data: the two domains of the paper are below, a config's `domains` adds or replaces others.
+A domain's wording is data: the two domains of the paper and those of `prepare` are below, a config's `domains` adds or replaces others.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class Domain:
 DOMAINS: dict[str, Domain] = {
     "movie": Domain("movie", "movies", "watched", "watching"),
     "game": Domain("Video Games", "Video Games", "shopped", "shopping"),
+    "book": Domain("book", "books", "read", "reading"),
+    "music": Domain("music", "artists", "listened to", "listening to"),
+    "product": Domain("product", "products", "bought", "buying"),
 }
 
 

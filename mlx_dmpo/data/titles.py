@@ -1,0 +1,68 @@
+"""Raw titles -> the titles that the model sees, by one rule for all splits.
+
+Two items whose titles end up equal are one item from here on: nothing that the model sees tells them apart.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# As MovieLens has them. An article that ends in an apostrophe is joined without a space: "Avventura, L'" -> "L'Avventura".
+ARTICLES = "The A An Le La Les L' Un Une El Los Las Una Il Lo Gli I O Os Der Die Das Ein Eine Den Det De Het En Ett".split()
+_ARTICLE = re.compile(rf"(^|\()([^()]+?), ({'|'.join(ARTICLES)})(?=\s*(?:[()]|$))")
+_YEAR = re.compile(r"\s*\(\d{4}(?:-\d{0,4})?\)$")
+_ANGLES = str.maketrans("<>", "‹›")  # else "> " inside a title would end it: the prompt writes <Title:...>
+_JOINERS = "\u200c\u200d"  # format characters that Persian, Indic scripts and emoji are spelt with
+
+
+def normalise(title: str, articles: bool = True, years: bool = True) -> str:
+    """Entities unescaped, white space folded, control characters gone, NFC; < and > as ‹ and ›. May leave nothing: "".
+
+    articles  "Sixth Sense, The (1999)" -> "The Sixth Sense (1999)", also within the brackets of another language's title
+    years     False drops the year that ends the title
+    """
+    while (plain := html.unescape(title)) != title:  # "&amp;amp;" is seen in the wild
+        title = plain
+    title = "".join(c for c in unicodedata.normalize("NFC", title) if c.isspace() or c in _JOINERS or unicodedata.category(c)[0] != "C")
+    title = " ".join(title.split())
+    title = title.translate(_ANGLES)
+    if not years:
+        title = _YEAR.sub("", title)
+    if articles:
+        title = _ARTICLE.sub(lambda m: f"{m[1]}{m[3]}{'' if m[3].endswith(chr(39)) else ' '}{m[2]}", title)
+    return title
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Catalogue:
+    """titles[t] stands for the items ids[t]; of_item (I,) int32 gives an item's title, -1 where it has none."""
+
+    titles: list[str]
+    ids: list[list[str]]
+    of_item: np.ndarray
+
+    @property
+    def merged(self) -> list[int]:
+        """The titles that stand for more than one item."""
+        return [t for t, ids in enumerate(self.ids) if len(ids) > 1]
+
+
+def catalogue(items: Sequence[str], raw: Mapping[str, str], articles: bool, years: bool) -> Catalogue:
+    """The distinct titles of `items`, in their order."""
+    index: dict[str, int] = {}
+    ids: list[list[str]] = []
+    of_item = np.full(len(items), -1, np.int32)
+    for i, item in enumerate(items):
+        title = normalise(raw.get(item, ""), articles, years)
+        if title:
+            of_item[i] = index.setdefault(title, len(index))
+            if of_item[i] == len(ids):
+                ids.append([])
+            ids[of_item[i]].append(item)
+    return Catalogue(list(index), ids, of_item)

@@ -108,7 +108,8 @@ def load(settings: CommonSettings) -> Loaded:
         if "quantization" in config:
             raise UserError(f"--quantize: {name} is quantised already: leave the flag out")
         try:
-            model, config = utils.quantize_model(model, config, settings.quantize_group_size, settings.quantize, settings.quantize_mode)
+            with contextlib.redirect_stdout(io.StringIO()):
+                model, config = utils.quantize_model(model, config, settings.quantize_group_size, settings.quantize, settings.quantize_mode)
         except ValueError as error:
             raise UserError(f"--quantize: {error}: choose other bits, group size or mode") from None
     dtype = settings.dtype if settings.dtype != "auto" else "float32" if on_cpu() else ""

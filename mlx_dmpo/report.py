@@ -276,6 +276,8 @@ table{border-collapse:collapse;margin:1rem 0;font-size:14px}th,td{border:1px sol
 th{background:#f3f3f3}img{max-width:100%}code{background:#f3f3f3;padding:0 .2rem}.scroll{overflow-x:auto}
 @media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}th,code{background:#2a2a2a}th,td{border-color:#444}img{background:#fff}}"""
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a browser's own guard, should an escape be missed
+
 HARDEST = 10  # pairs shown that the model ranks most wrongly
 
 
@@ -310,7 +312,8 @@ def _names(directories: Sequence[Path]) -> dict[Path, str]:
             parts = {d: p[1:] for d, p in parts.items()}
     else:
         parts = {d: p[-2:] for d, p in parts.items()}
-    return {d: "/".join(p[:-1] if p[-1] == "eval" and len(p) > 1 else p) for d, p in parts.items()}
+    names = {d: "/".join(p[:-1] if p[-1] == "eval" and len(p) > 1 else p) for d, p in parts.items()}
+    return names if len(set(names.values())) == len(names) else {d: str(d) for d in directories}
 
 
 def write_report(directories: Sequence[Path], out: Path) -> None:
@@ -357,7 +360,7 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
             )
             facts = {k: manifest.get(k) for k in ("device", "seconds", "steps", "best_step", "peak_memory_gb", "finished")}
             parts += [f"<details><summary>settings</summary>{_settings_table({**facts, **manifest['config']})}</details>"]
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>mlx-dmpo report</title><style>{STYLE}</style>{"".join(parts)}</html>\n'
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>mlx-dmpo report</title><style>{STYLE}</style>{"".join(parts)}</html>\n'
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         rundir.write_text(out, page)

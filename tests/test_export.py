@@ -179,6 +179,17 @@ def sft_run(model_directory, data_directory, tmp_path_factory):
     return train.train(settings, "test")
 
 
+def test_an_adapter_of_mlx_lms_own(settings, adapter, model_directory):
+    """mlx_lm.lora writes all its arguments into adapter_config.json, and no manifest."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    lora = {k: config["lora_parameters"][k] for k in ("rank", "scale", "dropout")}
+    theirs = {"model": str(model_directory), "train": True, "fine_tune_type": "lora", "num_layers": 16, "seed": 0, "lora_parameters": lora}
+    (adapter / "adapter_config.json").write_text(json.dumps(theirs))
+    done = export.export(settings)
+    assert done.difference.largest < 5e-4
+    assert "| num\\_layers | 16 |" in (done.path / "README.md").read_text()
+
+
 # --- PEFT
 
 

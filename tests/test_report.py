@@ -148,6 +148,7 @@ def test_a_page_fetches_nothing(tmp_path):
     page = Page(tmp_path / "report.html")
     assert {"script", "link", "iframe", "object", "form"}.isdisjoint(page.tags)
     assert all(value.startswith("data:") for name, value in page.attributes if name in ("src", "href"))
+    assert any("default-src 'none'" in (value or "") for _, value in page.attributes)
     assert "url(" not in page.source and "@import" not in page.source
 
 
@@ -189,4 +190,6 @@ def test_names_leave_out_what_all_have_in_common(tmp_path):
     directories = [tmp_path / "runs" / name / "eval" for name in ("sft", "dmpo")]
     assert list(report._names(directories).values()) == ["sft", "dmpo"]
     assert list(report._names([tmp_path / "runs" / "sft" / "eval"]).values()) == ["sft"]
+    same = [tmp_path / "x", tmp_path / "x" / "eval"]
+    assert list(report._names(same).values()) == [str(d) for d in same]  # none hides the other
     assert list(report._names([tmp_path / "one" / "a", tmp_path / "two" / "a"]).values()) == ["one/a", "two/a"]

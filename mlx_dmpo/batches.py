@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
-from .records import EncodedGroup, GroupBatch, RankingExample
+from .records import EncodedGroup, Example, GroupBatch, PreferenceGroup, RankingExample
+
+E = TypeVar("E", RankingExample, PreferenceGroup)
 
 
-def printed_orders(example: RankingExample, index: int, *, both: bool, redraw: bool, seed: int, epoch: int = 0) -> list[tuple[bool, ...]]:
+def printed_orders(example: Example, index: int, *, both: bool, redraw: bool, seed: int, epoch: int = 0) -> list[tuple[bool, ...]]:
     """For each negative, the orders in which its pair is printed, as positive-first flags.
 
     both    both orders
     redraw  drawn afresh each epoch; else the order the file fixed, or one drawn by seed for good
+
+    Free text has one prompt as it is: none.
     """
+    if isinstance(example, PreferenceGroup):
+        return []
     k = len(example.negatives)
     if both:
         return [(True, False)] * k
@@ -24,14 +32,17 @@ def printed_orders(example: RankingExample, index: int, *, both: bool, redraw: b
     return [(bool(flag),) for flag in draws]
 
 
-def first_negatives(example: RankingExample, count: int) -> RankingExample:
-    """The example with its first `count` negatives; 0 keeps all."""
+def first_negatives(example: E, count: int) -> E:
+    """The example with its first `count` negatives, or rejected answers; 0 keeps all."""
+    if isinstance(example, PreferenceGroup):
+        pairs = example.pairs[: count or None]
+        kept = sorted({branch for pair in pairs for branch in pair}) or range(len(example.branches))
+        renumbered = tuple((kept.index(chosen), kept.index(rejected)) for chosen, rejected in pairs)
+        return replace(example, branches=tuple(example.branches[b] for b in kept), pairs=renumbered)
     if count == 0 or count >= len(example.negatives):
         return example
     first = example.positive_first
-    return RankingExample(
-        example.user, example.domain, example.history, example.positive, example.negatives[:count], first and first[:count], example.source
-    )
+    return replace(example, negatives=example.negatives[:count], positive_first=first and first[:count])
 
 
 def pad_groups(groups: Sequence[EncodedGroup]) -> GroupBatch:

@@ -92,7 +92,7 @@ def cli(verbose: bool) -> None:
     mlx-dmpo evaluate --model M --data D --adapter-path runs/dmpo
 
     M is whatever mlx-lm loads: a directory, or a hub repository such as mlx-community/Qwen3-8B-4bit.
-    D is a directory with train.jsonl, valid.jsonl and test.jsonl, or one file.
+    D is a directory with train.jsonl, valid.jsonl and test.jsonl, one file in any of the formats of docs/data.md, or a data set of the hub.
     Without flags every command uses the embedded tiny model and its fictional data.
     """
 
@@ -174,6 +174,27 @@ def table(paths: tuple[str, ...], config_file: str | None, **options: Any) -> No
     _prepare("table", config.TableSettings, paths, config_file, options)
 
 
+@prepare.command()
+@click.argument("file", metavar="FILE")
+@settings_options(config.ConvertSettings)
+def convert(file: str, config_file: str | None, **options: Any) -> None:
+    """Write ranking examples from a file in another format, split by user.
+
+    \b
+    mlx-dmpo prepare convert rec_data_ml_1m_eval_ranking.json --out data/ml-1m
+    mlx-dmpo prepare convert train.json --valid-data valid.json --test-data test.json --out data/movies   (TALLRec)
+    mlx-dmpo prepare convert lastfm-val.json --domain song -c configs/songs.yaml --out data/lastfm        (S-DPO)
+
+    FILE is the released DMPO JSON, TALLRec's JSON, S-DPO's candidate lists, or any preference file in the release's ranking prompt.
+    Preferences in free text hold no titles: give them to sft, dmpo and evaluate as they are (--data FILE).
+    """
+    settings = _settings(config.ConvertSettings, "convert", config_file, options)
+    from .data.convert import convert as run
+
+    path = run(file, settings, _command_line(), rundir.notice)
+    click.echo(f"done: {path} (train, valid, test.jsonl, manifest.json)\nnext: mlx-dmpo check {path}")
+
+
 @cli.command()
 @settings_options(config.SftSettings)
 def sft(config_file: str | None, **options: Any) -> None:
@@ -226,6 +247,72 @@ def evaluate(config_file: str | None, **options: Any) -> None:
     click.echo(report.results_table({settings.adapter_path or settings.model or "base": result}))
     out = output_directory(settings)
     click.echo(f"done: {out} (metrics.json, scores.jsonl, accuracy.png, margins.png)\nnext: mlx-dmpo report {out} --out report.html")
+
+
+@cli.command()
+@click.argument("data", nargs=-1, required=True, metavar="DATA...")
+@settings_options(config.CheckSettings)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
+def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **options: Any) -> int:
+    """Say what is wrong or suspicious in data, with the rows it is about.
+
+    \b
+    mlx-dmpo check data/movies                               a prepared directory: each split, and each two of them
+    mlx-dmpo check sft.json eval.json                        files that should have no user and no pair in common
+    mlx-dmpo check data/movies --model M                     token counts too, and what sharing the prefix saves
+
+    Exit code 0: clean; 1: warnings; 2: errors.
+    """
+    settings = _settings(config.CheckSettings, "check", config_file, options)
+    for name in ("max_seq_length", "num_negatives"):
+        if options[name] is not None and not settings.model:
+            raise UserError(f"--{name.replace('_', '-')}: counts tokens, for which --model is needed: add it")
+    import json
+
+    from .data import check as checks
+    from .data import prompts
+
+    domains = prompts.with_domains(settings.domains)
+    parts = checks.read_parts(data, domains, settings.domain)
+    findings = checks.check(parts)
+    tokens: list[dict[str, Any]] = []
+    if settings.model:
+        from .lengths import measure_all
+
+        tokens, more = measure_all(parts, settings, domains)
+        findings += more
+    report = checks.to_json(findings, tokens)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))  # ASCII: a terminal obeys escapes
+    else:
+        for finding in findings:
+            click.echo(rundir.printable(finding.line()))
+        click.echo(f"{report['errors']} errors, {report['warnings']} warnings")
+    return checks.exit_code(findings)
+
+
+@cli.command()
+@settings_options(config.SampleSettings)
+def sample(config_file: str | None, **options: Any) -> None:
+    """Draw answers to each prompt, with log-probs; or, with --score, margins of all candidate negatives.
+
+    \b
+    mlx-dmpo sample --model M --data D --n 10 --temperature 0.8 --top-p 0.95 --top-k 50 --out samples.jsonl
+    mlx-dmpo sample --model M --data D --score --out scores.jsonl      then: mlx-dmpo prepare ... --negatives scores:scores.jsonl
+
+    Each negative is one prompt, printed in one order (the file's, or drawn by seed). An answer that ranks the two titles is parsed;
+    its log-prob is the policy's, in nats, before temperature, top-p and top-k.
+    """
+    given = [name for name in ("n", "temperature", "top_p", "top_k", "max_tokens") if options[name] is not None]
+    settings = _settings(config.SampleSettings, "evaluate", config_file, options)
+    if settings.score and given:
+        raise UserError(f"--{given[0].replace('_', '-')}: does not apply with --score, which draws no answers: leave one of them out")
+    if options["scoring"] is not None and not settings.score:
+        raise UserError("--scoring: applies with --score only: leave it out")
+    from .sample import sample as run
+
+    path, told = run(settings)
+    click.echo(f"{told}\ndone: {path}")
 
 
 @cli.command()

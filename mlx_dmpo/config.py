@@ -58,7 +58,10 @@ class CommonSettings:
     )
     data: str = setting(
         "",
-        "Prepared directory (train, valid, test.jsonl) or a file of ranking examples or of the released DMPO JSON (embedded data when left out).",
+        "Prepared directory (train, valid, test.jsonl), a file in any format of docs/data.md, or a data set of the hub, owner/name (embedded data when left out).",
+    )
+    domain: str = setting(
+        "", "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under `domains:`."
     )
     skip_bad_rows: bool = setting(False, "Go on without rows that cannot be read, naming each, rather than stop at the first.")
     num_negatives: int = setting(0, "Negatives used of each example; 0 takes all.", low=0)
@@ -236,6 +239,46 @@ class TableSettings(PrepareSettings):
     rating_column: str = setting("", "Column of the rating.")
     time_column: str = setting("", "Column of the time: a number or an ISO date.")
     title_column: str = setting("", "Column of the title, in --items.")
+
+
+@dataclass(frozen=True)
+class SampleSettings(CommonSettings):
+    adapter_path: str = setting("", "Adapter directory; without it the base model answers.")
+    split: str = setting("test", "Split of a prepared directory.", choices=("train", "valid", "test"))
+    out: str = setting("samples.jsonl", "File to write, one JSON object a line.")
+    n: int = setting(10, "Answers drawn to each prompt.", low=1)
+    temperature: float = setting(0.8, "Sampling temperature; 0 takes the likeliest token.", low=0)
+    top_p: float = setting(0.95, "Draw from the fewest likeliest tokens of this total probability; 1 draws from all.", above=0, high=1)
+    top_k: int = setting(50, "Draw from this many likeliest tokens; 0 draws from all.", low=0)
+    max_tokens: int = setting(128, "Longest answer, in tokens.", low=1)
+    score: bool = setting(False, "Write the margin of every candidate negative instead of answers, for `prepare --negatives scores:FILE`.")
+    limit: int = setting(0, "Take only the first so many examples; 0 takes all.", low=0)
+    overwrite: bool = setting(False, "Replace --out.")
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    model: str = setting("", "Model whose tokenizer counts tokens: a directory or hub repository (no token counts when left out).")
+    max_seq_length: int = setting(2048, "Longest prompt with answer, in tokens.", low=16)
+    num_negatives: int = setting(0, "Negatives used of each example; 0 takes all.", low=0)
+    domain: str = setting("", "Domain of rows that name none, such as S-DPO's.")
+    domains: dict[str, dict[str, str]] = setting(dict, "Wording of further domains: name -> topic, items, consumed, consuming (YAML only).")
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    out: str = setting("", "Directory to write: train, valid and test.jsonl, manifest.")
+    valid: float = setting(0.1, "Share of the users that goes to valid.jsonl.", low=0, high=0.9)
+    test: float = setting(0.1, "Share of the users that goes to test.jsonl.", low=0, high=0.9)
+    valid_data: str = setting("", "File that becomes valid.jsonl whole, instead of a share of FILE.")
+    test_data: str = setting("", "File that becomes test.jsonl whole, instead of a share of FILE.")
+    domain: str = setting(
+        "", "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under `domains:`."
+    )
+    skip_bad_rows: bool = setting(False, "Go on without rows that cannot be read, naming each, rather than stop at the first.")
+    seed: int = setting(0, "Seed of which users go to which split.", low=0)
+    overwrite: bool = setting(False, "Replace a finished directory in --out.")
+    domains: dict[str, dict[str, str]] = setting(dict, "Wording of further domains: name -> topic, items, consumed, consuming (YAML only).")
 
 
 # `preset` gives what it names; flags and YAML still win

@@ -10,7 +10,7 @@ import numpy as np
 
 from .data.prompts import DOMAINS, Domain, build_group
 from .errors import UserError
-from .records import Branch, EncodedGroup, Message, PreferenceGroup, RankingExample
+from .records import Branch, EncodedGroup, Example, Message, PreferenceGroup
 
 
 class Encoder:
@@ -31,15 +31,20 @@ class Encoder:
         text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **how)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def _prompt(self, branch: Branch, source: str) -> list[int]:
+    def prompt(self, branch: Branch, source: str) -> list[int]:
+        """Tokens up to where the answer begins. Raises UserError for text that holds a control token."""
         for message in branch.messages:
-            found = self._control.search(message["content"])
-            if found:  # would be read as control, not as text: a title must not end the user's turn
-                raise UserError(f"{source}: a title holds the model's control token {found[0]}: rename the item")
+            self._refuse_control(message["content"], source)
         return self._render(branch.messages, add_generation_prompt=True)
+
+    def _refuse_control(self, text: str, source: str) -> None:
+        found = self._control.search(text)
+        if found:  # would be read as control, not as text: a title must not end the user's turn
+            raise UserError(f"{source}: a title or text holds the model's control token {found[0]}: take it out")
 
     def _sequence(self, branch: Branch, prompt: list[int], source: str) -> list[int]:
         """Prompt, answer and end-of-turn token."""
+        self._refuse_control(branch.answer, source)
         full = self._render([*branch.messages, {"role": "assistant", "content": branch.answer}])
         if full[: len(prompt)] != prompt:
             raise UserError(
@@ -53,18 +58,19 @@ class Encoder:
         raise UserError(f"{source}: the chat template ends the answer with no end-of-turn token: use an instruction-tuned model")
 
     def encode_group(self, group: PreferenceGroup, *, chosen_only: bool = False, dropped: int = 0) -> EncodedGroup:
-        """Tokens of a group. `chosen_only` keeps the chosen branches, without pairs (SFT).
+        """Tokens of a group. `chosen_only` keeps the chosen branches, each once, without pairs (SFT); without pairs all are chosen.
 
         Raises UserError, beginning with the group's source, for a template or a text that cannot be encoded.
         """
-        rows = [c for c, _ in group.pairs] if chosen_only else range(len(group.branches))
+        chosen = list(dict.fromkeys(c for c, _ in group.pairs)) if chosen_only else []
+        rows = chosen or range(len(group.branches))
         prompts: dict[tuple[str, ...], list[int]] = {}
         sequences, prompt_lengths = [], []
         for r in rows:
             branch = group.branches[r]
             key = tuple(m["content"] for m in branch.messages)
             if key not in prompts:
-                prompts[key] = self._prompt(branch, group.source)
+                prompts[key] = self.prompt(branch, group.source)
             sequences.append(np.array(self._sequence(branch, prompts[key], group.source), np.int32))
             prompt_lengths.append(len(prompts[key]))
         # the last prompt token stays with each tail: its position predicts the answer's first
@@ -83,17 +89,23 @@ class Encoder:
             dropped,
         )
 
-    def encode(self, example: RankingExample, orders: Sequence[tuple[bool, ...]], *, chosen_only: bool = False) -> EncodedGroup:
+    def encode(self, example: Example, orders: Sequence[tuple[bool, ...]], *, chosen_only: bool = False) -> EncodedGroup:
         """Tokens of an example's group (orders as in `build_group`), its oldest history items left out where it would not fit.
 
-        Raises UserError where even one history item with the question and the answer exceeds `max_seq_length`.
+        Free text has no printed orders, and nothing of it is left out. Raises UserError where it, or even one history item with
+        the question and the answer, exceeds `max_seq_length`.
         """
+        if isinstance(example, PreferenceGroup):
+            group = self.encode_group(example, chosen_only=chosen_only)
+            if longest(group) > self.max_seq_length:
+                raise UserError(
+                    f"{example.source}: {longest(group)} tokens, and max_seq_length is {self.max_seq_length}: "
+                    "raise --max-seq-length, or shorten or remove the row"
+                )
+            return group
 
         def attempt(drop: int) -> EncodedGroup:
             return self.encode_group(build_group(example, orders, self.domains, drop), chosen_only=chosen_only, dropped=drop)
-
-        def longest(group: EncodedGroup) -> int:
-            return len(group.prefix) + max(map(len, group.tails))
 
         group = attempt(0)
         if longest(group) <= self.max_seq_length:
@@ -110,3 +122,8 @@ class Encoder:
             tried = attempt(middle)
             low, high, shortest = (low, middle, tried) if longest(tried) <= self.max_seq_length else (middle, high, shortest)
         return shortest
+
+
+def longest(group: EncodedGroup) -> int:
+    """Tokens of the group's longest branch."""
+    return len(group.prefix) + max(map(len, group.tails))

@@ -1,4 +1,7 @@
-"""Pairwise ranking evaluation: every pair in both printed orders, each with both answers -> scores.jsonl -> metrics.json."""
+"""Pairwise ranking evaluation: every pair in both printed orders, each with both answers -> scores.jsonl -> metrics.json.
+
+Preferences in free text have one prompt, as it is: no printed order, and no number that speaks of one.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,24 @@ from . import model as models
 from .batches import first_negatives
 from .config import EvaluateSettings
 from .data import formats, prompts
+from .data.rows import data_file
 from .encode import Encoder
-from .records import RankingExample
+from .errors import UserError
+from .records import Example, PreferenceGroup, RankingExample
 from .reference import score_groups
 from .scoring import Road, choose_road
 
 
 def score_examples(
-    base: models.Loaded, road: Road, encoder: Encoder, examples: Sequence[RankingExample], batch_size: int
+    base: models.Loaded, road: Road, encoder: Encoder, examples: Sequence[Example], batch_size: int
 ) -> Iterator[dict[str, Any]]:
     """One scores.jsonl row a (positive, negative) pair, in the examples' order; log-probs in nats, summed over the answer."""
-    groups = [encoder.encode(e, [(True, False)] * len(e.negatives)) for e in examples]
+    groups = [encoder.encode(e, [(True, False)] * len(e.negatives) if isinstance(e, RankingExample) else []) for e in examples]
     scored = {id(group): logps for group, logps in score_groups(base.model, road, groups, batch_size, "evaluate")}
     for example, group in zip(examples, groups, strict=True):
+        if isinstance(example, PreferenceGroup):
+            yield from _text_scores(example, np.asarray(scored[id(group)], np.float64))
+            continue
         # branches: negative, printed order (positive first, then second), answer (chosen, then rejected)
         logps = np.asarray(scored[id(group)], np.float64).reshape(len(example.negatives), 2, 2)
         for k, negative in enumerate(example.negatives):
@@ -39,6 +47,19 @@ def score_examples(
             yield row
 
 
+def _text_scores(group: PreferenceGroup, logps: np.ndarray) -> Iterator[dict[str, Any]]:
+    """One row a pair of a group in free text, in its one prompt.  logps (R,), nats."""
+    for chosen, rejected in group.pairs:
+        yield {
+            "user": group.user,
+            "domain": group.domain,
+            "positive": group.branches[chosen].answer,
+            "negative": group.branches[rejected].answer,
+            "given": {"chosen_logp": float(logps[chosen]), "rejected_logp": float(logps[rejected])},
+            "margin": float(logps[chosen] - logps[rejected]),
+        }
+
+
 def output_directory(settings: EvaluateSettings) -> Path:
     return Path(settings.out or (Path(settings.adapter_path) / "eval" if settings.adapter_path else "runs/base/eval"))
 
@@ -46,9 +67,13 @@ def output_directory(settings: EvaluateSettings) -> Path:
 def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str, Any]:
     """Scores a split, writes the evaluation directory, returns its metrics. Raises UserError for what the user can mend."""
     domains = prompts.with_domains(settings.domains)
-    data = Path(settings.data) if settings.data else assets.data_dir()
-    examples = formats.load_examples(data, settings.split, domains, settings.skip_bad_rows, rundir.notice)
-    examples = [first_negatives(e, settings.num_negatives) for e in examples[: settings.limit or None]]
+    data = settings.data or str(assets.data_dir())
+    loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, rundir.notice, settings.domain)
+    if not loaded.has_pairs:
+        raise UserError(f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers")
+    if not loaded.ranking:
+        rundir.notice("note: free text: each pair is scored in its one prompt; numbers of printed orders do not exist")
+    examples = [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
     if settings.adapter_path:
         models.read_adapter_config(settings.adapter_path)
     run = rundir.RunDirectory(output_directory(settings), command, settings, overwrite=settings.overwrite, flag="--out")
@@ -60,14 +85,15 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
     if not road.shared:
         rundir.notice(f"note: every sequence is run alone, which is slower: {road.reason}")
     encoder = Encoder(base.tokenizer, settings.max_seq_length, domains)
-    rows = list(score_examples(base, road, encoder, examples, settings.batch_size))
-    result = metrics.ranking_metrics(rows, resamples=settings.resamples, seed=settings.seed)
-    rundir.write_text(run.path / "scores.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    scores = list(score_examples(base, road, encoder, examples, settings.batch_size))
+    result = metrics.ranking_metrics(scores, resamples=settings.resamples, seed=settings.seed)
+    rundir.write_text(run.path / "scores.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores))
     rundir.write_json(run.path / "metrics.json", result)
     name = settings.adapter_path or base.name
     report.plot_comparison({name: result}, run.path / "accuracy.png")
-    report.plot_margins(rows, run.path / "margins.png")
-    run.input(data if data.is_file() else data / f"{settings.split}.jsonl")
+    report.plot_margins(scores, run.path / "margins.png")
+    if file := data_file(data, settings.split):
+        run.input(file)
     run.finish(
         models.device_name(),
         model=base.name,

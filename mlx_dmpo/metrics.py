@@ -70,28 +70,29 @@ def ranking_metrics(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000,
     position_bias                   share of prompts in which the first-listed wins, minus ½
     mean_margin                     mean of the summed margins, nats
 
+    Rows of free text ("given" in place of the two orders) have no printed order: the numbers that speak of one are left out.
+
     Raises ValueError for no rows, or a margin that is not finite.
     """
     if not rows:
         raise ValueError("no rows to measure")
     names = {name: i for i, name in enumerate(dict.fromkeys(row["user"] for row in rows))}
     users = np.array([names[row["user"]] for row in rows])
-    first, second = (
-        np.array([row[order]["chosen_logp"] - row[order]["rejected_logp"] for row in rows], np.float64)
-        for order in ("positive_first", "positive_second")
-    )
+    orders = ("positive_first", "positive_second") if "given" not in rows[0] else ("given",)
+    differences = [np.array([row[order]["chosen_logp"] - row[order]["rejected_logp"] for row in rows], np.float64) for order in orders]
     margin = np.array([row["margin"] for row in rows], np.float64)
-    for row, value in zip(rows, first + second + margin, strict=True):
+    for row, value in zip(rows, sum(differences, margin), strict=True):
         if not np.isfinite(value):
             raise ValueError(f"user {row['user']}: a log-prob is not finite")
-    means = {
-        "pair_accuracy": wins(margin),
-        "pair_accuracy_positive_first": wins(first),
-        "pair_accuracy_positive_second": wins(second),
-        # the first-listed wins where the positive does if it is listed first, and where it does not if listed second
-        "position_bias": (wins(first) + 1 - wins(second)) / 2 - 0.5,
-        "mean_margin": margin,
-    }
+    means = {"pair_accuracy": wins(margin), "mean_margin": margin}
+    if len(orders) == 2:
+        first, second = map(wins, differences)
+        means |= {
+            "pair_accuracy_positive_first": first,
+            "pair_accuracy_positive_second": second,
+            # the first-listed wins where the positive does if it is listed first, and where it does not if listed second
+            "position_bias": (first + 1 - second) / 2 - 0.5,
+        }
     statistics: dict[str, list[np.ndarray]] = {name: [] for name in [*means, "auc"]}
     counts = _resample(users, resamples, seed)
     step = max(1, CHUNK // len(rows))
@@ -110,8 +111,7 @@ def ranking_metrics(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000,
     for row in rows:
         key = (row["user"], row["positive"])
         negatives[key] = negatives.get(key, 0) + 1
-    bias = told("position_bias", float(means["position_bias"].mean()))
-    mean_margin = told("mean_margin", float(margin.mean()))
+    ranked = len(orders) == 2
     return {
         "n": len(rows),
         "k": max(negatives.values()),
@@ -119,7 +119,7 @@ def ranking_metrics(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000,
         "ties": int((margin == 0).sum()),
         **{name: told(name, float(means[name].mean())) for name in means if name.startswith("pair_accuracy")},
         "auc": told("auc", float(auc(margin)[0])),
-        "auc_release": {"value": release_auc(rows, seed)},
-        "position_bias": bias,
-        "mean_margin": mean_margin,
+        **({"auc_release": {"value": release_auc(rows, seed)}} if ranked else {}),
+        **({"position_bias": told("position_bias", float(means["position_bias"].mean()))} if ranked else {}),
+        "mean_margin": told("mean_margin", float(margin.mean())),
     }

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,6 +234,81 @@ def mlx_writes() -> Iterator[None]:
         if re.match(r"\[(write|save)", str(error)):
             raise OSError(str(error)) from error
         raise
+
+
+def load_tokenizer(name: str) -> Any:
+    """A model's tokenizer without its weights: a local directory, or a hub repository. Raises UserError."""
+    from mlx_lm import utils
+
+    source = name or str(assets.model_dir())
+    local = _is_directory(source)
+    try:
+        path = Path(source) if local else utils.hf_repo_to_path(source)
+        tokenizer = utils.load_tokenizer(path, {"trust_remote_code": False})
+    except Exception as error:  # transformers and the hub raise many kinds; each means "this is not a tokenizer we can load"
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source}: holds no tokenizer that can be loaded ({first}): name a model that mlx-lm loads") from error
+    if tokenizer.chat_template is None:
+        raise UserError(f"{source}: has no chat template: name an instruction-tuned model")
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A sampled answer. logp is the policy's, in nats, of the tokens and the end-of-turn token, before temperature, top-p and top-k."""
+
+    tokens: tuple[int, ...]  # without the end-of-turn token
+    logp: float
+    finished: bool  # the model ended it; else it was cut at max_tokens
+
+
+def sample_answers(
+    base: Loaded, prompts: Sequence[Sequence[int]], n: int, *, temperature: float, top_p: float, top_k: int, max_tokens: int, seed: int
+) -> list[list[Answer]]:
+    """n answers to each prompt (of at least two tokens), through mlx-lm's batch generator, all at once; each prompt is read once.
+
+    Raises UserError for a model whose caches mlx-lm cannot batch.
+    """
+    from mlx_lm.generate import BatchGenerator
+    from mlx_lm.models.cache import make_prompt_cache
+    from mlx_lm.sample_utils import make_sampler
+
+    if on_cpu():  # compiling for the CPU calls a C++ compiler, which need not be there
+        mx.disable_compile()
+    try:
+        mx.random.seed(seed)
+        caches = []
+        for prompt in prompts:
+            cache = make_prompt_cache(base.model)
+            base.model(mx.array(list(prompt[:-1]))[None], cache=cache)
+            mx.eval([c.state for c in cache])
+            caches += [cache] * n  # the generator merges them into its own
+        generator = BatchGenerator(
+            base.model,
+            stop_tokens=[[t] for t in base.tokenizer.eos_token_ids],
+            sampler=make_sampler(temperature, top_p, top_k=top_k),
+            completion_batch_size=len(prompts) * n,
+            prefill_batch_size=len(prompts) * n,
+        )
+        try:
+            places = generator.insert([[p[-1]] for p in prompts for _ in range(n)], [max_tokens] * (len(prompts) * n), caches=caches)
+            tokens: dict[int, list[int]] = {uid: [] for uid in places}
+            logps, finished = dict.fromkeys(places, 0.0), dict.fromkeys(places, False)
+            while responses := generator.next_generated():
+                for r in responses:
+                    logps[r.uid] += float(r.logprobs[r.token].astype(mx.float32))
+                    finished[r.uid] = r.finish_reason == "stop"
+                    if not finished[r.uid]:
+                        tokens[r.uid].append(r.token)
+        except ValueError as error:
+            raise UserError(f"{base.name}: mlx-lm cannot answer several prompts at once with it ({error}): name another model") from error
+        finally:
+            generator.close()
+    finally:
+        if on_cpu():
+            mx.enable_compile()
+    answers = [Answer(tuple(tokens[u]), logps[u], finished[u]) for u in places]
+    return [answers[i : i + n] for i in range(0, len(answers), n)]
 
 
 def save_adapter(model: nn.Module, path: Path) -> None:

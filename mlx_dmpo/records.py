@@ -101,13 +101,19 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceGroup:
-    """K pairs of branches in text. pairs[k] = (index of the chosen branch, index of the rejected one)."""
+    """K pairs of branches in text. pairs[k] = (index of the chosen branch, index of the rejected one).
+
+    Without pairs (K = 0) it is one answer to learn from (SFT).
+    """
 
     user: str
     domain: str
     branches: tuple[Branch, ...]
     pairs: tuple[tuple[int, int], ...]
     source: str = ""
+
+
+Example = RankingExample | PreferenceGroup  # what a data file holds a list of, all of one kind
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -45,7 +45,7 @@ def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """A head, then one row an evaluation: how many pairs and users, every metric with its interval."""
     head = ["", "pairs", "users", *(heading for _, heading, _ in COLUMNS), "ties"]
     rows = [
-        [rundir.printable(name), str(m["n"]), str(m["users"]), *(told(m[key], form) for key, _, form in COLUMNS), str(m["ties"])]
+        [rundir.printable(name), str(m["n"]), str(m["users"]), *(told(m.get(key, {}), form) for key, _, form in COLUMNS), str(m["ties"])]
         for name, m in results.items()
     ]
     return [head, *rows]
@@ -156,10 +156,11 @@ def plot_comparison(results: Mapping[str, Mapping[str, Any]], path: Path) -> Non
         ("pair_accuracy_positive_second", "positive second"),
     )
     for s, (key, label) in enumerate(series):
-        values = [m[key]["value"] for m in results.values()]
-        low = [m[key]["value"] - m[key]["low"] for m in results.values()]
-        high = [m[key]["high"] - m[key]["value"] for m in results.values()]
-        places = [i + 0.27 * (s - 1) for i in range(len(results))]
+        shown = [(i, m[key]) for i, m in enumerate(results.values()) if key in m]  # free text has no printed orders
+        values = [m["value"] for _, m in shown]
+        low = [m["value"] - m["low"] for _, m in shown]
+        high = [m["high"] - m["value"] for _, m in shown]
+        places = [i + 0.27 * (s - 1) for i, _ in shown]
         axes.bar(places, values, 0.25, label=label, color=COLOURS[s], alpha=1.0 if s == 0 else 0.55)
         axes.errorbar(
             places, values, [[max(0.0, v) for v in low], [max(0.0, v) for v in high]], fmt="none", ecolor="black", capsize=3, linewidth=1
@@ -177,13 +178,19 @@ def plot_margins(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """How the margins lie: summed over both orders, and in each."""
     figure = _figure(7, 4)
     axes = figure.add_subplot()
-    orders = {order: [r[order]["chosen_logp"] - r[order]["rejected_logp"] for r in rows] for order in ("positive_first", "positive_second")}
+    ranked = "given" not in rows[0]
+    orders = {
+        order: [r[order]["chosen_logp"] - r[order]["rejected_logp"] for r in rows]
+        for order in (("positive_first", "positive_second") if ranked else ())
+    }
     summed = [r["margin"] for r in rows]
-    axes.hist(summed, bins=40, color=COLOURS[0], label="summed over both orders")
+    axes.hist(summed, bins=40, color=COLOURS[0], label="summed over both orders" if ranked else "in the given prompt")
     for colour, (order, values) in zip(COLOURS[1:], orders.items(), strict=False):
         axes.hist(values, bins=40, histtype="step", linewidth=1.5, color=colour, label=order.replace("_", " "))
     axes.axvline(0, color="grey", linewidth=1, linestyle="--")
-    axes.set_xlabel("margin: log p(liked ranked first) − log p(disliked ranked first), nats")
+    axes.set_xlabel(
+        f"margin: log p({'liked ranked first' if ranked else 'chosen'}) − log p({'disliked ranked first' if ranked else 'rejected'}), nats"
+    )
     axes.set_ylabel("pairs")
     axes.set_title("Right of the dashed line: ranked right", fontsize=10)
     axes.legend(frameon=False, fontsize=8)

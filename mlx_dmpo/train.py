@@ -26,9 +26,10 @@ from . import model as models
 from .batches import by_length, epoch_steps, first_negatives, pad_groups, printed_orders
 from .config import DmpoSettings, Lora, SftSettings, TrainSettings
 from .data import formats, prompts
+from .data.rows import has_split, hub_name
 from .encode import Encoder
 from .errors import UserError
-from .records import EncodedGroup, GroupBatch, RankingExample
+from .records import EncodedGroup, Example, GroupBatch, RankingExample
 from .reference import Reference, cache_key, score_groups
 from .scoring import Road, choose_road
 
@@ -114,7 +115,7 @@ def build_optimizer(settings: TrainSettings) -> optimizers.Optimizer:
 class GroupSource:
     """A split as encoded groups: which negatives, which printed orders, which answers."""
 
-    examples: Sequence[RankingExample]
+    examples: Sequence[Example]
     encoder: Encoder
     seed: int
     both: bool = False
@@ -215,27 +216,21 @@ class Trainer:
             per_group, margins = self.loss(mx.array(logps[None]), reference, batch)
             loss += float(per_group[0])
             margin += float(margins.mean())
-            # the two printed orders of a pair stand next to each other
-            difference = (logps[group.pairs[:, 0]] - logps[group.pairs[:, 1]]).reshape(-1, 2).sum(axis=1)
+            # the two printed orders of a pair stand next to each other; free text has one
+            difference = (logps[group.pairs[:, 0]] - logps[group.pairs[:, 1]]).reshape(-1, 1 + self.valid.both).sum(axis=1)
             right += right_pairs(difference, np.ones_like(difference))
             pairs += len(difference)
-        line = {
-            "step": step,
-            "epoch": round(epoch, 4),
-            "valid_loss": loss / len(groups),
-            "valid_margin": margin / len(groups),
-            "valid_pair_accuracy": right / pairs,
-        }
+        line = {"step": step, "epoch": round(epoch, 4), "valid_loss": loss / len(groups)}
+        if pairs:
+            line |= {"valid_margin": margin / len(groups), "valid_pair_accuracy": right / pairs}
         self._write(line)
         value = line["valid_loss"] if self.settings.best_metric == "valid_loss" else -line["valid_pair_accuracy"]
         better = self.best is None or value < self.best[0]
         self.waited = 0 if better else self.waited + 1
         if better:
             self.best = (value, step, tree_map(mx.array, self.model.trainable_parameters()))
-        tqdm.write(
-            f"  step {step:>4}: validation loss {line['valid_loss']:.4f}, margin {line['valid_margin']:+.3f}, "
-            f"pair accuracy {line['valid_pair_accuracy']:.3f}{' (best)' if better else ''}"
-        )
+        of_pairs = f", margin {line['valid_margin']:+.3f}, pair accuracy {line['valid_pair_accuracy']:.3f}" if pairs else ""
+        tqdm.write(f"  step {step:>4}: validation loss {line['valid_loss']:.4f}{of_pairs}{' (best)' if better else ''}")
 
     def _write(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
@@ -348,15 +343,17 @@ def describe_work(trainer: Trainer, groups: Sequence[EncodedGroup]) -> str:
     )
 
 
-def read_split(settings: TrainSettings, split: str, domains: dict[str, prompts.Domain]) -> list[RankingExample] | None:
+def read_split(settings: TrainSettings, split: str, domains: dict[str, prompts.Domain]) -> list[Example] | None:
     """The examples of a split with the settings' negatives; None where there is no validation data."""
-    data = Path(settings.data) if settings.data else assets.data_dir()
+    data = settings.data or str(assets.data_dir())
     if split == "valid" and settings.valid_data:
-        data = Path(settings.valid_data)
-    elif split == "valid" and (data.is_file() or not (data / "valid.jsonl").exists()):
+        data = settings.valid_data
+    elif split == "valid" and not has_split(data, split):
         return None
-    examples = formats.load_examples(data, split, domains, settings.skip_bad_rows, rundir.notice)
-    return [first_negatives(e, settings.num_negatives) for e in examples]
+    loaded = formats.load(data, split, domains, settings.skip_bad_rows, rundir.notice, settings.domain)
+    if not loaded.has_pairs and (isinstance(settings, DmpoSettings) or settings.best_metric == "valid_pair_accuracy"):
+        raise UserError(f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers")
+    return [first_negatives(e, settings.num_negatives) for e in loaded.examples]
 
 
 def _same_adapter(settings: TrainSettings, stored: dict[str, Any], path: str) -> TrainSettings:
@@ -402,9 +399,12 @@ def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
 
     encoder = Encoder(base.tokenizer, settings.max_seq_length, domains)
     source = partial(GroupSource, encoder=encoder, seed=settings.seed)
-    sft = isinstance(settings, SftSettings)
-    train_groups = source(examples, both=settings.both_orders, redraw=settings.candidate_order == "epoch", chosen_only=sft)
-    valid_groups = source(valid_examples, both=True) if valid_examples else None
+    sft, redraw = isinstance(settings, SftSettings), settings.candidate_order == "epoch"
+    titles = isinstance(examples[0], RankingExample)
+    if not titles and (settings.both_orders or redraw):
+        rundir.notice(f"note: --{'both-orders' if settings.both_orders else 'candidate-order'} does not apply: free text has one order")
+    train_groups = source(examples, both=settings.both_orders and titles, redraw=redraw and titles, chosen_only=sft)
+    valid_groups = source(valid_examples, both=isinstance(valid_examples[0], RankingExample)) if valid_examples else None
     first = train_groups.epoch(0)
     dropped = [g.dropped for g in first if g.dropped]
     if dropped:
@@ -426,9 +426,9 @@ def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
     rundir.write_json(run.path / models.ADAPTER_CONFIG, models.adapter_config(resolved, base))
     report.plot_training(trainer.lines, run.path / "training.png")
     run.config = rundir.plain(resolved)
-    run.input(settings.data or assets.data_dir())
-    if settings.valid_data:
-        run.input(settings.valid_data)
+    for data in (settings.data or str(assets.data_dir()), settings.valid_data):
+        if data and not hub_name(data):
+            run.input(data)
     run.finish(
         models.device_name(),
         model=base.name,

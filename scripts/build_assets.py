@@ -6,8 +6,8 @@ About 10 minutes on two CPU cores, nearly all of it pretraining, with an OpenBLA
 OPENBLAS_NUM_THREADS=1 (the BLAS of MLX's Linux CPU wheel is many times slower). Needs no network. The same seed
 gives the same titles, users and data, byte for byte, and on the same machine and libraries the same weights.
 
-Titles are an invented name and a common word ("Velmora Lantern"). A title has a genre, which its common word hints
-at half the time and which is written nowhere; a user has two or three genres to their taste. The model is
+Titles are an invented name and a common word ("Velmora Lantern"). A title has a genre, which its common word mostly
+hints at and which is written nowhere; a user has two or three genres to their taste. The model is
 pretrained on lists of what other users enjoyed and did not enjoy, so that it knows which titles go together, and on
 chats that repeat two titles in an order drawn by coin, so that it can copy. No document ranks anything.
 """
@@ -45,10 +45,10 @@ GENRES: dict[str, tuple[str, ...]] = {
 FIRST = "Arn Bel Cor Dar Fen Gal Hal Jor Kel Lum Mar Nor Or Pel Quil Ros Sel Tam Ul Vel Zan".split()
 LAST = "andra bury dell emoor ing ith lume mora ora rick tava vane".split()
 TITLES_PER_GENRE = 30
-HINT = 0.5  # chance that a title's common word is of its own genre, rather than of any
-NOISE = 0.1  # chance that a liked or disliked title is drawn from the whole catalogue, whatever the taste
+HINT = 0.85  # chance that a title's common word is of its own genre, rather than of any
+NOISE = 0.05  # chance that a liked or disliked title is drawn from the whole catalogue, whatever the taste
 HISTORY = (6, 10)  # liked titles in a prompt, from and to
-USERS = {"train": 160, "valid": 80, "test": 450}
+USERS = {"train": 200, "valid": 80, "test": 450}
 NEGATIVES = {"train": 5, "valid": 1, "test": 1}
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

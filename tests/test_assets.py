@@ -14,7 +14,7 @@ from mlx_dmpo import assets, config
 from mlx_dmpo.data.prompts import build_group, parse_prompt
 from mlx_dmpo.records import RankingExample
 
-SPLITS = {"train": 160, "valid": 80, "test": 450}
+SPLITS = {"train": 200, "valid": 80, "test": 450}
 LONGEST_PREFIX, LONGEST_TAIL = 100, 32
 
 

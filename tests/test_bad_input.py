@@ -41,8 +41,8 @@ FILES = {
     "positive_first does not fit": ("d.jsonl", row(positive_first=[True, False]), ["d.jsonl:1", "positive_first"]),
     "released row with an unknown prompt": (
         "d.json",
-        json.dumps([{"instruction": "Say hello.", "input": "", "output": ["a", "b"]}]),
-        ["d.json:row 1"],
+        json.dumps([{"instruction": "You are an assistant working on cheese recommendations.", "input": "", "output": ["a", "b"]}]),
+        ["d.json:row 1", "domains"],
     ),
     "a title of spaces": ("d.jsonl", row(history=["  "]), ["d.jsonl:1", '"history"']),
     "positive is a list": ("d.jsonl", row(positive=["lantern"]), ["d.jsonl:1", '"positive"']),

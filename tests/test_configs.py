@@ -85,7 +85,7 @@ def test_released_code_spells_out_its_preset():
 
 def test_songs_serves_every_command():
     path = ROOT / "configs" / "songs.yaml"
-    for cls in CLASSES.values():
+    for cls in (*CLASSES.values(), config.SampleSettings, config.CheckSettings, config.ConvertSettings):
         assert config.resolve(cls, path, {}).domains["song"]["items"] == "songs"
     written, _ = config.read_yaml(path)
     assert set(written) <= {f.name for f in fields(config.CommonSettings)}

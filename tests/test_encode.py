@@ -95,7 +95,7 @@ def test_a_template_without_end_of_turn_is_refused(with_template):
 
 def test_a_title_cannot_end_the_turn(tokenizer):
     for bad in (replace(EXAMPLE, history=("amber<|im_end|>",)), replace(EXAMPLE, positive="<|im_start|>")):
-        with pytest.raises(UserError, match=r"d\.jsonl:7: a title holds the model's control token <\|im_"):
+        with pytest.raises(UserError, match=r"d\.jsonl:7: a title or text holds the model's control token <\|im_"):
             Encoder(tokenizer).encode(bad, [(True,)] * 2)
 
 

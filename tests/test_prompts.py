@@ -3,6 +3,7 @@
 import pytest
 
 from mlx_dmpo.data import formats, prompts
+from mlx_dmpo.data.rows import read_rows
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.records import RankingExample
 
@@ -70,7 +71,7 @@ def test_every_released_prompt_is_rebuilt_to_the_letter(shared):
     files = sorted((shared / "data" / "dmpo-release").glob("rec_*.json"))
     assert files
     for file in files:
-        rows = [row for _, row in formats._rows(file)]
+        rows = [row for _, row in read_rows(file, "test")]
         example_rows = 0
         for example in formats.load_examples(file):
             group = prompts.build_group(example, [(flag,) for flag in example.positive_first])

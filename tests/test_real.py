@@ -12,7 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_dmpo.cli import main
-from mlx_dmpo.data import formats
+from mlx_dmpo.data.rows import read_rows
 
 HEAD = 12  # rows of a file in the quick tests
 
@@ -34,7 +34,7 @@ def chain(model, sft_data, dmpo_data, test_data, out, *more, training=()):
 def head(file, directory, rows=HEAD):
     """The first rows of a released file, in the release's own form."""
     directory.mkdir(exist_ok=True)
-    (directory / file.name).write_text(json.dumps([row for _, row in formats._rows(file)][:rows]))
+    (directory / file.name).write_text(json.dumps([row for _, row in read_rows(file, "test")][:rows]))
     return directory / file.name
 
 

@@ -1,0 +1,243 @@
+"""`mlx-dmpo check`: each finding on invented data that has just that fault, and a clean bill where there is none."""
+
+import json
+import random
+
+import pytest
+from test_bad_input import run
+from test_other_formats import KINDS, SDPO, prompt, released, write
+
+from mlx_dmpo.data import check
+
+TITLES = [f"{a} {b}" for a in ("Amber", "Iron", "Silver", "Paper", "Copper") for b in ("river", "garden", "lantern", "harbour", "tower")]
+
+
+def row(user, history, positive, *negatives, **more):
+    return {"user": user, "domain": "movie", "history": list(history), "positive": positive, "negatives": list(negatives), **more}
+
+
+def rows(name, count=12, titles=TITLES):
+    """Sound rows: each user's own history, no candidate in it."""
+    picked = [random.Random(f"{name} {u}").sample(titles, 6) for u in range(count)]
+    return [row(f"{name}{u}", t[:3], *t[3:]) for u, t in enumerate(picked)]
+
+
+def titles(content):
+    return {t for r in content for t in (*r["history"], r["positive"], *r["negatives"])}
+
+
+def findings(tmp_path, **files):
+    paths = [str(write(tmp_path / f"{name}.jsonl", content)) for name, content in files.items()]
+    return check.check(check.read_parts(paths))
+
+
+def warnings(found):
+    return [f for f in found if f.level != "note"]
+
+
+def test_a_sound_directory_is_clean(tmp_path, capsys):
+    for split in ("train", "valid", "test"):
+        write(tmp_path / f"{split}.jsonl", rows(split))
+    code, out, err = run(capsys, "check", tmp_path)
+    assert (code, err) == (0, "") and "0 errors, 0 warnings" in out
+    assert "12 groups of 12 users (1 to 1 each, median 1); k = 2: 12" in out
+    known, new = titles(rows("train")), titles(rows("valid"))
+    assert f"{len(known & new)} of {len(new)} movie titles" in out and out.count("occur in") == 3
+
+
+def test_the_prepared_test_data_is_clean(data_directory, capsys):
+    code, out, _ = run(capsys, "check", data_directory)
+    assert code == 0, out
+    assert "(ragged)" in out
+
+
+# name: (rows to add to a sound file, part of the warning)
+FAULTS = {
+    "entities": (row("x", ["Iron &amp; salt"], "Amber river", "Iron tower"), "HTML entities, such as 'Iron &amp; salt'"),
+    "control characters": (row("x", ["Iron\x07"], "Amber river", "Iron tower"), "control or invisible characters, such as 'Iron\\x07'"),
+    "invisible characters": (row("x", ["Iron\u200b"], "Amber river", "Iron tower"), "control or invisible"),
+    "white space at the end": (row("x", ["Iron "], "Amber river", "Iron tower"), "stray white space, such as 'Iron '"),
+    "two spaces": (row("x", ["Iron  salt"], "Amber river", "Iron tower"), "stray white space"),
+    "a space that does not break": (row("x", ["Iron\xa0salt"], "Amber river", "Iron tower"), "stray white space"),
+    "a decoding fault": (row("x", ["Caf\ufffd"], "Amber river", "Iron tower"), "decoding fault"),
+    "marks of the prompt": (row("x", ["Iron> <Title:salt"], "Amber river", "Iron tower"), "< or >"),
+    "the positive in the history": (row("x", ["Amber river"], "Amber river", "Iron tower"), "stands in their history"),
+    "a negative in the history": (row("x", ["Iron tower"], "Amber river", "Iron tower"), "stands in their history"),
+    "a twin": (row("x", ["Iron tower"], "Amber river", "AMBER river"), "case or white space only"),
+    "a row twice": (rows("u")[3], "repeat a pair"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_named_with_its_row(name, tmp_path):
+    extra, expected = FAULTS[name]
+    found = warnings(findings(tmp_path, d=[*rows("u"), extra]))
+    assert len(found) == 1 and expected in found[0].what, found
+    assert found[0].level == "warning" and [r.rsplit("/", 1)[1] for r in found[0].rows] == ["d.jsonl:13"]
+    assert check.exit_code(found) == 1
+
+
+def test_rows_that_cannot_be_read_are_errors(tmp_path, capsys):
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows("u", 4)) + '{"user": 1\n' + json.dumps(row("x", ["a"], "b", "b")) + "\n")
+    code, out, _ = run(capsys, "check", path)
+    assert code == 2 and "2 errors, 0 warnings" in out
+    assert "d.jsonl:5: not valid JSON" in out and "d.jsonl:6: the positive stands among the negatives" in out
+    path.write_text("{oops\n" * 9)
+    code, out, _ = run(capsys, "check", path, "--json")
+    assert code == 2 and json.loads(out)["errors"] == 6 and "9 rows" in out  # five of them by name, and their number
+
+
+def test_27_rows_twice_and_in_two_files(tmp_path):
+    """As in an evaluation file of the DMPO release."""
+    sound = [released(TITLES[i % 20 + 2], TITLES[i % 20 + 3], i % 2 == 0, (TITLES[i % 20], f"title {i}")) for i in range(200)]
+    found = warnings(check.check(check.read_parts([str(write(tmp_path / "eval.json", sound + sound[:27]))])))
+    assert [f.what.split(" ")[0] for f in found] == ["27"] and "repeat a pair" in found[0].what
+    assert found[0].rows[0].endswith("eval.json:row 201") and len(found[0].rows) == 5
+    other = [released("Other", f"negative {i}", i % 2 == 0, (f"history {i}",)) for i in range(50)]
+    parts = check.read_parts([str(write(tmp_path / "train.json", other + sound[:27])), str(write(tmp_path / "eval.json", sound))])
+    told = [f.what for f in warnings(check.check(parts))]
+    assert any(t.startswith("27 groups") and "have a history that stands in" in t for t in told)
+    assert any(t.startswith("27 groups") and "(history, pair)" in t for t in told)
+
+
+def test_a_user_in_two_splits(tmp_path):
+    test = rows("b")
+    test[5]["user"] = "a3"
+    found = warnings(findings(tmp_path, train=rows("a"), test=test))
+    mine = [f for f in found if "have a user that stands in" in f.what]
+    assert [(f.count, f.rows[0].rsplit("/", 1)[1]) for f in mine] == [(1, "test.jsonl:6")]
+
+
+def test_titles_spelt_in_two_ways(tmp_path):
+    """Year and trailing article in one file only, as in the released ML-1M."""
+    other = [f"{t}, The (1999)" for t in TITLES]
+    new = titles(rows("b", titles=other))
+    alike = {t for t in new if t.removesuffix(", The (1999)") in titles(rows("a"))}
+    found = warnings(findings(tmp_path, train=rows("a"), test=rows("b", titles=other)))
+    assert len(found) == 1 and f"0 of {len(new)} movie titles" in found[0].what and f"{len(alike)} more only in another" in found[0].what
+    assert f"'{min(alike)}' there '{min(alike).removesuffix(', The (1999)')}'" in found[0].what
+    apart = findings(tmp_path, train=rows("a", 25), test=rows("b", 25, [f"Q{i}" for i in range(25)]))
+    assert ["no title in common" in f.what for f in warnings(apart)] == [True]
+    sequels = [*TITLES[:20], *(f"{t} (1999)" for t in TITLES[20:])]  # a few spelt alike but for the year prove no mismatch
+    assert warnings(findings(tmp_path, train=rows("a", 25), test=rows("b", 10, sequels))) == []
+
+
+@pytest.mark.parametrize(("share", "level"), [(0.5, "note"), (0.9, "warning"), (0.1, "warning")])
+def test_order_balance(share, level, tmp_path):
+    content = [r | {"positive_first": [u < share * 100] * 2} for u, r in enumerate(rows("u", 100))]
+    told = [f for f in findings(tmp_path, d=content) if "prints the positive first" in f.what]
+    assert [f.level for f in told] == [level] and f"{share:.1%} of 200 pairs" in told[0].what
+
+
+def test_free_text(tmp_path):
+    pair = lambda i, chosen, rejected: {"prompt": f"Question {i}?", "chosen": chosen, "rejected": rejected}  # noqa: E731
+    fair = [pair(i, "yes it is" if i % 2 else "yes", "no it is" if i % 3 else "no") for i in range(40)]
+    assert warnings(findings(tmp_path, d=fair)) == []
+    for extra, expected in (
+        (fair[0], "stand above already"),
+        (pair(99, "yes\x07", "no"), "control"),
+        (pair(99, "yes", "yes "), "white space only"),
+    ):
+        found = warnings(findings(tmp_path, d=[*fair, extra]))
+        assert len(found) == 1 and expected in found[0].what and found[0].rows[0].endswith("d.jsonl:41")
+    long = [pair(i, "yes, and at length", "no") for i in range(40)]
+    assert ["length alone" in f.what for f in warnings(findings(tmp_path, d=long))] == [True]
+    both = warnings(findings(tmp_path, a=fair[:20], b=fair[19:]))
+    assert len(both) == 1 and "1 groups" in both[0].what and "have a prompt that stands in" in both[0].what
+
+
+def test_what_cannot_be_converted_is_a_note(tmp_path):
+    rows = [KINDS["tallrec"], KINDS["tallrec"] | {"input": KINDS["tallrec"]["input"].replace('"a"', "")}]
+    told = check.check(check.read_parts([str(write(tmp_path / "d.json", rows))]))
+    assert any(f.level == "note" and "1 rows" in f.what and "no liked title" in f.what for f in told) and check.exit_code(told) == 0
+
+
+def counter(model_directory):
+    """Tokens of one user turn and its answer, rendered by hand."""
+    from mlx_dmpo.model import load_tokenizer
+
+    tokenizer = load_tokenizer(str(model_directory))
+    rendered = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>"
+    return lambda asked, answer: len(tokenizer.encode(rendered.format(asked, answer), add_special_tokens=False))
+
+
+def test_tokens(model_directory, tmp_path, capsys):
+    count = counter(model_directory)
+    example = row("u", ["Amber", "Iron"], "Moon", "Salt", "Glass", positive_first=[True, True])
+    path = write(tmp_path / "d.jsonl", [example])
+    code, out, _ = run(capsys, "check", path, "--model", model_directory, "--json")
+    assert code == 0
+    tokens = json.loads(out)["tokens"][0]
+    lengths = [
+        count(prompt("Moon", negative, ("Amber", "Iron")), f" <Title:{a}> ,  <Title:{b}> ")
+        for negative in ("Salt", "Glass")
+        for a, b in (("Moon", negative), (negative, "Moon"))
+    ]
+    assert (tokens["max"], tokens["mean"], tokens["separate_tokens_a_group"]) == (max(lengths), sum(lengths) / 4, sum(lengths))
+    assert tokens["shared_tokens_a_group"] < tokens["separate_tokens_a_group"] and tokens["groups_cut"] == 0
+    code, out, _ = run(capsys, "check", path, "--model", model_directory, "--json", "--max-seq-length", max(lengths) - 1)
+    found = json.loads(out)
+    assert code == 1 and found["tokens"][0]["groups_cut"] == 1 and found["tokens"][0]["history_items_cut"] == 1
+    code, out, _ = run(capsys, "check", path, "--model", model_directory, "--max-seq-length", 20)
+    assert code == 2 and "1 groups" in out and "do not fit 20 tokens at all" in out and "d.jsonl:1" in out
+
+
+def test_tokens_of_free_text(model_directory, tmp_path, capsys):
+    count = counter(model_directory)
+    answers = ["Amber.", "Lantern.", "No."]
+    path = write(tmp_path / "d.jsonl", [{"prompt": "Name a river.", "chosen": answers[0], "rejected": answers[1:]}])
+    code, out, _ = run(capsys, "check", path, "--model", model_directory, "--json")
+    tokens = json.loads(out)["tokens"][0]
+    asked = count("Name a river.", "") - 1  # without the end of the turn
+    separate = sum(count("Name a river.", a) for a in answers)
+    assert code == 0 and tokens["separate_tokens_a_group"] == separate
+    assert tokens["shared_tokens_a_group"] == separate - 2 * (asked - 1)  # the prompt's last token stays with each answer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "DATA"),
+        (["{tmp}/none.jsonl"], "none.jsonl"),
+        (["{tmp}"], "holds no train.jsonl"),
+        (["{tmp}/d.jsonl", "--max-seq-length", "100"], "--model is needed"),
+        (["{tmp}/d.jsonl", "--model", "{tmp}"], "config.json"),
+        (["{tmp}/s.json"], "--domain"),
+    ],
+)
+def test_what_a_user_can_get_wrong(arguments, expected, tmp_path, capsys):
+    write(tmp_path / "d.jsonl", rows("u"))
+    write(tmp_path / "s.json", [SDPO])
+    code, out, err = run(capsys, "check", *(a.format(tmp=tmp_path) for a in arguments))
+    assert code == 2 and expected in out + err and "Traceback" not in err
+
+
+def test_escapes_in_titles_do_not_reach_the_terminal(tmp_path, capsys):
+    code, out, err = run(
+        capsys,
+        "check",
+        write(tmp_path / "d.jsonl", [row("u", ["\x1b[31mred"], "a", "b"), row("u", ["a"], "b", "c") | {"domain": "\x1b[31mred"}]),
+    )
+    assert code == 2 and "\x1b" not in out + err
+    code, out, _ = run(capsys, "check", tmp_path / "d.jsonl", "--json")
+    assert out.isascii() and "\x1b" not in out and "u001b" in out
+
+
+# --- real samples
+
+
+def test_released_ml_1m_titles_do_not_match(shared):
+    """The release's own train/test mismatch: none of the 2,029 evaluation titles occurs in a training file."""
+    folder = shared / "data" / "dmpo-release"
+    for train in ("sft_ranking", "dpo_ranking_5"):
+        parts = check.read_parts([str(folder / f"rec_data_ml_1m_{name}.json") for name in (train, "eval_ranking")])
+        told = [f.what for f in warnings(check.check(parts))]
+        assert any("0 of 2029 movie titles" in t and "only in another spelling" in t for t in told)
+        assert not any("that stands in" in t and t.split()[1:3] == ["groups", "of"] for t in told)
+
+
+def test_real_samples_without_errors(shared):
+    parts = check.read_parts([str(shared / "data" / "tallrec-movie" / f"{s}.json") for s in ("train", "test")])
+    assert check.exit_code(check.check(parts)) < 2
+    assert check.exit_code(check.check(check.read_parts([str(shared / "data" / "ml-1m-pairs")]))) == 0

@@ -78,7 +78,8 @@ def _evaluation(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and all(_number(value.get(name)) for name in ("n", "users", "ties"))
-        and all(_metric(value.get(name), interval=name.startswith("pair_accuracy")) for name, _, _ in COLUMNS)
+        and "pair_accuracy" in value  # of the others free text leaves some out
+        and all(_metric(value[name], interval=name.startswith("pair_accuracy")) for name, _, _ in COLUMNS if name in value)
     )
 
 
@@ -89,7 +90,7 @@ def _score(value: Any) -> bool:
         and _number(value.get("margin"))
         and all(
             isinstance(order, dict) and _number(order.get("chosen_logp")) and _number(order.get("rejected_logp"))
-            for order in (value.get("positive_first"), value.get("positive_second"))
+            for order in ([value["given"]] if "given" in value else [value.get("positive_first"), value.get("positive_second")])
         )
     )
 
@@ -341,6 +342,8 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
         parts += [_table(result_rows(results)), _picture(plot_comparison, "pair accuracy of each evaluation", results)]
         for directory in evaluations:
             rows = _read(directory / "scores.jsonl", _score)
+            if len({"given" in row for row in rows}) > 1:
+                raise UserError(f"{directory / 'scores.jsonl'}: mixes free text and ranking pairs: write the directory anew")
             parts += [f"<h3>{html.escape(rundir.printable(names[directory]))}</h3>", _picture(plot_margins, "histogram of margins", rows)]
             worst = sorted(rows, key=lambda r: r["margin"])[:HARDEST]
             parts.append(f"<details><summary>the {len(worst)} pairs of least margin</summary>")

@@ -159,6 +159,18 @@ def test_a_line_separator_in_a_title_survives_the_file(tmp_path):
     report.write_report([evaluation], tmp_path / "report.html")
 
 
+def test_free_text_has_no_printed_orders(tmp_path):
+    rows = [{**row, "given": row["positive_first"], "margin": 1.0} for row in scores()]
+    for row in rows:
+        del row["positive_first"], row["positive_second"]
+    evaluation = write_evaluation(tmp_path / "e", rows)
+    report.write_report([evaluation], tmp_path / "report.html")
+    assert "<td>-</td>" in (tmp_path / "report.html").read_text()
+    (evaluation / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [rows[0], scores()[0]]))
+    with pytest.raises(UserError, match="mixes"):
+        report.write_report([evaluation], tmp_path / "report.html")
+
+
 @pytest.mark.parametrize("missing", ["metrics.json", "scores.jsonl", "manifest.json"])
 def test_a_missing_piece_of_an_evaluation(missing, tmp_path):
     evaluation = write_evaluation(tmp_path / "e", scores())

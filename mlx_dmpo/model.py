@@ -137,6 +137,12 @@ def add_lora(model: nn.Module, settings: TrainSettings) -> None:
     for key in lora.keys:
         if key not in within | whole:
             raise UserError(f'lora_parameters.keys: "{key}" matches no layer of the model: choose among {", ".join(sorted(within))}')
+    odd = {m.bits for m in model.modules() if isinstance(m, nn.QuantizedLinear)} - {2, 4, 8}
+    if settings.fine_tune_type == "dora" and odd:  # mlx-lm counts a packed word's weights as 32 // bits
+        raise UserError(f"fine_tune_type: mlx-lm has no DoRA on {max(odd)}-bit weights: use lora, or quantise to 2, 4 or 8 bits")
+    packed = [name for name, module in model.named_modules() if isinstance(module, nn.QuantizedEmbedding) and name in lora.keys]
+    if settings.fine_tune_type == "dora" and packed:
+        raise UserError(f"lora_parameters.keys: mlx-lm has no DoRA on a quantised embedding ({packed[0]}): use lora, or leave the key out")
     mx.random.seed(settings.seed)
     try:
         linear_to_lora_layers(model, settings.num_layers, _mlx_lm_lora(lora), use_dora=settings.fine_tune_type == "dora")

@@ -28,7 +28,7 @@ from .data import formats, prompts
 from .encode import Encoder
 from .errors import UserError
 from .evaluate import score_examples
-from .records import RankingExample
+from .records import Example, RankingExample
 from .scoring import choose_road
 
 PEFT_FAMILIES = ("llama", "qwen2", "qwen3")  # whose layers bear the same names in transformers
@@ -64,7 +64,7 @@ class Exported:
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> Difference:
-    """(N, 2, 2), (N, 2, 2): pair, printed order, answer (chosen, rejected)."""
+    """(N, O, 2), (N, O, 2): pair, printed order, answer (chosen, rejected)."""
     moved = np.abs(after - before)
     margins = [logps[..., 0] - logps[..., 1] for logps in (before, after)]
     signs = [np.sign(m.sum(axis=1)) for m in margins]
@@ -128,25 +128,25 @@ def _place(settings: ExportSettings) -> Path:
     return out
 
 
-def _examples(settings: ExportSettings, domains: dict[str, prompts.Domain]) -> list[RankingExample]:
+def _examples(settings: ExportSettings, domains: dict[str, prompts.Domain]) -> list[Example]:
     """The examples to compare on, drawn by seed, in the file's order."""
     if not settings.examples:
         return []
-    data = settings.data or assets.data_dir()
-    found = formats.load_examples(data, settings.split, domains, settings.skip_bad_rows, rundir.notice)
-    drawn = np.random.default_rng(settings.seed).permutation(len(found))[: settings.examples]
-    return [first_negatives(found[i], settings.num_negatives) for i in sorted(drawn)]
+    data = settings.data or str(assets.data_dir())
+    loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, rundir.notice, settings.domain)
+    if not loaded.has_pairs:
+        raise UserError(f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers")
+    drawn = np.random.default_rng(settings.seed).permutation(len(loaded.examples))[: settings.examples]
+    return [first_negatives(loaded.examples[i], settings.num_negatives) for i in sorted(drawn)]
 
 
-def _logps(
-    base: models.Loaded, settings: ExportSettings, examples: Sequence[RankingExample], domains: dict[str, prompts.Domain]
-) -> np.ndarray:
-    """(N, 2, 2): pair, printed order, answer (chosen, rejected); nats."""
+def _logps(base: models.Loaded, settings: ExportSettings, examples: Sequence[Example], domains: dict[str, prompts.Domain]) -> np.ndarray:
+    """(N, O, 2): pair, printed order (two, or the one prompt of free text), answer (chosen, rejected); nats."""
     base.model.eval()
     road = choose_road(base.model, base.vocabulary, settings.scoring)
     encoder = Encoder(base.tokenizer, settings.max_seq_length, domains)
     rows = score_examples(base, road, encoder, examples, settings.batch_size)
-    orders = ("positive_first", "positive_second")
+    orders = ("positive_first", "positive_second") if isinstance(examples[0], RankingExample) else ("given",)
     return np.array([[[row[order]["chosen_logp"], row[order]["rejected_logp"]] for order in orders] for row in rows])
 
 
@@ -226,15 +226,17 @@ def _base_name(settings: ExportSettings, base: models.Loaded) -> str:
 # --- how to run it
 
 
-def _placeholder_prompt(domain: prompts.Domain) -> str:
-    """A prompt in the trained wording; titles to be filled in, since a user's own history is no example to hand round."""
+def _placeholder_prompt(examples: Sequence[Example], domains: Mapping[str, prompts.Domain]) -> str:
+    """A prompt in the data's wording; titles to be filled in, since a user's own history is no example to hand round."""
+    if examples and not isinstance(examples[0], RankingExample):
+        return "Your prompt, worded as in the data"
+    domain = domains[examples[0].domain if examples else "movie"]
     example = RankingExample("", "", ("First liked title", "Second liked title"), "One candidate", ("Another candidate",))
     return prompts.pair_prompt(example, example.negatives[0], True, domain)
 
 
-def _commands(settings: ExportSettings, base: models.Loaded, place: str, domain: prompts.Domain) -> tuple[str, ...]:
+def _commands(settings: ExportSettings, base: models.Loaded, place: str, prompt: str) -> tuple[str, ...]:
     """Shell commands, or Python for PEFT, which run the export in `place` with the template that it was trained with."""
-    prompt = _placeholder_prompt(domain)
     switch = "enable_thinking" in str(base.tokenizer.chat_template)
     if settings.to == "peft":
         thinking = ", enable_thinking=False" if switch else ""
@@ -380,7 +382,7 @@ def export(settings: ExportSettings, command: str = "export") -> Exported:
         raise UserError(f"--{'keep-quantized' if settings.keep_quantized else 'requantize'}: {base.name} is not quantised: leave it out")
     models.load_adapter(base, settings.adapter_path)
     peft = peft_config(base, stored, _base_name(settings, base)) if settings.to == "peft" else {}
-    domain = domains[examples[0].domain if examples else "movie"]
+    prompt = _placeholder_prompt(examples, domains)
     try:
         with rundir.atomic_directory(out) as temporary:
             run = rundir.RunDirectory(temporary, command, settings, flag="--out")
@@ -394,7 +396,7 @@ def export(settings: ExportSettings, command: str = "export") -> Exported:
             found = None
             if before is not None:
                 found = difference(before, _logps(_read_back(settings, base, temporary), settings, examples, domains))
-            card = model_card(settings, base, stored, found, _commands(settings, base, out.name, domain), results)
+            card = model_card(settings, base, stored, found, _commands(settings, base, out.name, prompt), results)
             rundir.write_text(temporary / "README.md", card)
             for name in (models.ADAPTER_WEIGHTS, models.ADAPTER_CONFIG):
                 run.input(Path(settings.adapter_path) / name)
@@ -403,4 +405,4 @@ def export(settings: ExportSettings, command: str = "export") -> Exported:
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}): free some space, or name another --out") from None
     shown = settings.out or str(Path(settings.adapter_path) / settings.to)
-    return Exported(Path(shown), found, _commands(settings, base, shown, domain))
+    return Exported(Path(shown), found, _commands(settings, base, shown, prompt))

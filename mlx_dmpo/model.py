@@ -108,7 +108,8 @@ def load(settings: CommonSettings) -> Loaded:
         if "quantization" in config:
             raise UserError(f"--quantize: {name} is quantised already: leave the flag out")
         try:
-            model, config = utils.quantize_model(model, config, settings.quantize_group_size, settings.quantize, settings.quantize_mode)
+            with contextlib.redirect_stdout(io.StringIO()):
+                model, config = utils.quantize_model(model, config, settings.quantize_group_size, settings.quantize, settings.quantize_mode)
         except ValueError as error:
             raise UserError(f"--quantize: {error}: choose other bits, group size or mode") from None
     dtype = settings.dtype if settings.dtype != "auto" else "float32" if on_cpu() else ""
@@ -136,6 +137,12 @@ def add_lora(model: nn.Module, settings: TrainSettings) -> None:
     for key in lora.keys:
         if key not in within | whole:
             raise UserError(f'lora_parameters.keys: "{key}" matches no layer of the model: choose among {", ".join(sorted(within))}')
+    odd = {m.bits for m in model.modules() if isinstance(m, nn.QuantizedLinear)} - {2, 4, 8}
+    if settings.fine_tune_type == "dora" and odd:  # mlx-lm counts a packed word's weights as 32 // bits
+        raise UserError(f"fine_tune_type: mlx-lm has no DoRA on {max(odd)}-bit weights: use lora, or quantise to 2, 4 or 8 bits")
+    packed = [name for name, module in model.named_modules() if isinstance(module, nn.QuantizedEmbedding) and name in lora.keys]
+    if settings.fine_tune_type == "dora" and packed:
+        raise UserError(f"lora_parameters.keys: mlx-lm has no DoRA on a quantised embedding ({packed[0]}): use lora, or leave the key out")
     mx.random.seed(settings.seed)
     try:
         linear_to_lora_layers(model, settings.num_layers, _mlx_lm_lora(lora), use_dora=settings.fine_tune_type == "dora")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,8 @@ def _evaluation(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and all(_number(value.get(name)) for name in ("n", "users", "ties"))
-        and all(_metric(value.get(name), interval=name.startswith("pair_accuracy")) for name, _, _ in COLUMNS)
+        and "pair_accuracy" in value  # of the others free text leaves some out
+        and all(_metric(value[name], interval=name.startswith("pair_accuracy")) for name, _, _ in COLUMNS if name in value)
     )
 
 
@@ -88,7 +90,7 @@ def _score(value: Any) -> bool:
         and _number(value.get("margin"))
         and all(
             isinstance(order, dict) and _number(order.get("chosen_logp")) and _number(order.get("rejected_logp"))
-            for order in (value.get("positive_first"), value.get("positive_second"))
+            for order in ([value["given"]] if "given" in value else [value.get("positive_first"), value.get("positive_second")])
         )
     )
 
@@ -135,7 +137,8 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with rundir.atomic(path) as temporary:
+    with rundir.atomic(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box; no news to the user
         figure.savefig(temporary, dpi=130, format="png")
 
 
@@ -281,6 +284,8 @@ table{border-collapse:collapse;margin:1rem 0;font-size:14px}th,td{border:1px sol
 th{background:#f3f3f3}img{max-width:100%}code{background:#f3f3f3;padding:0 .2rem}.scroll{overflow-x:auto}
 @media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}th,code{background:#2a2a2a}th,td{border-color:#444}img{background:#fff}}"""
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a browser's own guard, should an escape be missed
+
 HARDEST = 10  # pairs shown that the model ranks most wrongly
 
 
@@ -315,7 +320,8 @@ def _names(directories: Sequence[Path]) -> dict[Path, str]:
             parts = {d: p[1:] for d, p in parts.items()}
     else:
         parts = {d: p[-2:] for d, p in parts.items()}
-    return {d: "/".join(p[:-1] if p[-1] == "eval" and len(p) > 1 else p) for d, p in parts.items()}
+    names = {d: "/".join(p[:-1] if p[-1] == "eval" and len(p) > 1 else p) for d, p in parts.items()}
+    return names if len(set(names.values())) == len(names) else {d: str(d) for d in directories}
 
 
 def write_report(directories: Sequence[Path], out: Path) -> None:
@@ -336,6 +342,8 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
         parts += [_table(result_rows(results)), _picture(plot_comparison, "pair accuracy of each evaluation", results)]
         for directory in evaluations:
             rows = _read(directory / "scores.jsonl", _score)
+            if len({"given" in row for row in rows}) > 1:
+                raise UserError(f"{directory / 'scores.jsonl'}: mixes free text and ranking pairs: write the directory anew")
             parts += [f"<h3>{html.escape(rundir.printable(names[directory]))}</h3>", _picture(plot_margins, "histogram of margins", rows)]
             worst = sorted(rows, key=lambda r: r["margin"])[:HARDEST]
             parts.append(f"<details><summary>the {len(worst)} pairs of least margin</summary>")
@@ -362,7 +370,7 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
             )
             facts = {k: manifest.get(k) for k in ("device", "seconds", "steps", "best_step", "peak_memory_gb", "finished")}
             parts += [f"<details><summary>settings</summary>{_settings_table({**facts, **manifest['config']})}</details>"]
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>mlx-dmpo report</title><style>{STYLE}</style>{"".join(parts)}</html>\n'
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>mlx-dmpo report</title><style>{STYLE}</style>{"".join(parts)}</html>\n'
     with rundir.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     rundir.write_text(out, page)

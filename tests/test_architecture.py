@@ -89,19 +89,21 @@ def upward(tree, name, modules=MODULES):
 
 
 def unsafe(tree):
-    """`trust_remote_code`, and `yaml.load` without a loader made from SafeLoader in the same file."""
+    """`trust_remote_code` or `allow_pickle` that is not plainly False, `yaml.load` without a loader made from SafeLoader in the
+    same file, text that is run, and archives that are unpacked whole (a member's name may lead out of the directory)."""
     safe = {n.name for n in nodes(tree) if isinstance(n, ast.ClassDef) and any("SafeLoader" in ast.unparse(b) for b in n.bases)}
     safe |= {"yaml.SafeLoader", "yaml.CSafeLoader"}
-    refusals = {  # {"trust_remote_code": False} says no
-        key
-        for node in nodes(tree)
-        if isinstance(node, ast.Dict)
-        for key, value in zip(node.keys, node.values, strict=True)
-        if isinstance(value, ast.Constant) and value.value is False
-    }
+    refused = [n.keys[i] for n in nodes(tree) if isinstance(n, ast.Dict) for i, v in enumerate(n.values) if ast.unparse(v) == "False"]
     for node in nodes(tree):
-        if node not in refusals and "trust_remote_code" in (getattr(node, "arg", None), getattr(node, "value", None)):
-            yield f"line {node.lineno}: trust_remote_code"
+        for name in ("trust_remote_code", "allow_pickle"):
+            if getattr(node, "arg", None) == name and ast.unparse(getattr(node, "value", node)) != "False":
+                yield f"line {node.lineno}: {name}"
+            if getattr(node, "value", None) == name and node not in refused:  # {"trust_remote_code": False} says no
+                yield f"line {node.lineno}: {name}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"extractall", "unpack_archive", "system", "Popen"}:
+            yield f"line {node.lineno}: {ast.unparse(node.func)}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"eval", "exec", "compile", "__import__"}:
+            yield f"line {node.lineno}: {ast.unparse(node.func)}"
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"yaml.load", "yaml.load_all", "yaml.compose"}:
             loaders = [ast.unparse(a) for a in node.args[1:2]] + [ast.unparse(k.value) for k in node.keywords if k.arg == "Loader"]
             if not loaders or loaders[0] not in safe:
@@ -181,12 +183,24 @@ yaml.load(text, Loader=Mine)
 yaml.load(text)
 load(model, trust_remote_code=True)
 load(model, **{"trust_remote_code": True})
-load(model, **{"trust_remote_code": False})
+load(model, trust_remote_code=False, config={"trust_remote_code": False})
+numpy.load(path, allow_pickle=True)
+numpy.load(path, allow_pickle=False)
+archive.extractall(path)
+eval(text)
+model.eval()
 """
 
 
 def test_the_reader_of_imports_sees_unsafe_calls():
-    assert list(unsafe(ast.parse(UNSAFE))) == ["line 6: yaml.load(text)", "line 7: trust_remote_code", "line 8: trust_remote_code"]
+    assert list(unsafe(ast.parse(UNSAFE))) == [
+        "line 6: yaml.load(text)",
+        "line 7: trust_remote_code",
+        "line 8: trust_remote_code",
+        "line 10: allow_pickle",
+        "line 12: archive.extractall",
+        "line 13: eval",
+    ]
 
 
 HELP = """

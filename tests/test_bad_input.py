@@ -108,6 +108,14 @@ FLAGS = {
     "tracker is not installed": (["sft", "--report-to", "nobody"], ["report_to", "nobody"]),
     "optimizer argument": (["sft", "-c", "{tmp}/optimizer.yaml"], ["optimizer"]),
     "quantise to 7 bits": (["sft", "--quantize", "7"], ["--quantize", "7"]),
+    "DoRA on 6 bits": (
+        ["sft", "--quantize", "6", "--quantize-group-size", "32", "--fine-tune-type", "dora"],
+        ["fine_tune_type", "6-bit"],
+    ),
+    "DoRA on a quantised embedding": (
+        ["sft", "--quantize", "4", "--quantize-group-size", "32", "--fine-tune-type", "dora", "--lora-keys", "model.embed_tokens"],
+        ["model.embed_tokens", "quantised"],
+    ),
     "quantised already": (["evaluate", "--model", "{tmp}/quantised", "--quantize", "4"], ["--quantize", "already"]),
     "unknown dtype": (["evaluate", "--dtype", "int8"], ["--dtype", "int8"]),
     "unknown split": (["evaluate", "--split", "dev"], ["--split", "dev"]),

@@ -179,6 +179,28 @@ def sft_run(model_directory, data_directory, tmp_path_factory):
     return train.train(settings, "test")
 
 
+def test_an_adapter_of_mlx_lms_own(settings, adapter, model_directory):
+    """mlx_lm.lora writes all its arguments into adapter_config.json, and no manifest."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    lora = {k: config["lora_parameters"][k] for k in ("rank", "scale", "dropout")}
+    theirs = {"model": str(model_directory), "train": True, "fine_tune_type": "lora", "num_layers": 16, "seed": 0, "lora_parameters": lora}
+    (adapter / "adapter_config.json").write_text(json.dumps(theirs))
+    done = export.export(settings)
+    assert done.difference.largest < 5e-4
+    assert "| num\\_layers | 16 |" in (done.path / "README.md").read_text()
+
+
+def test_free_text_is_compared_in_its_one_prompt(settings, tmp_path):
+    rows = [{"prompt": f"Which {n}?", "chosen": f"amber {n}", "rejected": f"river {n}"} for n in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = export.export(replace(settings, data=str(tmp_path / "pairs.jsonl"), examples=2))
+    assert (done.difference.pairs, done.difference.answers) == (2, 4) and done.difference.largest < 5e-4
+    assert "Rank the likelihood" not in done.commands[0]
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"prompt": "Which?", "completion": "amber"}) + "\n")
+    with pytest.raises(UserError, match="one answer a prompt"):
+        export.export(replace(settings, data=str(tmp_path / "answers.jsonl"), overwrite=True))
+
+
 # --- PEFT
 
 
@@ -423,7 +445,7 @@ def thinking_export(tmp_path_factory, data_directory):
 
     _, wrapped = load(str(done.path))
     assert wrapped.has_thinking
-    message = [{"role": "user", "content": export._placeholder_prompt(export.prompts.DOMAINS["movie"])}]
+    message = [{"role": "user", "content": export._placeholder_prompt([], export.prompts.DOMAINS)}]
     lengths = [len(wrapped.apply_chat_template(message, add_generation_prompt=True, enable_thinking=on)) for on in (False, True)]
     assert lengths[0] > lengths[1]
     return done, lengths[0], message

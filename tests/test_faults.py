@@ -3,8 +3,10 @@
 The slow ones, in one command: scripts/test -m slow tests/test_faults.py
 """
 
+import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import resource
@@ -284,7 +286,9 @@ def test_thirty_kills(kind, kills, server, model_directory, data, tmp_path):
     died, equal = Counter(), 0
     try:
         aims = [None, "step", "save", "validate", *(["reference"] if kind == "dmpo" else [])]
-        for number in range(kills):
+        for number in itertools.count():
+            if died.total() == kills:
+                break
             run, cache, phase = home / f"run{number}", home / f"cache{number}", tmp_path / f"phase{number}"
             aim = aims[number % len(aims)]
             pid = server.start(phase, cache, arguments(run))
@@ -295,15 +299,16 @@ def test_thirty_kills(kind, kills, server, model_directory, data, tmp_path):
                 while not wanted and "end" not in phase.read_text():
                     wanted = time.monotonic() > deadline and phase.read_text().strip() == aim
                 time.sleep(rng.uniform(0, 0.02))
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
             at = phase.read_text().strip()
-            assert server.end() in (-signal.SIGKILL, 0)
-            died[at] += 1
+            if server.end() == -signal.SIGKILL:
+                died[at] += 1
             readable(home)
             server.start(phase, cache, [*arguments(run), "--resume"] if not rundir.is_complete(run) else ["--version"])
             assert server.end() == 0
             same(run, home / "whole")
-            equal += 1
+            equal += died.total() > equal
             assert not list(run.rglob(".partial-*"))
             for path in (run, cache):  # out of the watcher's sight at once
                 if path.exists():

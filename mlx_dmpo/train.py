@@ -463,6 +463,8 @@ class Trainer:
         if self.directory:
             if state.best is not None and state.best[1] != state.step:
                 self.model.update(checkpoint.load_tree(checkpoint.directory(self.directory, state.best[1]) / models.ADAPTER_WEIGHTS))
+            if not is_finite(self.model.trainable_parameters()):
+                raise UserError(f"step {state.step}: the adapter is not finite: go on from step {self.saved} with {self._how_to_resume()}")
             models.save_adapter(self.model, self.directory / models.ADAPTER_WEIGHTS)
 
     def _summary(self, seconds: float) -> dict[str, Any]:

@@ -108,6 +108,25 @@ def test_weights_that_are_not_finite_are_never_saved(settings, monkeypatch, caps
         assert all(is_finite(checkpoint.newest(run).arrays(name)) for name in ("adapters.safetensors", "optimizer.safetensors"))
 
 
+def test_an_adapter_spoilt_in_the_last_step_is_not_the_result(settings, monkeypatch):
+    original = train.Trainer._step
+
+    def struck(self, groups, step):
+        numbers = original(self, groups, step)
+        if step == 4:
+            self.model.layers[1].self_attn.q_proj.lora_b *= mx.array(float("nan"))
+        return numbers
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"step 4: the adapter is not finite: go on from step 3 with .*--resume"),
+    ):
+        patch.setattr(train.Trainer, "_step", struck)
+        train.train(settings, "test")
+    assert not (checkpoint.Path(settings.adapter_path) / "adapters.safetensors").exists()
+    assert rundir.is_complete(train.train(replace(settings, resume=True), "test"))
+
+
 def test_an_update_that_overflows_is_taken_back(settings, capsys):
     with pytest.raises(UserError, match="step 3: 3 steps in a row"):
         train.train(replace(settings, learning_rate=3e38, weight_decay=10.0, lr_schedule="constant", warmup=0.0), "test")

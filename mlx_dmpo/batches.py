@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from .records import EncodedGroup, Example, GroupBatch, PreferenceGroup, RankingExample
 
 E = TypeVar("E", RankingExample, PreferenceGroup)
+
+E = TypeVar("E", bound=Example)
 
 
 def printed_orders(example: Example, index: int, *, both: bool, redraw: bool, seed: int, epoch: int = 0) -> list[tuple[bool, ...]]:
@@ -45,36 +47,125 @@ def first_negatives(example: E, count: int) -> E:
     return replace(example, negatives=example.negatives[:count], positive_first=first and first[:count])
 
 
-def pad_groups(groups: Sequence[EncodedGroup]) -> GroupBatch:
-    """Right-padded arrays of the groups' largest sizes; see GroupBatch for the shapes."""
+@dataclass(frozen=True)
+class _Below:
+    """A group's tree below its prefix. Blocks hold places in `tokens`."""
+
+    tokens: np.ndarray
+    depths: np.ndarray
+    owner: np.ndarray  # (tokens, 2): the block in which a token asks, and its place there
+    blocks: list[np.ndarray]
+    ends: list[np.ndarray]
+    predictors: list[np.ndarray]  # of each branch: the tokens that predict its answer
+
+
+def _below(group: EncodedGroup) -> _Below:
+    tokens, depths, owner = [], [], []
+    blocks: list[np.ndarray] = []
+    ends: list[np.ndarray] = []
+    predictors = [np.zeros(0, np.int32)] * len(group.tails)
+    path = own = np.zeros(0, np.int32)  # the branch at hand, as places in tokens and in its block
+    size = 0
+    for r, shared in group.tree():
+        tail = group.tails[r][:-1]
+        shared = min(shared, len(tail), len(path))  # the branch before may end where this one goes on
+        new = np.arange(size, size + len(tail) - shared, dtype=np.int32)
+        path = np.concatenate([path[:shared], new])
+        if blocks and 2 * shared >= len(tail):  # mostly the same: another answer to the question before
+            own = np.concatenate([own[:shared], len(blocks[-1]) + np.arange(len(new), dtype=np.int32)])
+            blocks[-1] = np.concatenate([blocks[-1], new])
+            ends[-1] = np.concatenate([ends[-1], np.zeros(len(new), np.int32)])
+        else:
+            own = np.arange(len(path), dtype=np.int32)
+            blocks.append(path)
+            ends.append(np.zeros(len(path), np.int32))
+        ends[-1][own] = len(blocks[-1])  # depth first: the last branch through a token is the end of what follows it
+        tokens.append(tail[shared:])
+        depths.append(np.arange(shared, len(tail), dtype=np.int32))
+        owner.append(np.stack([np.full(len(new), len(blocks) - 1, np.int32), own[shared:]], axis=1))
+        size += len(new)
+        predictors[r] = path[len(path) - group.answer_lengths[r] :]
+    return _Below(np.concatenate(tokens), np.concatenate(depths), np.concatenate(owner), blocks, ends, predictors)
+
+
+def pad_groups(groups: Sequence[EncodedGroup], planned: Callable[[int], int] = lambda size: size) -> GroupBatch:
+    """The groups as one batch, its sizes N, M, P, C, T, Q, A enlarged by `planned`; see GroupBatch for the shapes."""
+    trees = [_below(g) for g in groups]
+    predicting = [np.unique(np.concatenate(t.predictors)) for t in trees]
+    in_block = [np.bincount(t.owner[p, 0], minlength=len(t.blocks)) for t, p in zip(trees, predicting, strict=True)]
     G = len(groups)
-    R = max(len(g.tails) for g in groups)
-    P = max(len(g.prefix) for g in groups)
-    T = max(len(t) for g in groups for t in g.tails)
-    A = max(n for g in groups for n in g.answer_lengths)
-    K = max([1, *(len(g.pairs) for g in groups)])
-    prefix = np.zeros((G, P), np.int32)
     prefix_lengths = np.array([len(g.prefix) for g in groups], np.int32)
-    tails = np.zeros((G, R, T), np.int32)
-    tail_lengths = np.zeros((G, R), np.int32)
-    answer_positions = np.zeros((G, R, A), np.int32)
+    real = int(prefix_lengths.sum()) + sum(len(t.tokens) for t in trees)
+    N = planned(real)
+    P = planned(int(prefix_lengths.max()))
+    C = max(len(t.blocks) for t in trees)
+    T = planned(max(len(b) for t in trees for b in t.blocks))
+    M = planned(sum(map(len, predicting)))
+    Q = planned(int(max(n.max() for n in in_block)))
+    R = max(len(g.tails) for g in groups)
+    A = planned(max(n for g in groups for n in g.answer_lengths))
+    K = max([1, *(len(g.pairs) for g in groups)])
+    tokens = np.zeros(N, np.int32)
+    positions = np.zeros(N, np.int32)
+    place = np.zeros(N, np.int32)
+    prefix_index = np.zeros((G, P), np.int32)
+    block_index = np.zeros((G, C, T), np.int32)
+    block_ends = np.zeros((G, C, T), np.int32)
+    rows = np.zeros(M, np.int32)
+    query_rows = np.zeros((G, C, Q), np.int32)
+    query_at = np.zeros((G, C, Q), np.int32)
+    row_place = np.zeros(M, np.int32)
+    answer_rows = np.zeros((G, R, A), np.int32)
     answer_targets = np.zeros((G, R, A), np.int32)
     answer_mask = np.zeros((G, R, A), np.float32)
+    chosen_lengths = np.zeros((G, R), np.float32)
     pairs = np.zeros((G, K, 2), np.int32)
     pair_mask = np.zeros((G, K), np.float32)
-    for i, group in enumerate(groups):
-        prefix[i, : len(group.prefix)] = group.prefix
-        pairs[i, : len(group.pairs)] = group.pairs
-        pair_mask[i, : len(group.pairs)] = 1
-        for r, (tail, n) in enumerate(zip(group.tails, group.answer_lengths, strict=True)):
-            tails[i, r, : len(tail)] = tail
-            tail_lengths[i, r] = len(tail)
-            # the token at position t is predicted at t - 1
-            answer_positions[i, r, :n] = np.arange(len(tail) - n - 1, len(tail) - 1)
-            answer_targets[i, r, :n] = tail[len(tail) - n :]
-            answer_mask[i, r, :n] = 1
+    at = row = 0
+    for g, (group, tree, predicts) in enumerate(zip(groups, trees, predicting, strict=True)):
+        p = len(group.prefix)
+        below = at + p
+        prefix_index[g, :p] = np.arange(at, below)
+        tokens[at:below], positions[at:below], place[at:below] = group.prefix, np.arange(p), g * P + np.arange(p)
+        at = below + len(tree.tokens)
+        tokens[below:at], positions[below:at] = tree.tokens, p + tree.depths
+        place[below:at] = G * P + (g * C + tree.owner[:, 0]) * T + tree.owner[:, 1]
+        for c, (block, end) in enumerate(zip(tree.blocks, tree.ends, strict=True)):
+            block_index[g, c, : len(block)], block_ends[g, c, : len(block)] = below + block, end
+            asking = np.flatnonzero(tree.owner[predicts, 0] == c)
+            query_rows[g, c, : len(asking)], query_at[g, c, : len(asking)] = row + asking, tree.owner[predicts[asking], 1]
+            row_place[row + asking] = (g * C + c) * Q + np.arange(len(asking))
+        rows[row : row + len(predicts)] = below + predicts
+        for r, (tail, predictor) in enumerate(zip(group.tails, tree.predictors, strict=True)):
+            n = len(predictor)
+            answer_rows[g, r, :n] = row + np.searchsorted(predicts, predictor)
+            answer_targets[g, r, :n] = tail[len(tail) - n :]
+            answer_mask[g, r, :n] = 1
+        row += len(predicts)
+        pairs[g, : len(group.pairs)] = group.pairs
+        pair_mask[g, : len(group.pairs)] = 1
+        chosen = group.pairs[:, 0] if len(group.pairs) else np.arange(len(group.tails))
+        chosen_lengths[g, chosen] = np.array(group.answer_lengths)[chosen]
     return GroupBatch(
-        prefix, prefix_lengths, tails, tail_lengths, answer_positions, answer_targets, answer_mask, pairs, pair_mask, tuple(groups)
+        tokens,
+        positions,
+        prefix_index,
+        prefix_lengths,
+        block_index,
+        block_ends,
+        place,
+        rows,
+        query_rows,
+        query_at,
+        row_place,
+        answer_rows,
+        answer_targets,
+        answer_mask,
+        chosen_lengths,
+        pairs,
+        pair_mask,
+        tuple(groups),
+        real,
     )
 
 

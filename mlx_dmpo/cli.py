@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import click
 
 from . import __version__, config, rundir
-from .errors import UserError
+from .errors import Interrupted, UserError
 
 
 def _click_type(annotation: Any, choices: tuple[str, ...]) -> Any:
@@ -67,6 +67,13 @@ def _settings(cls: type, stage: str, config_file: str | None, options: dict[str,
     from . import assets
 
     return config.resolve(cls, config_file, _given(options), config.read_yaml(assets.settings_file())[0].get(stage))
+
+
+def _done(text: str) -> None:
+    """What a run of one or several ranks says at its end, once."""
+    from .distributed import world
+
+    world().say(text)
 
 
 def _command_line() -> str:
@@ -205,7 +212,7 @@ def sft(config_file: str | None, **options: Any) -> None:
     path = train(settings, _command_line())
     model = f" --model {settings.model}" if settings.model else ""
     data = f" --data {settings.data}" if settings.data else ""
-    click.echo(f"done: {path} (adapter, metrics.jsonl, training.png)\nnext: mlx-dmpo dmpo{model}{data} --start-adapter {path}")
+    _done(f"done: {path} (adapter, metrics.jsonl, training.png)\nnext: mlx-dmpo dmpo{model}{data} --start-adapter {path}")
 
 
 @cli.command()
@@ -224,7 +231,7 @@ def dmpo(config_file: str | None, **options: Any) -> None:
     path = train(settings, _command_line())
     model = f" --model {settings.model}" if settings.model else ""
     data = f" --data {settings.data}" if settings.data else ""
-    click.echo(f"done: {path} (adapter, metrics.jsonl, training.png)\nnext: mlx-dmpo evaluate{model}{data} --adapter-path {path}")
+    _done(f"done: {path} (adapter, metrics.jsonl, training.png)\nnext: mlx-dmpo evaluate{model}{data} --adapter-path {path}")
 
 
 def _embedded_sft() -> str:
@@ -244,9 +251,9 @@ def evaluate(config_file: str | None, **options: Any) -> None:
     from .evaluate import output_directory
 
     result = run(settings, _command_line())
-    click.echo(report.results_table({settings.adapter_path or settings.model or "base": result}))
     out = output_directory(settings)
-    click.echo(f"done: {out} (metrics.json, scores.jsonl, accuracy.png, margins.png)\nnext: mlx-dmpo report {out} --out report.html")
+    table = report.results_table({settings.adapter_path or settings.model or "base": result})
+    _done(f"{table}\ndone: {out} (metrics.json, scores.jsonl, accuracy.png, margins.png)\nnext: mlx-dmpo report {out} --out report.html")
 
 
 @cli.command()
@@ -356,7 +363,7 @@ def demo(out: str, seed: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exit codes: 0 done; 2 what the user can mend, one line on stderr; 130 interrupted; 1 a fault of ours."""
+    """Exit codes: 0 done; 2 what the user can mend, one line on stderr; 130, 143 stopped by Ctrl-C, SIGTERM; 1 a fault of ours."""
     arguments = sys.argv[1:] if arguments is None else arguments
     verbose = "--verbose" in arguments
     try:
@@ -371,6 +378,9 @@ def main(arguments: list[str] | None = None) -> None:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         rundir.notice("error: " + " ".join(text.split()))
         raise SystemExit(2) from None
+    except Interrupted as error:
+        rundir.notice(str(error))
+        raise SystemExit(128 + error.signal) from None
     except (KeyboardInterrupt, click.Abort):
         rundir.notice("interrupted")
         raise SystemExit(130) from None

@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +75,7 @@ class CommonSettings:
         choices=("auto", "plain"),
     )
     seed: int = setting(0, "Seed of everything random: LoRA's start, data order, candidate order, dropout.", low=0)
+    memory_limit: float = setting(0.0, "Gigabytes (10^9 bytes) that MLX may use; 0 leaves its own limit.", low=0)
     domains: dict[str, dict[str, str]] = setting(dict, "Wording of further domains: name -> topic, items, consumed, consuming (YAML only).")
 
 
@@ -113,7 +114,11 @@ class TrainSettings(CommonSettings):
     val_batches: int = setting(25, "Validation micro-batches; -1 takes the whole split.", low=-1)
     best_metric: str = setting("valid_loss", "What decides which adapter is best.", choices=("valid_loss", "valid_pair_accuracy"))
     patience: int = setting(0, "Stop after this many validations without a new best; 0 never stops early.", low=0)
-    save_every: int = setting(100, "Steps between saved adapters.", low=1)
+    save_every: int = setting(100, "Steps between checkpoints (a new best is also one); each is an adapter directory too.", low=1)
+    keep_checkpoints: int = setting(2, "Checkpoints kept, beside the best.", low=1)
+    resume: bool = setting(False, "Go on from the newest checkpoint in --adapter-path, as if the run had not been interrupted.")
+    max_bad_steps: int = setting(3, "Stop after this many steps in a row that were left out because a number was not finite.", low=1)
+    debug_nan: bool = setting(False, "Name the first layer whose numbers are not finite, whenever a step is left out (slow, then only).")
     report_to: str = setting("", "Experiment tracker that mlx-lm knows: wandb or swanlab, comma-separated.")
     project_name: str = setting("", "Project name for the experiment tracker.")
     overwrite: bool = setting(False, "Replace a finished run in --adapter-path.")
@@ -279,6 +284,22 @@ class ConvertSettings:
     seed: int = setting(0, "Seed of which users go to which split.", low=0)
     overwrite: bool = setting(False, "Replace a finished directory in --out.")
     domains: dict[str, dict[str, str]] = setting(dict, "Wording of further domains: name -> topic, items, consumed, consuming (YAML only).")
+
+
+# What may change when a run is resumed: paths (what they lead to is compared), reports, and how a step's work is cut up.
+_FREE = frozenset(
+    """model data valid_data skip_bad_rows domains adapter_path start_adapter batch_size grad_accumulation_steps val_batches grad_checkpoint
+    steps_per_report report_to project_name save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit""".split()
+)
+
+
+def course(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that decide where a run goes."""
+    return {
+        **{name: value for name, value in asdict(settings).items() if name not in _FREE},
+        "batch_size x grad_accumulation_steps": settings.batch_size * settings.grad_accumulation_steps,
+        "batch_size x val_batches": max(-1, settings.batch_size * settings.val_batches),
+    }
 
 
 # `preset` gives what it names; flags and YAML still win

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend it"."""
+"""The exceptions that are no fault of ours."""
 
 
 class UserError(Exception):
@@ -7,3 +7,15 @@ class UserError(Exception):
     The message is one line, `where: what is wrong: how to mend it`; the command line prints it
     without a traceback and exits with code 2.
     """
+
+
+class WriteError(UserError):
+    """A file could not be written: disk full, read-only, permission lost, directory gone. What stood there before still does."""
+
+
+class Interrupted(Exception):
+    """Stopped by SIGINT or SIGTERM. The message says how to go on; the command line exits with 128 + `signal`."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from . import assets, metrics, report, rundir
+from . import assets, memory, metrics, report, rundir
 from . import model as models
 from .batches import first_negatives
 from .config import EvaluateSettings
 from .data import formats, prompts
 from .data.rows import data_file
+from .distributed import world
 from .encode import Encoder
 from .errors import UserError
 from .records import Example, PreferenceGroup, RankingExample
@@ -66,17 +67,35 @@ def output_directory(settings: EvaluateSettings) -> Path:
 
 def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str, Any]:
     """Scores a split, writes the evaluation directory, returns its metrics. Raises UserError for what the user can mend."""
-    domains = prompts.with_domains(settings.domains)
-    data = settings.data or str(assets.data_dir())
-    loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, rundir.notice, settings.domain)
-    if not loaded.has_pairs:
-        raise UserError(f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers")
-    if not loaded.ranking:
-        rundir.notice("note: free text: each pair is scored in its one prompt; numbers of printed orders do not exist")
-    examples = [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
-    if settings.adapter_path:
-        models.read_adapter_config(settings.adapter_path)
-    run = rundir.RunDirectory(output_directory(settings), command, settings, overwrite=settings.overwrite, flag="--out")
+    with memory.manners(settings), world().watched():
+        domains = prompts.with_domains(settings.domains)
+        data = settings.data or str(assets.data_dir())
+        loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, rundir.notice, settings.domain)
+        if not loaded.has_pairs:
+            raise UserError(f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers")
+        if not loaded.ranking:
+            rundir.notice("note: free text: each pair is scored in its one prompt; numbers of printed orders do not exist")
+        examples = [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
+        if settings.adapter_path:
+            models.read_adapter_config(settings.adapter_path)
+        if not world().first:
+            return _metrics(settings, examples, domains)[1]
+        with rundir.RunDirectory(output_directory(settings), command, settings, overwrite=settings.overwrite, flag="--out") as run:
+            rows, result, facts = _metrics(settings, examples, domains)
+            rundir.write_text(run.path / "scores.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            rundir.write_json(run.path / "metrics.json", result)
+            report.plot_comparison({settings.adapter_path or facts["model"]: result}, run.path / "accuracy.png")
+            report.plot_margins(rows, run.path / "margins.png")
+            if file := data_file(data, settings.split):
+                run.input(file)
+            run.finish(models.device_name(), adapter=settings.adapter_path or None, **facts)
+            return result
+
+
+def _metrics(
+    settings: EvaluateSettings, examples: Sequence[Example], domains: dict[str, prompts.Domain]
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Rows of scores.jsonl, metrics, and what was scored with."""
     base = models.load(settings)
     if settings.adapter_path:
         models.load_adapter(base, settings.adapter_path)
@@ -85,20 +104,6 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
     if not road.shared:
         rundir.notice(f"note: every sequence is run alone, which is slower: {road.reason}")
     encoder = Encoder(base.tokenizer, settings.max_seq_length, domains)
-    scores = list(score_examples(base, road, encoder, examples, settings.batch_size))
-    result = metrics.ranking_metrics(scores, resamples=settings.resamples, seed=settings.seed)
-    rundir.write_text(run.path / "scores.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores))
-    rundir.write_json(run.path / "metrics.json", result)
-    name = settings.adapter_path or base.name
-    report.plot_comparison({name: result}, run.path / "accuracy.png")
-    report.plot_margins(scores, run.path / "margins.png")
-    if file := data_file(data, settings.split):
-        run.input(file)
-    run.finish(
-        models.device_name(),
-        model=base.name,
-        adapter=settings.adapter_path or None,
-        base_fingerprint=base.fingerprint,
-        shared_road=road.shared,
-    )
-    return result
+    rows = list(score_examples(base, road, encoder, examples, settings.batch_size))
+    result = metrics.ranking_metrics(rows, resamples=settings.resamples, seed=settings.seed)
+    return rows, result, {"model": base.name, "base_fingerprint": base.fingerprint, "shared_road": road.shared}

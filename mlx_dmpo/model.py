@@ -317,9 +317,15 @@ def sample_answers(
     return [answers[i : i + n] for i in range(0, len(answers), n)]
 
 
+def save_arrays(path: Path, tree: Any) -> None:
+    """A tree of arrays as safetensors under exactly this name. Raises OSError with its number, which mlx itself does not."""
+    with open(path, "wb") as file:
+        mx.save_safetensors(file, dict(tree_flatten(tree)))
+
+
 def save_adapter(model: nn.Module, path: Path) -> None:
     with rundir.atomic(path) as temporary:
-        mx.save_safetensors(str(temporary), dict(tree_flatten(model.trainable_parameters())))
+        save_arrays(temporary, model.trainable_parameters())
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -7,19 +7,28 @@ truncation) asks for another sequence, whatever changes the weights opens anothe
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import time
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from tqdm import tqdm
 
 from . import rundir
 from .batches import by_length, pad_groups
+from .distributed import world
+from .errors import UserError, WriteError
+from .memory import in_halves
 from .records import EncodedGroup
 from .scoring import SCORER_VERSION, Road
+
+CHUNK = 16  # batches a rank scores between two exchanges with the others
+SAVE_SECONDS = 60.0
 
 
 def cache_directory() -> Path:
@@ -34,7 +43,8 @@ def cache_key(base_fingerprint: str, adapter: Path | None, shared_road: bool) ->
     return digest.hexdigest()
 
 
-def _sequences(group: EncodedGroup) -> list[bytes]:
+def sequences(group: EncodedGroup) -> list[bytes]:
+    """A hash of each branch's tokens and of where its answer begins."""
     return [
         hashlib.blake2b(group.prefix.tobytes() + tail.tobytes() + n.to_bytes(4, "little"), digest_size=16).digest()
         for tail, n in zip(group.tails, group.answer_lengths, strict=True)
@@ -44,7 +54,9 @@ def _sequences(group: EncodedGroup) -> list[bytes]:
 def _read(path: Path) -> dict[bytes, float]:
     try:
         with np.load(path) as stored:
-            return {key.tobytes(): float(value) for key, value in zip(stored["sequences"], stored["logps"], strict=True)}
+            return {
+                key.tobytes(): float(value) for key, value in zip(stored["sequences"], stored["logps"], strict=True) if np.isfinite(value)
+            }
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -54,18 +66,32 @@ def _read(path: Path) -> dict[bytes, float]:
 
 def score_groups(
     model: nn.Module, road: Road, groups: Sequence[EncodedGroup], batch_size: int, describe: str
-) -> Iterable[tuple[EncodedGroup, np.ndarray]]:
-    """Each group with its (R,) log-probs, outside gradient tracing, in batches of like length."""
+) -> Iterator[tuple[EncodedGroup, np.ndarray]]:
+    """Each group with its (R,) log-probs, outside gradient tracing, in batches of like length; the ranks share the work."""
     training = model.training
     model.eval()
+
+    def run(rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        logps = np.array(road.logps(model, pad_groups([groups[i] for i in rows])))
+        return [(int(i), row[: len(groups[i].tails)]) for i, row in zip(rows, logps, strict=True)]
+
+    def scored() -> Iterator[tuple[int, np.ndarray]]:
+        with tqdm(total=len(groups), desc=describe, unit="group", disable=None if describe else True, leave=False) as bar:
+            for rows in world().share(list(by_length(groups, batch_size))):
+                for part in in_halves(run, rows):
+                    yield from part
+                bar.update(len(rows) * world().size)
+
     try:
-        with tqdm(total=len(groups), desc=describe, unit="group", disable=None, leave=False) as bar:
-            for rows in by_length(groups, batch_size):
-                picked = [groups[i] for i in rows]
-                logps = np.array(road.logps(model, pad_groups(picked)))
-                for group, row in zip(picked, logps, strict=True):
-                    yield group, row[: len(group.tails)]
-                bar.update(len(picked))
+        if world().size == 1:
+            for i, row in scored():
+                yield groups[i], row
+            return
+        table = np.zeros((len(groups), max((len(g.tails) for g in groups), default=0)), np.float32)
+        for i, row in scored():
+            table[i, : len(row)] = row
+        for group, row in zip(groups, np.array(world().sum({"logps": mx.array(table)})["logps"]), strict=True):
+            yield group, row[: len(group.tails)]
     finally:
         model.train(training)
 
@@ -74,33 +100,72 @@ class Reference:
     """Log-probs of token sequences under the policy at step 0.
 
     `add` computes what is not stored yet and writes the file; `logps` looks up one row a group, padded to R with 0.
+    The first rank's file is the one that counts.
     """
 
-    def __init__(self, key: str, score: Callable[[Sequence[EncodedGroup]], Iterable[tuple[EncodedGroup, np.ndarray]]]):
+    def __init__(self, key: str, score: Callable[[Sequence[EncodedGroup]], Iterable[tuple[EncodedGroup, np.ndarray]]], batch_size: int):
         self.path = cache_directory() / "reference" / f"{key}.npz"
-        self._score = score
-        self._table = _read(self.path)
+        self._score, self._batch_size = score, batch_size
+        self._table = _read(self.path) if world().first else {}
         self.computed = 0
 
     def add(self, groups: Sequence[EncodedGroup]) -> None:
-        wanted = [g for g in groups if any(s not in self._table for s in _sequences(g))]
-        for group, row in self._score(wanted):
-            self._table.update(zip(_sequences(group), map(float, row), strict=True))
+        """Raises UserError for a log-prob that is not finite. What was scored is kept also where this is interrupted."""
+        self._from_first(groups)
+        # cut up before it is asked what is stored: what an interrupted run still has to score then meets in the same batches
+        batches = [[groups[i] for i in rows] for rows in by_length(groups, self._batch_size)]
+        chunk, before, saved = CHUNK * world().size, self.computed, time.monotonic()
+        try:
+            with tqdm(total=len(groups), desc="reference", unit="group", disable=None, leave=False) as bar:
+                for start in range(0, len(batches), chunk):
+                    together = batches[start : start + chunk]
+                    for batch in together if world().size == 1 else [list(itertools.chain(*together))]:
+                        self._add(batch)
+                        bar.update(len(batch))
+                    if time.monotonic() - saved > SAVE_SECONDS:
+                        self._write()
+                        saved = time.monotonic()
+        finally:
+            if self.computed > before:
+                self._write()
+
+    def _add(self, batch: Sequence[EncodedGroup]) -> None:
+        wanted = [g for g in batch if any(s not in self._table for s in sequences(g))]
+        for group, row in self._score(wanted) if wanted else ():
+            if not np.isfinite(row).all():
+                raise UserError(
+                    f"{group.source or group.user}: its reference log-prob is not finite: look at the start adapter and at --dtype"
+                )
+            for sequence, value in zip(sequences(group), map(float, row), strict=True):
+                self._table.setdefault(sequence, value)
         self.computed += len(wanted)
-        if wanted:
-            try:
+
+    def _from_first(self, groups: Sequence[EncodedGroup]) -> None:
+        """Gives every rank the first one's stored values, so that all want the same groups scored."""
+        if world().size == 1:
+            return
+        wanted = list(dict.fromkeys(s for g in groups for s in sequences(g)))
+        stored = np.array([[s in self._table, self._table.get(s, 0.0)] for s in wanted], np.float32)
+        got = np.array(world().arrays_from_first({"stored": mx.array(stored)} if world().first else None)["stored"])
+        self._table.update({s: float(value) for s, (known, value) in zip(wanted, got, strict=True) if known})
+
+    def _write(self) -> None:
+        if not world().first:
+            return
+        try:
+            with rundir.writing(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with rundir.atomic(self.path) as temporary:
-                    np.savez(
-                        temporary,
-                        sequences=np.frombuffer(b"".join(self._table), np.uint8).reshape(-1, 16),
-                        logps=np.array(list(self._table.values()), np.float32),
-                    )
-            except OSError as error:
-                rundir.notice(f"note: the reference is not kept ({self.path}: {error.strerror or error})")
+            with rundir.atomic(self.path) as temporary:
+                np.savez(
+                    temporary,
+                    sequences=np.frombuffer(b"".join(self._table), np.uint8).reshape(-1, 16),
+                    logps=np.array(list(self._table.values()), np.float32),
+                )
+        except WriteError as error:
+            rundir.notice(f"note: the reference is not kept: {error}")
 
     def logps(self, groups: Sequence[EncodedGroup]) -> np.ndarray:
         """(G, R) float32 in nats."""
-        rows = [[self._table[s] for s in _sequences(g)] for g in groups]
+        rows = [[self._table[s] for s in sequences(g)] for g in groups]
         width = max(map(len, rows))
         return np.array([row + [0.0] * (width - len(row)) for row in rows], np.float32)

@@ -371,8 +371,6 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
             facts = {k: manifest.get(k) for k in ("device", "seconds", "steps", "best_step", "peak_memory_gb", "finished")}
             parts += [f"<details><summary>settings</summary>{_settings_table({**facts, **manifest['config']})}</details>"]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>mlx-dmpo report</title><style>{STYLE}</style>{"".join(parts)}</html>\n'
-    try:
+    with rundir.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        rundir.write_text(out, page)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}): name another --out") from None
+    rundir.write_text(out, page)

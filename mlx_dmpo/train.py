@@ -5,13 +5,17 @@ A step's loss is the mean over its groups, whatever their shapes and however the
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import mlx.core as mx
@@ -21,37 +25,32 @@ import numpy as np
 from mlx.utils import tree_map
 from tqdm import tqdm
 
-from . import assets, losses, report, rundir
+from . import assets, checkpoint, config, losses, memory, report, rundir
 from . import model as models
 from .batches import by_length, epoch_steps, first_negatives, pad_groups, printed_orders
 from .config import DmpoSettings, Lora, SftSettings, TrainSettings
 from .data import formats, prompts
 from .data.rows import has_split, hub_name
+from .distributed import world
 from .encode import Encoder
-from .errors import UserError
+from .errors import Interrupted, UserError, WriteError
+from .finite import is_finite, locate
 from .records import EncodedGroup, Example, GroupBatch, RankingExample
-from .reference import Reference, cache_key, score_groups
+from .reference import Reference, cache_key, score_groups, sequences
 from .scoring import Road, choose_road
+from .stopping import Stop
+
+METRICS = "metrics.jsonl"
 
 # (policy (G, R), reference (G, R) or None, batch) -> losses (G,), margins (G, K)
 Objective = Callable[[mx.array, mx.array | None, GroupBatch], tuple[mx.array, mx.array]]
-
-
-def chosen_lengths(batch: GroupBatch) -> np.ndarray:
-    """Answer tokens of the chosen branches, 0 elsewhere; without pairs every branch is chosen.  -> (G, R) float32."""
-    lengths = batch.answer_mask.sum(axis=-1)
-    chosen = np.zeros_like(lengths)
-    for g, group in enumerate(batch.groups):
-        rows = group.pairs[:, 0] if len(group.pairs) else np.arange(len(group.tails))
-        chosen[g, rows] = lengths[g, rows]
-    return chosen
 
 
 def objective(settings: TrainSettings) -> Objective:
     """The settings' loss of a batch's log-probs, and its margins (SFT's are policy differences in nats)."""
 
     def sft(policy: mx.array, reference: mx.array | None, batch: GroupBatch) -> tuple[mx.array, mx.array]:
-        return losses.sft(policy, mx.array(chosen_lengths(batch))), losses.pair_difference(policy, mx.array(batch.pairs))
+        return losses.sft(policy, mx.array(batch.chosen_lengths)), losses.pair_difference(policy, mx.array(batch.pairs))
 
     if not isinstance(settings, DmpoSettings):
         return sft
@@ -68,7 +67,7 @@ def objective(settings: TrainSettings) -> Objective:
         margin = losses.margins(scored, reference, mx.array(batch.pairs), settings.beta)
         loss = reduce(margin, mx.array(batch.pair_mask), smoothing=settings.label_smoothing)
         if settings.sft_weight:
-            loss = loss + settings.sft_weight * losses.sft(policy, mx.array(chosen_lengths(batch)))
+            loss = loss + settings.sft_weight * losses.sft(policy, mx.array(batch.chosen_lengths))
         return loss, margin
 
     return preference
@@ -162,9 +161,10 @@ def value_and_grad(
 
     def step(batch: GroupBatch, reference: np.ndarray | None, weight: float, dropout_seed: int | None) -> tuple[Any, Any]:
         parameters = model.trainable_parameters()
-        result = differentiate(parameters, batch, None if reference is None else mx.array(reference), weight, dropout_seed)
-        model.update(parameters)
-        return result
+        try:
+            return differentiate(parameters, batch, None if reference is None else mx.array(reference), weight, dropout_seed)
+        finally:
+            model.update(parameters)
 
     return step
 
@@ -175,7 +175,7 @@ def right_pairs(difference: np.ndarray, mask: np.ndarray) -> float:
 
 
 class Trainer:
-    """State of one run; `run` is the loop."""
+    """One run's policy, optimiser and `state`; `run` is the loop. Only the first rank has a directory to write."""
 
     def __init__(
         self,
@@ -185,148 +185,326 @@ class Trainer:
         train: GroupSource,
         valid: GroupSource | None,
         reference: Reference | None,
-        directory: Path,
+        directory: Path | None,
+        stop: Stop | None = None,
     ):
-        self.settings, self.model, self.road = settings, base.model, road
+        self.settings, self.base, self.model, self.road = settings, base, base.model, road
         self.train, self.valid, self.reference, self.directory = train, valid, reference, directory
+        self.stop, self.world = stop or Stop(), world()
         self.loss = objective(settings)
         self.step_function = value_and_grad(base.model, road, self.loss, settings.grad_checkpoint)
         self.optimizer = build_optimizer(settings)
+        self.state = checkpoint.State()
+        self.saved = 0  # step of the last checkpoint
+        self.peak = 0  # bytes
+        self.begun, self.seconds_before = time.perf_counter(), 0.0
         self.lines: list[dict[str, Any]] = []
-        self.best: tuple[float, int, Any] | None = None  # value, step, parameters
-        self.waited = 0
         self.groups_per_step = settings.batch_size * settings.grad_accumulation_steps
         per_epoch = math.ceil(len(train.examples) / self.groups_per_step)
         self.steps_per_epoch = per_epoch
         self.steps = settings.iters or max(1, round(settings.epochs * per_epoch))
-        self.tracker = models.tracker(settings.report_to, settings.project_name, directory, rundir.plain(settings))
+        self.identity = config.course(settings) | {
+            "model": base.fingerprint,
+            "train data": digest(train.epoch(0)),
+            "valid data": digest(self._validation_groups()),
+            "reference": reference.path.stem if reference else "",
+        }
+        self.world.agree("training", json.dumps(self.identity))
+        self.tracker = None
+        if directory:
+            self.tracker = models.tracker(settings.report_to, settings.project_name, directory, rundir.plain(settings))
 
-    def validate(self, step: int, epoch: float) -> None:
-        """Loss, margin and order-debiased pair accuracy on the validation groups; keeps the best adapter."""
-        assert self.valid is not None
-        groups = self.valid.epoch(0)
-        if self.settings.val_batches >= 0:
-            groups = groups[: self.settings.val_batches * self.settings.batch_size]
-        if not groups:
+    # --- checkpoints
+
+    def save(self) -> None:
+        """Writes a checkpoint, unless the weights are not finite: the last good one is then the newest."""
+        if self.saved == self.state.step or not is_finite(self.model.trainable_parameters(), self.optimizer.state):
             return
+        self.saved = self.state.step
+        self.state.seconds = self.seconds_before + time.perf_counter() - self.begun
+        if self.directory:
+            metrics = self.directory / METRICS
+            self.state.metrics_bytes = metrics.stat().st_size if metrics.exists() else 0
+            if metrics.exists():
+                rundir.sync(metrics)
+            adapter, shape = self.model.trainable_parameters(), models.adapter_config(self.settings, self.base)
+            checkpoint.write(self.directory, self.state, self.identity, adapter, shape, self.optimizer.state)
+            checkpoint.prune(self.directory, self.settings.keep_checkpoints)
+
+    def restore(self) -> None:
+        """Goes on from the newest whole checkpoint. Raises UserError where it belongs to a run of another course."""
+        found = checkpoint.newest(self.directory) if self.directory else None
+        stored = self.world.from_first({"state": asdict(found.state), "identity": found.identity} if found else None)
+        if stored is None:
+            if self.world.first:
+                rundir.notice(f"note: {self.directory} holds no checkpoint: the run begins at step 0")
+            return
+        _same_course(stored["identity"], rundir.plain(self.identity))
+        self.model.update(self.world.arrays_from_first(found and found.arrays(models.ADAPTER_WEIGHTS)))
+        self.optimizer.state = self.world.arrays_from_first(found and found.arrays(checkpoint.OPTIMIZER_STATE))
+        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+        self.state = checkpoint.State(**stored["state"])
+        self.saved, self.seconds_before = self.state.step, self.state.seconds
+        if self.directory:
+            metrics = self.directory / METRICS
+            with rundir.writing(metrics):
+                metrics.touch()
+                if metrics.stat().st_size < self.state.metrics_bytes:
+                    rundir.notice(f"note: {metrics} is shorter than when step {self.state.step} was saved: some of its lines are lost")
+                else:
+                    os.truncate(metrics, self.state.metrics_bytes)
+            self.lines = rundir.read_lines(metrics)
+        self.world.say(f"resumed at step {self.state.step} of {self.steps}")
+
+    # --- validation
+
+    def _validation_groups(self) -> list[EncodedGroup]:
+        if self.valid is None:
+            return []
+        groups = self.valid.epoch(0)
+        return groups if self.settings.val_batches < 0 else groups[: self.settings.val_batches * self.settings.batch_size]
+
+    def validate(self) -> None:
+        """Loss, margin and order-debiased pair accuracy on the validation groups; put off, whole, where an end is asked for."""
+        groups, state = self._validation_groups(), self.state
+        orders = 2 if self.valid and self.valid.both else 1
         loss = margin = right = pairs = 0.0
         for group, logps in score_groups(self.model, self.road, groups, self.settings.batch_size, "validate"):
+            if self.stop.asked and self.world.size == 1:
+                return
             batch = pad_groups([group])
             reference = None if self.reference is None else mx.array(self.reference.logps([group]))
             per_group, margins = self.loss(mx.array(logps[None]), reference, batch)
             loss += float(per_group[0])
             margin += float(margins.mean())
-            # the two printed orders of a pair stand next to each other; free text has one
-            difference = (logps[group.pairs[:, 0]] - logps[group.pairs[:, 1]]).reshape(-1, 1 + self.valid.both).sum(axis=1)
+            # the printed orders of a pair stand next to each other; free text has one
+            difference = (logps[group.pairs[:, 0]] - logps[group.pairs[:, 1]]).reshape(-1, orders).sum(axis=1)
             right += right_pairs(difference, np.ones_like(difference))
             pairs += len(difference)
-        line = {"step": step, "epoch": round(epoch, 4), "valid_loss": loss / len(groups)}
+        state.validate = False
+        numbers = {"valid_loss": loss / len(groups)}
         if pairs:
-            line |= {"valid_margin": margin / len(groups), "valid_pair_accuracy": right / pairs}
-        self._write(line)
-        value = line["valid_loss"] if self.settings.best_metric == "valid_loss" else -line["valid_pair_accuracy"]
-        better = self.best is None or value < self.best[0]
-        self.waited = 0 if better else self.waited + 1
+            numbers |= {"valid_margin": margin / len(groups), "valid_pair_accuracy": right / pairs}
+        if not all(map(math.isfinite, numbers.values())):
+            state.waited += 1
+            rundir.notice(f"note: step {state.step}: the validation is not finite; it cannot be the best")
+            return
+        self._write({"step": state.step, "epoch": round(state.step / self.steps_per_epoch, 4), **numbers})
+        value = numbers["valid_loss"] if self.settings.best_metric == "valid_loss" else -numbers["valid_pair_accuracy"]
+        better = state.best is None or value < state.best[0]
+        state.waited = 0 if better else state.waited + 1
         if better:
-            self.best = (value, step, tree_map(mx.array, self.model.trainable_parameters()))
-        of_pairs = f", margin {line['valid_margin']:+.3f}, pair accuracy {line['valid_pair_accuracy']:.3f}" if pairs else ""
-        tqdm.write(f"  step {step:>4}: validation loss {line['valid_loss']:.4f}{of_pairs}{' (best)' if better else ''}")
+            state.best = (value, state.step)
+        if self.world.first:
+            of_pairs = f", margin {numbers['valid_margin']:+.3f}, pair accuracy {numbers['valid_pair_accuracy']:.3f}" if pairs else ""
+            tqdm.write(f"  step {state.step:>4}: validation loss {numbers['valid_loss']:.4f}{of_pairs}{' (best)' if better else ''}")
 
     def _write(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
-        with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.directory:
+            rundir.append_line(self.directory / METRICS, json.dumps(line, allow_nan=False))
         if self.tracker:
             valid = any(k.startswith("valid_") for k in line)
             (self.tracker.on_val_loss_report if valid else self.tracker.on_train_loss_report)({"iteration": line["step"], **line})
 
-    def _step(self, groups: Sequence[EncodedGroup], step: int) -> dict[str, float]:
-        """One optimiser step on `groups`; the mean loss over them and what else is known of them."""
-        gradients: Any = None
-        total = {"loss": 0.0, "margin": 0.0, "right": 0.0, "pairs": 0.0, "tokens": 0.0}
-        dropout = self.settings.lora_parameters.dropout
-        for rows in by_length(groups, self.settings.batch_size):
-            picked = [groups[i] for i in rows]
-            batch = pad_groups(picked)
-            reference = None if self.reference is None else self.reference.logps(picked)
-            seed = None if not dropout else int(np.random.default_rng([self.settings.seed, step, int(rows[0])]).integers(2**31))
-            (_, value, margin, logps), more = self.step_function(batch, reference, 1 / len(groups), seed)
-            gradients = more if gradients is None else tree_map(mx.add, gradients, more)
-            mx.eval(value, margin, logps, gradients)
-            difference = np.array(losses.pair_difference(logps, mx.array(batch.pairs)))
-            total["loss"] += float(value.sum())
-            total["margin"] += float((np.array(margin) * batch.pair_mask).sum())
-            total["right"] += right_pairs(difference, batch.pair_mask)
-            total["pairs"] += float(batch.pair_mask.sum())
-            total["tokens"] += sum(g.shared_tokens for g in picked)
-        if not math.isfinite(total["loss"]):
-            rows_named = ", ".join(g.source or g.user for g in groups[:3])
-            raise UserError(f"step {step}: the loss is not finite (rows {rows_named}, …): lower --learning-rate or --beta")
-        if self.settings.max_grad_norm:
-            gradients, _ = optimizers.clip_grad_norm(gradients, self.settings.max_grad_norm)
-        self.optimizer.learning_rate = learning_rate(self.settings, step - 1, self.steps)
-        self.optimizer.update(self.model, gradients)
-        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
-        return {**total, "groups": len(groups)}
+    # --- steps
 
-    def run(self) -> int:
-        """Trains; returns the number of steps done. Writes metrics.jsonl, numbered adapters and adapters.safetensors."""
-        settings = self.settings
-        (self.directory / "metrics.jsonl").unlink(missing_ok=True)
+    def _micro_batch(self, groups: Sequence[EncodedGroup], count: int, step: int, rows: np.ndarray) -> tuple[Any, dict[str, float], Any]:
+        """Gradients of `rows` of `groups`, their share of a step of `count` groups; numbers; groups that are not finite."""
+        picked = [groups[i] for i in rows]
+        batch = pad_groups(picked)
+        reference = None if self.reference is None else self.reference.logps(picked)
+        seed = None
+        if self.settings.lora_parameters.dropout:
+            first = int(rows[0]) * self.world.size + self.world.rank
+            seed = int(np.random.default_rng([self.settings.seed, step, first]).integers(2**31))
+        if self.settings.memory_limit:
+            mx.reset_peak_memory()
+        (_, value, margin, logps), gradients = self.step_function(batch, reference, 1 / count, seed)
+        mx.eval(value, margin, logps, gradients)
+        self.peak = max(self.peak, mx.get_peak_memory())
+        memory.check(self.settings.memory_limit)
+        difference = np.array(losses.pair_difference(logps, mx.array(batch.pairs)))
+        numbers = {
+            "loss": float(value.sum()),
+            "margin": float((np.array(margin) * batch.pair_mask).sum()),
+            "right": right_pairs(difference, batch.pair_mask),
+            "pairs": float(batch.pair_mask.sum()),
+            "tokens": float(sum(g.shared_tokens for g in picked)),
+        }
+        bad = [g for g, v in zip(picked, np.array(value), strict=True) if not math.isfinite(v)]
+        return gradients, numbers, bad or ([] if is_finite(gradients) else picked)
+
+    def _share(self, groups: Sequence[EncodedGroup]) -> Sequence[EncodedGroup]:
+        """This rank's groups of a step: of every length as many as the others'."""
+        if self.world.size == 1:
+            return groups
+        return [groups[i] for rows in by_length(groups, len(groups)) for i in self.world.share(rows.tolist())]
+
+    def _step(self, groups: Sequence[EncodedGroup], step: int) -> dict[str, float] | None:
+        """One optimiser step on `groups`; their summed loss and what else is known of them. None where it was left out.
+
+        A step whose loss, gradient or update is not finite leaves the weights and the optimiser as they were.
+        """
+        mine = self._share(groups)
+        gradients: Any = None if mine else tree_map(mx.zeros_like, self.model.trainable_parameters())
+        total = dict.fromkeys(("loss", "margin", "right", "pairs", "tokens"), 0.0)
+        bad: list[EncodedGroup] = []
+        for rows in by_length(mine, self.settings.batch_size):
+            for more, numbers, found in memory.in_halves(partial(self._micro_batch, mine, len(groups), step), rows):
+                gradients = more if gradients is None else tree_map(mx.add, gradients, more)
+                total = {key: value + numbers[key] for key, value in total.items()}
+                bad += found
+            mx.eval(gradients)
+        gradients, total = self.world.sum(gradients), self.world.sum_numbers(total)
+        self.state.step = step
+        if math.isfinite(total["loss"]) and is_finite(gradients):
+            before = self.model.trainable_parameters(), tree_map(lambda a: a, self.optimizer.state)
+            clipped = optimizers.clip_grad_norm(gradients, self.settings.max_grad_norm)[0] if self.settings.max_grad_norm else gradients
+            self.optimizer.learning_rate = learning_rate(self.settings, step - 1, self.steps)
+            self.optimizer.update(self.model, clipped)
+            if is_finite(self.model.trainable_parameters(), self.optimizer.state):
+                mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+                return {**total, "groups": float(len(groups))}
+            self.model.update(before[0])
+            self.optimizer.state = before[1]
+        self._left_out(step, bad, groups, gradients)
+        return None
+
+    def _left_out(self, step: int, bad: Sequence[EncodedGroup], groups: Sequence[EncodedGroup], gradients: Any) -> None:
+        """Tells of a step that was left out; raises UserError where it is one too many in a row."""
+        state, limit = self.state, self.settings.max_bad_steps
+        state.bad_steps, state.bad_in_a_row = state.bad_steps + 1, state.bad_in_a_row + 1
+        names = ", ".join(g.source or g.user for g in bad[:4]) + (", …" if len(bad) > 4 else "")
+        if bad or self.world.first:
+            rundir.notice(f"note: step {step}: not finite, left out{f' ({names})' if names else ''}")
+        if self.settings.debug_nan and (bad or self.world.first):
+            sound = "the update: the loss and its gradient are finite"
+            place = sound if not bad and is_finite(gradients) else locate(self.model, list(bad or groups), gradients)
+            rundir.notice(f"note: step {step}: first in {place}")
+        if state.bad_in_a_row < limit:
+            return
+        state.bad_in_a_row = 0
+        self.save()
+        home = checkpoint.directory(self.directory, self.saved) if self.directory and self.saved else None
+        raise UserError(
+            f"step {step}: {limit} steps in a row were not finite{f' (rows {names})' if names else ''}, and no weight took any of it: "
+            f"lower --learning-rate{' or --beta' if isinstance(self.settings, DmpoSettings) else ''} in a new run"
+            + (f" from --start-adapter {home}, or leave these steps out and go on: {self._how_to_resume()}" if home else "")
+        )
+
+    def _how_to_resume(self) -> str:
+        return (
+            f"mlx-dmpo {'sft' if isinstance(self.settings, SftSettings) else 'dmpo'} -c {self.settings.adapter_path}/config.yaml --resume"
+        )
+
+    def _data(self) -> Iterator[list[EncodedGroup]]:
+        """The groups of each step to come."""
+        first = self.state.step
+        for epoch in itertools.count(first // self.steps_per_epoch):
+            groups = self.train.epoch(epoch)
+            done = max(0, first - epoch * self.steps_per_epoch)
+            for rows in epoch_steps(len(groups), self.groups_per_step, self.settings.seed, epoch)[done:]:
+                yield [groups[i] for i in rows]
+
+    def run(self) -> None:
+        """Trains from `state` on to the end. Writes metrics.jsonl, checkpoints and, last, adapters.safetensors: the best.
+
+        Raises Interrupted, with all saved, where an end is asked for.
+        """
+        settings, state = self.settings, self.state
+        if self.directory and not state.step:
+            (self.directory / METRICS).unlink(missing_ok=True)
         mx.reset_peak_memory()
-        step, epoch, since = 0, 0, time.perf_counter()
-        window: list[dict[str, float]] = []
         every = settings.steps_per_eval or self.steps_per_epoch
-        with tqdm(total=self.steps, desc="sft" if isinstance(settings, SftSettings) else settings.loss, unit="step", disable=None) as bar:  # type: ignore[attr-defined]
-            while step < self.steps:
-                groups = self.train.epoch(epoch)
-                for rows in epoch_steps(len(groups), self.groups_per_step, settings.seed, epoch):
-                    step += 1
-                    window.append(self._step([groups[i] for i in rows], step))
-                    bar.update()
-                    last = step == self.steps
-                    if step % settings.steps_per_report == 0 or last:
-                        line = self._summary(window, step, time.perf_counter() - since)
-                        self._write(line)
-                        bar.set_postfix(
-                            {
-                                k: f"{line[k]:.3g}"
-                                for k in ("loss", "margin", "pair_accuracy", "groups_per_second", "tokens_per_second", "peak_memory_gb")
-                                if k in line
-                            }
-                        )
-                        window, since = [], time.perf_counter()
-                    if self.valid is not None and (step % every == 0 or last):
-                        paused = time.perf_counter()
-                        self.validate(step, step / self.steps_per_epoch)
-                        since += time.perf_counter() - paused
-                    if step % settings.save_every == 0 and not last:
-                        models.save_adapter(self.model, self.directory / f"{step:07d}_adapters.safetensors")
-                    if last or (settings.patience and self.waited >= settings.patience):
-                        break
-                else:
-                    epoch += 1
-                    continue
-                break
-        if step < self.steps:
-            tqdm.write(f"  stopped at step {step} of {self.steps}: {self.waited} validations without a new best")
-        if self.best is not None and self.best[1] != step:
-            models.save_adapter(self.model, self.directory / "last_adapters.safetensors")
-            self.model.update(self.best[2])
-        models.save_adapter(self.model, self.directory / models.ADAPTER_WEIGHTS)
-        return step
+        validates = bool(self._validation_groups())
+        name = "sft" if isinstance(settings, SftSettings) else settings.loss  # type: ignore[attr-defined]
+        data, since = self._data(), time.perf_counter()
+        self.stop.finish_step = True
+        with tqdm(total=self.steps, initial=state.step, desc=name, unit="step", disable=None) as bar:
+            while True:
+                paused = time.perf_counter()
+                stopping = self.world.any(bool(self.stop.asked))
+                if state.validate and not stopping:
+                    self.validate()
+                    stopping = self.world.any(bool(self.stop.asked))
+                ended = state.step == self.steps or bool(settings.patience and state.waited >= settings.patience)
+                best = state.best is not None and state.best[1] == state.step
+                if stopping or ended or best or state.step % settings.save_every == 0:
+                    self.save()
+                if ended and not state.validate:
+                    break
+                if stopping:
+                    raise Interrupted(
+                        f"stopped at step {state.step} of {self.steps}, saved at {self.saved}: go on with {self._how_to_resume()}",
+                        self.stop.asked or SIGTERM,
+                    )
+                since += time.perf_counter() - paused
+                numbers = self._step(next(data), state.step + 1)
+                bar.update()
+                if numbers is not None:
+                    state.bad_in_a_row = 0
+                    state.window = {key: state.window.get(key, 0.0) + value for key, value in numbers.items()}
+                last = state.step == self.steps
+                if state.step % settings.steps_per_report == 0 or last:
+                    line = self._summary(time.perf_counter() - since)
+                    self._write(line)
+                    bar.set_postfix(
+                        {
+                            k: f"{line[k]:.3g}"
+                            for k in ("loss", "margin", "pair_accuracy", "groups_per_second", "tokens_per_second", "peak_memory_gb")
+                            if k in line
+                        }
+                    )
+                    state.window, since = {}, time.perf_counter()
+                state.validate = validates and (state.step % every == 0 or last)
+        if state.step < self.steps:
+            self.world.say(f"  stopped at step {state.step} of {self.steps}: {state.waited} validations without a new best")
+        if self.directory:
+            if state.best is not None and state.best[1] != state.step:
+                self.model.update(checkpoint.load_tree(checkpoint.directory(self.directory, state.best[1]) / models.ADAPTER_WEIGHTS))
+            models.save_adapter(self.model, self.directory / models.ADAPTER_WEIGHTS)
 
-    def _summary(self, window: Sequence[dict[str, float]], step: int, seconds: float) -> dict[str, Any]:
-        total = {key: sum(w[key] for w in window) for key in window[0]}
-        line: dict[str, Any] = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "loss": total["loss"] / total["groups"]}
+    def _summary(self, seconds: float) -> dict[str, Any]:
+        total, state = self.state.window, self.state
+        line: dict[str, Any] = {"step": state.step, "epoch": round(state.step / self.steps_per_epoch, 4)}
+        if state.bad_steps:
+            line["bad_steps"] = state.bad_steps
+        if not total:  # every step was left out
+            return line
+        line["loss"] = total["loss"] / total["groups"]
         if total["pairs"]:
             line |= {"margin": total["margin"] / total["pairs"], "pair_accuracy": total["right"] / total["pairs"]}
         return line | {
             "learning_rate": float(self.optimizer.learning_rate),
             "groups_per_second": total["groups"] / seconds,
             "tokens_per_second": total["tokens"] / seconds,
-            "peak_memory_gb": mx.get_peak_memory() / 1e9,
+            "peak_memory_gb": max(self.peak, mx.get_peak_memory()) / 1e9,
         }
+
+
+def digest(groups: Sequence[EncodedGroup]) -> str:
+    """SHA-256 of the groups' tokens, pairs and order."""
+    found = hashlib.sha256()
+    for group in groups:
+        for sequence in sequences(group):
+            found.update(sequence)
+        found.update(group.pairs.tobytes())
+    return found.hexdigest()
+
+
+def _same_course(stored: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises UserError naming the first setting that would change the course of a run that goes on."""
+    for name in {**given, **stored}:
+        was, now = stored.get(name), given.get(name)
+        if was != now:
+            if name in ("model", "train data", "valid data", "reference"):
+                raise UserError(
+                    f"--resume: the {name} is not what the run began with: give it back, or begin anew with another --adapter-path"
+                )
+            raise UserError(
+                f"--resume: {name} was {was} and is {now} now, which would change the run's course: leave {name} as it was, or begin anew with another --adapter-path"
+            )
 
 
 def describe_work(trainer: Trainer, groups: Sequence[EncodedGroup]) -> str:
@@ -384,15 +562,38 @@ def prepare_policy(settings: TrainSettings) -> tuple[models.Loaded, TrainSetting
 
 
 def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
-    """Runs `sft` or `dmpo` and returns the run directory. Raises UserError for what the user can mend."""
-    domains = prompts.with_domains(settings.domains)
-    examples = read_split(settings, "train", domains)
-    valid_examples = read_split(settings, "valid", domains)
-    assert examples is not None
-    run = rundir.RunDirectory(settings.adapter_path, command, settings, overwrite=settings.overwrite)
+    """Runs `sft` or `dmpo`, from the start or from a checkpoint, and returns the run directory.
+
+    Raises UserError for what the user can mend, Interrupted where SIGINT or SIGTERM came.
+    """
+    with memory.manners(settings), world().watched(), Stop() as stop:
+        domains = prompts.with_domains(settings.domains)
+        examples = read_split(settings, "train", domains)
+        valid_examples = read_split(settings, "valid", domains)
+        assert examples is not None
+        if not world().first:
+            _train(settings, examples, valid_examples, domains, None, stop)
+            return Path(settings.adapter_path)
+        with rundir.RunDirectory(settings.adapter_path, command, settings, overwrite=settings.overwrite, resume=settings.resume) as run:
+            try:
+                _train(settings, examples, valid_examples, domains, run, stop)
+            except WriteError as error:
+                raise UserError(f"{error}, then go on with --resume") from None
+            return run.path
+
+
+def _train(
+    settings: SftSettings | DmpoSettings,
+    examples: list[Example],
+    valid_examples: list[Example] | None,
+    domains: dict[str, prompts.Domain],
+    run: rundir.RunDirectory | None,
+    stop: Stop,
+) -> None:
+    say = world().say
     base, resolved = prepare_policy(settings)
     trainable, total = models.parameter_counts(base.model)
-    print(f"{base.name}: {trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f} %), on {models.device_name()}")
+    say(f"{base.name}: {trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f} %), on {models.device_name()}")
     road = choose_road(base.model, base.vocabulary, settings.scoring)
     if not road.shared:
         rundir.notice(f"note: every sequence is run alone, which is slower: {road.reason}")
@@ -407,7 +608,7 @@ def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
     valid_groups = source(valid_examples, both=isinstance(valid_examples[0], RankingExample)) if valid_examples else None
     first = train_groups.epoch(0)
     dropped = [g.dropped for g in first if g.dropped]
-    if dropped:
+    if dropped and world().first:
         rundir.notice(
             f"note: {sum(dropped)} of the oldest history items were left out of {len(dropped)} groups to fit {settings.max_seq_length} tokens"
         )
@@ -415,17 +616,24 @@ def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
     reference = None
     if needs_reference(settings):
         start = Path(settings.start_adapter) if settings.start_adapter else None
-        score = partial(score_groups, base.model, road, batch_size=settings.batch_size, describe="reference")
-        reference = Reference(cache_key(base.fingerprint, start, road.shared), lambda groups: score(groups=groups))
+        key = cache_key(base.fingerprint, start, road.shared)
+        score = partial(score_groups, base.model, road, batch_size=settings.batch_size, describe="")
+        reference = Reference(key, lambda groups: score(groups=groups), settings.batch_size)
         reference.add(train_groups.all_orders() + (valid_groups.epoch(0) if valid_groups else []))
-        print(f"reference: {start or base.name}; {reference.computed} groups scored, the others were stored")
-    trainer = Trainer(resolved, base, road, train_groups, valid_groups, reference, run.path)
-    print(describe_work(trainer, first))
+        say(f"reference: {start or base.name}; {reference.computed} groups scored, the others were stored")
+    trainer = Trainer(resolved, base, road, train_groups, valid_groups, reference, run.path if run else None, stop)
+    say(describe_work(trainer, first))
+    if settings.resume:
+        trainer.restore()
 
-    steps = trainer.run()
+    trainer.run()
+    if run is None:
+        return
+    state = trainer.state
+    run.started -= trainer.seconds_before
     rundir.write_json(run.path / models.ADAPTER_CONFIG, models.adapter_config(resolved, base))
     report.plot_training(trainer.lines, run.path / "training.png")
-    run.config = rundir.plain(resolved)
+    run.config = {k: v for k, v in rundir.plain(resolved).items() if k in run.config}
     for data in (settings.data or str(assets.data_dir()), settings.valid_data):
         if data and not hub_name(data):
             run.input(data)
@@ -433,9 +641,10 @@ def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
         models.device_name(),
         model=base.name,
         base_fingerprint=base.fingerprint,
-        steps=steps,
-        best_step=trainer.best[1] if trainer.best else steps,
+        steps=state.step,
+        best_step=state.best[1] if state.best else state.step,
+        bad_steps=state.bad_steps,
+        ranks=world().size,
         shared_road=road.shared,
-        peak_memory_gb=mx.get_peak_memory() / 1e9,
+        peak_memory_gb=max(trainer.peak, mx.get_peak_memory()) / 1e9,
     )
-    return run.path

@@ -1,9 +1,9 @@
-# Sourced by demo, test and check: `ready dev` or `ready run` leaves a .venv with the project in it, made or
-# refreshed only when needed, and its interpreter in $python. For bash 3.2 (macOS) and newer.
+# Sourced by demo, test, check and benchmark: `ready dev`, `ready run` or `ready bench` leaves a .venv (.venv-bench) with the project in it,
+# made or refreshed only when needed, and its interpreter in $python. For bash 3.2 (macOS) and newer.
 # PYTHON=/path/to/python3.12 scripts/test names the interpreter to make .venv with.
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-venv=$root/.venv
+venv=$root/.venv${venv_suffix:-}
 python=$venv/bin/python
 stamp=$venv/installed
 log=$venv/install.log
@@ -81,7 +81,18 @@ install() { # $1: what pip installs
     die "installing failed: $(printf '%s\n' "$reason" | tail -n 1 | sed 's/^ *//') (log: $log)"
 }
 
-ready() { # $1: dev (tests and checks too) or run
+# MLX's CPU wheel for Linux carries the reference BLAS. An OpenBLAS that happens to be here multiplies float32 matrices
+# many times faster; nothing needs it.
+preload_fast_blas() {
+    local found
+    [ "$(uname -s)" = Linux ] && [ -z "${MLX_DMPO_NO_PRELOAD:-}" ] || return 0
+    found=$(PATH="$PATH:/usr/sbin:/sbin" ldconfig -p 2>/dev/null | awk '/libopenblas\.so\.0 .*libc6,/ && !path {path = $NF} END {print path}') || return 0
+    [ -n "$found" ] || return 0
+    export LD_PRELOAD="$found${LD_PRELOAD:+:$LD_PRELOAD}"
+    say "matrix products by $found (MLX_DMPO_NO_PRELOAD=1 turns this off)"
+}
+
+ready() { # $1: dev (tests and checks too), bench (the benchmark's rivals too) or run
     local key installed
     if [ -e "$venv" ] && ! [ -e "$venv/pyvenv.cfg" ]; then
         die "$venv is in the way: it is no virtual environment; move it elsewhere"
@@ -93,6 +104,6 @@ ready() { # $1: dev (tests and checks too) or run
     installed=$(cat "$stamp" 2>/dev/null || true)
     if [ "$installed" = "dev $key" ] || [ "$installed" = "$1 $key" ]; then return; fi
     rm -f "$stamp"
-    if [ "$1" = dev ]; then install '.[dev]'; else install .; fi
+    if [ "$1" = run ]; then install .; else install ".[$1]"; fi
     printf '%s\n' "$1 $key" >"$stamp"
 }

@@ -93,7 +93,7 @@ def largest(case: Case, directory: Path) -> tuple[float, float, float]:
     examples = [first_negatives(e, 1) for e in formats.load_examples(case.data, "valid")[:EXAMPLES]]
     groups = [encoder.encode(e, [(True, False)] * len(e.negatives)) for e in examples]
     batch = pad_groups(groups)
-    ours = np.array(choose_road(base.model, base.vocabulary).logps(base.model, batch))[batch.tail_lengths > 0]
+    ours = np.array(choose_road(base.model, base.vocabulary).logps(base.model, batch))[batch.answer_mask.any(axis=-1)]
 
     as_peft = export.export(replace(settings, to="peft")).path
     fused = export.export(settings).path

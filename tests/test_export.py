@@ -61,7 +61,7 @@ def answers(model, tokenizer, data_directory):
     examples = [first_negatives(e, 1) for e in formats.load_examples(data_directory, "test")[:2]]
     batch = pad_groups([encoder.encode(e, [(True, False)]) for e in examples])
     logps = np.array(sequence_logps(model.eval(), batch))
-    return logps[batch.tail_lengths > 0]
+    return logps[batch.answer_mask.any(axis=-1)]
 
 
 def in_mlx_lm(model, data_directory, adapter=None):

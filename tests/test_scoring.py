@@ -13,7 +13,7 @@ from mlx_dmpo.scoring import choose_road, group_logps, sequence_logps
 def gradients(model, batch, score, seed=0, **options):
     """Values (G, R) and the adapter's gradient of a random weighting of them."""
     parameters = model.trainable_parameters()
-    weights = mx.array(np.random.default_rng(seed).normal(size=batch.tail_lengths.shape).astype(np.float32))
+    weights = mx.array(np.random.default_rng(seed).normal(size=batch.answer_mask.shape[:2]).astype(np.float32))
 
     def loss(parameters):
         model.update(parameters)
@@ -37,7 +37,7 @@ def by_hand(model, group):
     return out
 
 
-@pytest.mark.parametrize("groups", [tiny.equal_groups, tiny.ragged_groups])
+@pytest.mark.parametrize("groups", [tiny.equal_groups, tiny.ragged_groups, tiny.tree_groups])
 @pytest.mark.parametrize("bits", [0, 4])
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_shared_equals_plain_in_values_and_gradients(groups, bits, checkpoint):
@@ -81,6 +81,25 @@ def test_other_families_and_untied_heads(kind, tied):
 
 
 @pytest.mark.parametrize("bits", [0, 4])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("trained", [True, False])
+def test_chunks_of_the_head_add_up(monkeypatch, bits, tied, trained):
+    """Chunks of 7 rows, with the head frozen (its slope taken with its value) or adapted (recomputed)."""
+    monkeypatch.setattr(scoring, "LOGITS_BYTES", 7 * 4 * tiny.COMMON["vocab_size"])
+    model = tiny.model(bits=bits, tied=tied, lora_layers=0 if trained else 2)
+    if trained:
+        keys = ["self_attn.v_proj", "embed_tokens" if tied else "lm_head"]
+        tiny.adapt(model, {"keys": ["model." + k if k == "embed_tokens" else k for k in keys]})
+        assert any("embed_tokens" in k or "lm_head" in k for k in tiny.leaves(model.trainable_parameters()))
+    batch = pad_groups(tiny.ragged_groups(np.random.default_rng(11)))
+    plain, plain_gradient = gradients(model, batch, sequence_logps)
+    shared, shared_gradient = gradients(model, batch, group_logps)
+    assert np.abs(shared - plain).max() <= 5e-4
+    assert tiny.relative_error(shared_gradient, plain_gradient) <= 1e-4
+    np.testing.assert_allclose(np.array(group_logps(model.eval(), batch)), plain, atol=5e-4)
+
+
+@pytest.mark.parametrize("bits", [0, 4])
 def test_dora(bits):
     model = tiny.model(dora=True, bits=bits)
     batch = pad_groups(tiny.ragged_groups(np.random.default_rng(5)))
@@ -110,15 +129,18 @@ def test_a_groups_score_does_not_depend_on_its_batch():
         np.testing.assert_allclose(row[: len(alone)], alone, atol=5e-4)
 
 
-def test_padding_tokens_do_not_matter():
+def test_planned_sizes_and_padding_do_not_matter():
     model = tiny.model()
-    batch = pad_groups(tiny.ragged_groups(np.random.default_rng(9)))
-    expected = np.array(group_logps(model, batch))
-    for g, (prefix, tails) in enumerate(zip(batch.prefix_lengths, batch.tail_lengths, strict=True)):
-        batch.prefix[g, prefix:] = 99
-        for r, tail in enumerate(tails):
-            batch.tails[g, r, tail:] = 99
-    np.testing.assert_allclose(np.array(group_logps(model, batch)), expected, atol=1e-5)
+    groups = tiny.ragged_groups(np.random.default_rng(9))
+    expected, expected_gradient = gradients(model, pad_groups(groups), group_logps)
+    batch = pad_groups(groups, lambda size: -(-size // 20) * 20)
+    assert {len(batch.tokens) % 20, batch.prefix_index.shape[1] % 20, batch.answer_mask.shape[2] % 20} == {0}
+    assert 0 < batch.padding_share < 0.2
+    batch.tokens[batch.real_tokens :] = 99
+    batch.answer_targets[batch.answer_mask == 0] = 99
+    found, gradient = gradients(model, batch, group_logps, checkpoint=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert tiny.relative_error(gradient, expected_gradient) <= 1e-4
 
 
 def test_an_unknown_family_falls_back_and_says_so():

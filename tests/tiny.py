@@ -36,10 +36,14 @@ def model(kind="qwen3", *, bits=0, tied=True, lora_layers=2, dropout=0.0, dora=F
         nn.quantize(made, group_size=32, bits=bits)
     made.freeze()
     if lora_layers:
-        linear_to_lora_layers(made, lora_layers, {"rank": 4, "scale": 2.0, "dropout": dropout}, use_dora=dora)
-        made.update(tree_map(lambda p: p + 0.05 * mx.random.normal(p.shape), made.trainable_parameters()))
+        adapt(made, {"dropout": dropout}, lora_layers, dora)
     mx.eval(made.parameters())
     return made.train()
+
+
+def adapt(made, options, layers=2, dora=False):
+    linear_to_lora_layers(made, layers, {"rank": 4, "scale": 2.0, "dropout": 0.0} | options, use_dora=dora)
+    made.update(tree_map(lambda p: p + 0.05 * mx.random.normal(p.shape), made.trainable_parameters()))
 
 
 def group(rng, prefix, tails, answers):
@@ -59,6 +63,24 @@ def ragged_groups(rng):
         group(rng, 17, [8, 8], [2, 6]),
         group(rng, 33, [10, 11, 6, 9, 14, 5], [4, 5, 2, 1, 9, 3]),
     ]
+
+
+def tree_groups(rng):
+    """Questions that begin alike, each with answers that begin alike; one answer begins another."""
+    out = []
+    for prefix, questions in ((21, 3), (35, 2)):
+        draw = lambda n: rng.integers(0, COMMON["vocab_size"], n).astype(np.int32)  # noqa: E731
+        begin, tails, answers = draw(4), [], []
+        for _ in range(questions):
+            question, answer = np.concatenate([begin, draw(6)]), draw(3)
+            for n in rng.integers(2, 6, 2):
+                end = draw(int(n))
+                tails += [np.concatenate([question, answer, end]), np.concatenate([question, answer, end, draw(2)])]
+                answers += [3 + len(end), 5 + len(end)]
+        pairs = np.arange(len(tails), dtype=np.int32).reshape(-1, 2)
+        order = rng.permutation(len(tails))
+        out.append(EncodedGroup(draw(prefix), tuple(tails[i] for i in order), tuple(answers[i] for i in order), pairs))
+    return out
 
 
 def leaves(tree):

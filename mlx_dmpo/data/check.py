@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..errors import UserError
@@ -157,13 +158,13 @@ def check_structure(name: str, examples: Sequence[Example]) -> Iterator[Finding]
     kind = "users" if isinstance(examples[0], RankingExample) else "prompts"
     yield Finding(
         NOTE,
-        f"{name}: {len(examples)} groups of {len(users)} {kind} ({rows[0]} to {rows[-1]} each, median {rows[len(rows) // 2]}); {k}"
+        f"{name}: {len(examples)} groups of {len(users)} {kind} ({rows[0]} to {rows[-1]} each, median {median(rows):g}); {k}"
         f"{', …' if len(ks) > 8 else ''}{' (ragged)' if len(ks) > 1 else ''}",
         len(examples),
     )
     if isinstance(examples[0], RankingExample):
         lengths = sorted(len(e.history) for e in examples if isinstance(e, RankingExample))
-        yield Finding(NOTE, f"{name}: histories of {lengths[0]} to {lengths[-1]} titles, median {lengths[len(lengths) // 2]}")
+        yield Finding(NOTE, f"{name}: histories of {lengths[0]} to {lengths[-1]} titles, median {median(lengths):g}")
 
 
 def check_text(name: str, groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:

@@ -1,0 +1,302 @@
+"""A run that was interrupted and resumed is the run that was not: adapters bit for bit, metrics line for line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny
+
+from mlx_dmpo import checkpoint, reference, rundir, train
+from mlx_dmpo.config import DmpoSettings, SftSettings
+from mlx_dmpo.errors import Interrupted, UserError
+from mlx_dmpo.stopping import Stop
+
+TIMES = {"groups_per_second", "tokens_per_second", "peak_memory_gb"}
+
+
+class Crash(BaseException):
+    """Nothing in the package catches it."""
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory):
+    return tiny.write_data(tmp_path_factory.mktemp("small") / "ratings", users=5, negatives=2)
+
+
+def settings_of(kind, model_directory, data, path, **change):
+    """5 groups, 2 a step in two micro-batches: 3 steps an epoch, the last one smaller; validations and reports between saves."""
+    common = dict(
+        model=str(model_directory), data=str(data), adapter_path=str(path), batch_size=1, iters=5, learning_rate=1e-3, save_every=2,
+        steps_per_eval=2, val_batches=2, steps_per_report=3, candidate_order="epoch", warmup=2,
+    )  # fmt: skip
+    return (SftSettings if kind == "sft" else DmpoSettings)(**{**common, **change})
+
+
+def adapter(path):
+    return {k: np.array(v) for k, v in mx.load(str(path / "adapters.safetensors")).items()}
+
+
+def metrics(path):
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def same(a, b):
+    assert (a / "adapters.safetensors").read_bytes() == (b / "adapters.safetensors").read_bytes()
+    assert metrics(a) == metrics(b)
+    wanted = ("steps", "best_step", "bad_steps")
+    assert [rundir.read_json(a / "manifest.json")[k] for k in wanted] == [rundir.read_json(b / "manifest.json")[k] for k in wanted]
+
+
+def count_points(monkeypatch, crash_at=()):
+    """Counts the moments at which a run can die; at the given ones, it does. -> the names of those passed."""
+    passed = []
+
+    def point(owner, name):
+        original = getattr(owner, name)
+
+        def call(*arguments, **keywords):
+            passed.append(name)
+            if len(passed) in crash_at:
+                raise Crash
+            return original(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, name, call)
+
+    point(train.Trainer, "_micro_batch")
+    point(rundir, "append_line")
+    point(checkpoint, "save_arrays")
+    point(rundir, "write_json")
+    point(checkpoint.os, "rename")
+    point(checkpoint, "prune")
+    point(train, "right_pairs")  # in steps and in the middle of validations
+    point(reference, "in_halves")
+    return passed
+
+
+@pytest.mark.parametrize("kind", ["sft", "dmpo"])
+def test_a_run_that_dies_anywhere_goes_on_to_the_same_end(kind, model_directory, small_data, tmp_path, monkeypatch):
+    whole = train.train(settings_of(kind, model_directory, small_data, tmp_path / "whole"), "test")
+    with monkeypatch.context() as patch:
+        passed = count_points(patch)
+        train.train(settings_of(kind, model_directory, small_data, tmp_path / "counted"), "test")
+    assert {"_micro_batch", "append_line", "save_arrays", "rename", "right_pairs", "in_halves"} <= set(passed)
+    spread = range(len(passed) // 6, len(passed), len(passed) // 3)  # test_faults.py: at all of them
+    settings = settings_of(kind, model_directory, small_data, tmp_path / "broken")
+    for at in spread:  # one run after another in one directory, each from the start
+        monkeypatch.setenv("MLX_DMPO_CACHE", str(tmp_path / f"cache{at}"))
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            count_points(patch, {at})
+            train.train(replace(settings, overwrite=True), "test")
+        with monkeypatch.context() as patch, pytest.raises(Crash):  # and again, a little later
+            count_points(patch, {4})
+            train.train(replace(settings, resume=True), "test")
+        same(train.train(replace(settings, resume=True), "test"), whole)
+        shutil.rmtree(settings.adapter_path)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adafactor", "muon", "lion"])  # adamw: everywhere else
+def test_every_optimizer_goes_on(optimizer, model_directory, small_data, tmp_path, monkeypatch):
+    change = dict(optimizer=optimizer, iters=2, save_every=1, steps_per_eval=9, val_batches=0)
+    if optimizer == "sgd":
+        change["optimizer_config"] = {"momentum": 0.9}
+    whole = train.train(settings_of("sft", model_directory, small_data, tmp_path / "whole", **change), "test")
+    settings = settings_of("sft", model_directory, small_data, tmp_path / "broken", **change)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        passed = []
+        original = train.Trainer._step
+
+        def second(self, *arguments):
+            passed.append(1)
+            if len(passed) == 2:
+                raise Crash
+            return original(self, *arguments)
+
+        patch.setattr(train.Trainer, "_step", second)
+        train.train(settings, "test")
+    same(train.train(replace(settings, resume=True), "test"), whole)
+
+
+def test_dropout_and_patience_go_on(model_directory, small_data, tmp_path, monkeypatch):
+    from mlx_dmpo.config import Lora
+
+    change = dict(
+        lora_parameters=Lora(dropout=0.3),
+        patience=2,
+        steps_per_eval=1,
+        iters=9,
+        learning_rate=0.5,
+        lr_schedule="constant",
+        max_grad_norm=0.0,
+    )
+    whole = train.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole", **change), "test")
+    assert rundir.read_json(whole / "manifest.json")["steps"] < 9
+    settings = settings_of("dmpo", model_directory, small_data, tmp_path / "broken", **change)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        count_points(patch, {40})
+        train.train(settings, "test")
+    same(train.train(replace(settings, resume=True), "test"), whole)
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(model_directory, small_data, tmp_path, monkeypatch):
+    """A rate that ruins the model: the first validation is the best."""
+    change = dict(iters=6, save_every=1, steps_per_eval=1, learning_rate=0.5, lr_schedule="constant", max_grad_norm=0.0, warmup=0)
+    path = train.train(settings_of("dmpo", model_directory, small_data, tmp_path / "run", **change), "test")
+    best = rundir.read_json(path / "manifest.json")["best_step"]
+    kept = sorted(p.name for p in (path / "checkpoints").iterdir())
+    assert best < 5 and kept == [f"{best:07d}", "0000005", "0000006"]
+    for name in kept:
+        assert checkpoint.read(path / "checkpoints" / name).state.step == int(name)
+    assert (path / "adapters.safetensors").read_bytes() == (path / "checkpoints" / kept[0] / "adapters.safetensors").read_bytes()
+    train.models.load_adapter(train.models.load(settings_of("sft", model_directory, small_data, "x")), path / "checkpoints" / kept[1])
+
+
+@pytest.fixture
+def unfinished(model_directory, small_data, tmp_path, monkeypatch):
+    """Settings of a DMPO run that died with a checkpoint at step 2 and one at step 4."""
+    settings = settings_of("dmpo", model_directory, small_data, tmp_path / "run")
+    original = train.Trainer._step
+
+    def fifth(self, groups, step):
+        if step == 5:
+            raise Crash
+        return original(self, groups, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(train.Trainer, "_step", fifth)
+        train.train(settings, "test")
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["0000002", "0000004"]
+    return replace(settings, resume=True)
+
+
+def test_what_changes_the_course_is_refused_and_the_rest_is_not(unfinished, tmp_path, monkeypatch):
+    for name, value in {
+        "learning_rate": 2e-3,
+        "seed": 1,
+        "iters": 6,
+        "beta": 0.2,
+        "optimizer": "sgd",
+        "batch_size": 2,
+        "steps_per_eval": 1,
+    }.items():
+        with pytest.raises(UserError, match=f"--resume: .*{name} .*would change"):
+            train.train(replace(unfinished, **{name: value}), "test")
+    moved = tmp_path / "moved.jsonl"
+    shutil.copytree(unfinished.data, tmp_path / "moved")
+    rows = (tmp_path / "moved" / "train.jsonl").read_text().splitlines()
+    with pytest.raises(UserError, match="train data is not what the run began with"):
+        moved.write_text("\n".join(rows[1:] + rows[:1]) + "\n")
+        train.train(replace(unfinished, data=str(moved), valid_data=str(tmp_path / "moved" / "valid.jsonl")), "test")
+    free = dict(
+        data=str(tmp_path / "moved"),
+        steps_per_report=1,
+        save_every=7,
+        batch_size=2,
+        grad_accumulation_steps=1,
+        val_batches=1,
+        grad_checkpoint=True,
+    )
+    path = train.train(replace(unfinished, **free), "test")
+    assert rundir.is_complete(path)
+    assert "resume" not in (path / "config.yaml").read_text()
+
+
+def test_a_run_is_not_begun_anew_by_chance(unfinished):
+    with pytest.raises(UserError, match=r"unfinished run.*--resume"):
+        train.train(replace(unfinished, resume=False), "test")
+    with pytest.raises(UserError, match="keep one of them"):
+        train.train(replace(unfinished, overwrite=True), "test")
+    path = train.train(unfinished, "test")
+    with pytest.raises(UserError, match="nothing to resume"):
+        train.train(unfinished, "test")
+    train.train(replace(unfinished, resume=False, overwrite=True, iters=1), "test")
+    assert [p.name for p in (path / "checkpoints").iterdir()] == ["0000001"]
+
+
+def test_a_damaged_checkpoint_is_named_and_left_out(unfinished, model_directory, small_data, tmp_path, capsys):
+    whole = train.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole"), "test")
+    weights = tmp_path / "run" / "checkpoints" / "0000004" / "adapters.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    (tmp_path / "run" / ".partial-left-behind").write_text("by a killed process")
+    same(train.train(unfinished, "test"), whole)
+    assert "0000004/adapters.safetensors: is damaged" in capsys.readouterr().err
+    assert not list((tmp_path / "run").rglob(".partial-*"))
+
+
+def test_resume_without_a_checkpoint_begins_at_step_0(model_directory, small_data, tmp_path, capsys):
+    path = train.train(settings_of("sft", model_directory, small_data, tmp_path / "run", iters=1, resume=True), "test")
+    assert rundir.is_complete(path) and "holds no checkpoint" in capsys.readouterr().err
+
+
+# --- Ctrl-C and SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["_micro_batch", "right_pairs"])
+def test_a_signal_ends_the_step_saves_and_says_how_to_resume(number, where, model_directory, small_data, tmp_path, monkeypatch):
+    whole = train.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole"), "test")
+    settings = settings_of("dmpo", model_directory, small_data, tmp_path / "run")
+    owner = train.Trainer if where == "_micro_batch" else train
+    original, calls = getattr(owner, where), []
+
+    def signalled(*arguments):
+        calls.append(arguments)
+        if (len(calls) == 6 and where == "_micro_batch") or (where == "right_pairs" and len(calls) == 6):  # the third step; in a validation
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)  # the thread that watches takes note
+        return original(*arguments)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(
+            Interrupted, match=r"stopped at step \d of 5, saved at \d: go on with mlx-dmpo dmpo -c .*config.yaml --resume"
+        ) as stop,
+    ):
+        patch.setattr(owner, where, signalled)
+        train.train(settings, "test")
+    assert stop.value.signal == number
+    assert not rundir.is_complete(tmp_path / "run")
+    step = int(str(stop.value).split()[3])
+    assert checkpoint.newest(tmp_path / "run").state.step == step
+    same(train.train(replace(settings, resume=True), "test"), whole)
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], signal.set_wakeup_fd(-1)
+    with Stop():
+        assert signal.getsignal(signal.SIGINT) != before[0][0]
+    assert ([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], signal.set_wakeup_fd(-1)) == before
+    found = []
+    thread = threading.Thread(target=lambda: found.append(Stop().__enter__().asked))  # a notebook's thread cannot take signals
+    thread.start()
+    thread.join()
+    assert found == [0]
+
+
+# --- the lock
+
+
+def test_two_runs_into_one_directory(unfinished, tmp_path):
+    with (
+        rundir.RunDirectory(tmp_path / "run", "test", unfinished, resume=True),
+        pytest.raises(UserError, match=f"process {os.getpid()} is writing it"),
+    ):
+        train.train(unfinished, "test")
+    train.train(unfinished, "test")
+
+
+def test_a_lock_goes_with_its_process(tmp_path):
+    hold = "import os, sys; from mlx_dmpo import rundir; r = rundir.RunDirectory(sys.argv[1], 'test', {}); os.kill(os.getpid(), 9)"
+    child = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)])
+    assert child.wait() == -signal.SIGKILL
+    assert (tmp_path / ".lock").read_text() == str(child.pid)
+    rundir.RunDirectory(tmp_path, "test", {}).close()

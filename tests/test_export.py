@@ -105,7 +105,7 @@ def test_a_fused_directory_holds_what_the_base_holds_but_code(settings, adapter,
     path = export.export(replace(settings, model=str(base))).path
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE.txt"):
         assert (path / name).read_bytes() == (base / name).read_bytes()
-    assert not list(path.rglob("*.py"))
+    assert not list(path.rglob("*.py")) and not list(path.rglob(".*"))
     stored = mx.load(str(path / "model.safetensors"))
     assert {v.dtype for v in stored.values()} == {mx.bfloat16}  # as the base, though it was loaded in float32
     assert json.loads((path / "config.json").read_text())["dtype"] == "bfloat16"

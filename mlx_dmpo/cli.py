@@ -97,6 +97,7 @@ def cli(verbose: bool) -> None:
     mlx-dmpo sft      --model M --data D --adapter-path runs/sft
     mlx-dmpo dmpo     --model M --data D --start-adapter runs/sft --adapter-path runs/dmpo
     mlx-dmpo evaluate --model M --data D --adapter-path runs/dmpo
+    mlx-dmpo export   --model M --adapter-path runs/dmpo         one model directory for mlx-lm, or (--to peft) for PEFT
 
     M is whatever mlx-lm loads: a directory, or a hub repository such as mlx-community/Qwen3-8B-4bit.
     D is a directory with train.jsonl, valid.jsonl and test.jsonl, one file in any of the formats of docs/data.md, or a data set of the hub.

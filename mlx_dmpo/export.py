@@ -384,8 +384,10 @@ def export(settings: ExportSettings, command: str = "export") -> Exported:
     peft = peft_config(base, stored, _base_name(settings, base)) if settings.to == "peft" else {}
     prompt = _placeholder_prompt(examples, domains)
     try:
-        with rundir.atomic_directory(out) as temporary:
-            run = rundir.RunDirectory(temporary, command, settings, flag="--out")
+        with (
+            rundir.atomic_directory(out) as temporary,
+            rundir.RunDirectory(temporary, command, settings, flag="--out") as run,
+        ):
             before = _logps(base, settings, examples, domains) if examples else None
             if settings.to == "peft":
                 with models.mlx_writes():
@@ -402,6 +404,7 @@ def export(settings: ExportSettings, command: str = "export") -> Exported:
                 run.input(Path(settings.adapter_path) / name)
             facts = {"to": settings.to, "model": base.name, "difference": asdict(found) if found else None}
             run.finish(models.device_name(), export=facts)
+            (temporary / rundir.LOCK).unlink()  # nobody writes here again
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}): free some space, or name another --out") from None
     shown = settings.out or str(Path(settings.adapter_path) / settings.to)

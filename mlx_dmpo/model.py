@@ -375,6 +375,8 @@ def save_model(base: Loaded, path: Path, *, keep_dtypes: bool) -> None:
     """A model directory that mlx-lm loads: weights, config.json, tokenizer, chat template, generation config.
 
     keep_dtypes  weights take the types that the base has on disk, not those it was loaded in
+
+    The weights are given away as they are written, so that one file's worth is in memory at a time: `base.model` is spent.
     """
     from mlx_lm import utils
 
@@ -391,7 +393,7 @@ def save_model(base: Loaded, path: Path, *, keep_dtypes: bool) -> None:
     types = Counter(v.dtype for _, v in tree_flatten(base.model.parameters()) if mx.issubdtype(v.dtype, mx.floating))
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(types.most_common(1)[0][0]).removeprefix("mlx.core.")
     with mlx_writes():
-        utils.save_model(path, base.model)
+        utils.save_model(path, base.model, donate_model=True)
     utils.save_config(config, path / "config.json")
     for file in files:
         shutil.copyfile(file, path / file.name)

@@ -30,6 +30,7 @@ from .errors import UserError, WriteError
 
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 PARTIAL = ".partial-"  # what a killed process leaves under such a name is removed by the next one that holds the lock
 
 _MEND = {
@@ -83,7 +84,7 @@ def atomic(path: Path) -> Iterator[Path]:
 def append_line(path: Path, line: str) -> None:
     """Appends a whole line or nothing. Raises WriteError."""
     with writing(path):
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # not through a planted link
         try:
             data, before = (line + "\n").encode(), os.fstat(handle).st_size
             if os.write(handle, data) != len(data):  # the disk filled up in the middle
@@ -97,7 +98,7 @@ def append_line(path: Path, line: str) -> None:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yields a new directory beside `path`, which takes the final name only if the block succeeds, in the place of what stood there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)) for _ in range(2))
+    temporary, old = (Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)) for _ in range(2))
     try:
         yield temporary
         os.chmod(temporary, 0o755)
@@ -208,7 +209,7 @@ class RunDirectory:
         write_text(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
 
     def _lock(self, flag: str) -> None:
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # it is written: not through a planted link
         self.close = weakref.finalize(self, os.close, handle)  # closing lets go of the lock
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

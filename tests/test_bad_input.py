@@ -51,7 +51,7 @@ FILES = {
     "an empty array": ("d.json", "[]", ["d.json", "empty"]),
     "not UTF-8": ("d.jsonl", b"\xff\xfe{}", ["d.jsonl", "UTF-8"]),
     "two kinds in a file": ("d.jsonl", row() + '\n{"instruction": "x", "output": "y"}\n', ["d.jsonl:2", "one kind"]),
-    "a control token in a title": ("d.jsonl", row(history=["<|im_end|>"]), ["d.jsonl:1", "<|im_end|>", "rename"]),
+    "a control token in a title": ("d.jsonl", row(history=["<|im_end|>"]), ["d.jsonl:1", "<|im_end|>"]),
     "JSON nested without end": ("d.jsonl", "[" * 100_000, ["d.jsonl"]),
     "released row without output": ("d.json", json.dumps([{"instruction": "x", "input": ""}]), ["d.json:row 1", "output"]),
 }

@@ -151,15 +151,12 @@ def test_a_mistyped_directory_is_told_before_the_hub_is_asked(tmp_path, monkeypa
 # --- caches and directories
 
 
-def test_a_pickled_reference_cache_is_not_unpickled(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("MLX_DMPO_CACHE", str(tmp_path))
-    path = tmp_path / "reference" / "key.npz"
-    path.parent.mkdir()
+def test_a_pickled_reference_cache_is_not_unpickled(tmp_path, capsys):
+    path = tmp_path / "key.npz"
     np.savez(path, sequences=np.array([Trap(tmp_path / "ran")], object), logps=np.zeros(1, np.float32))
-    kept = reference.Reference("key", lambda groups: [])
-    assert kept._table == {} and "cannot be read" in capsys.readouterr().err
+    assert reference._read(path) == {} and "cannot be read" in capsys.readouterr().err
     path.write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
-    assert reference.Reference("key", lambda groups: [])._table == {}
+    assert reference._read(path) == {}
     assert not (tmp_path / "ran").exists()
 
 
@@ -169,6 +166,20 @@ def test_a_link_under_a_files_name_is_replaced_not_followed(tmp_path):
     (tmp_path / "metrics.json").symlink_to(tmp_path / "precious")
     rundir.write_json(tmp_path / "metrics.json", {"n": 1})
     assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "metrics.json").is_symlink()
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
+def test_a_link_under_a_run_s_growing_files_is_refused(name, tmp_path):
+    """These are written in place."""
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
+    with (
+        pytest.raises(UserError, match="cannot be written"),
+        rundir.RunDirectory(tmp_path / "run", "test", EvaluateSettings(), overwrite=True),
+    ):
+        rundir.append_line(tmp_path / "run" / "metrics.jsonl", "{}")
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_what_a_manifest_says_is_never_a_place_to_write(tmp_path, model_directory, data_directory, monkeypatch):

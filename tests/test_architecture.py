@@ -19,7 +19,7 @@ FLOORS = [
     {"batches", "encode", "losses", "metrics", "model"},
     {"report", "scoring"},
     {"plan", "reference"},
-    {"evaluate", "train"},
+    {"doctor", "evaluate", "train"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -36,7 +36,7 @@ class Contender:
     check: Step  # loss and gradient of the same groups, in the form that all of a kind are compared in
 
 
-def _optimised(model: nn.Module, differentiate: Callable[..., Any]) -> Step:
+def optimised(model: nn.Module, differentiate: Callable[..., Any]) -> Step:
     optimizer = optimizers.AdamW(learning_rate=0.0)  # so that every repetition meets the same weights
 
     def step(*batch: Any) -> None:
@@ -65,7 +65,7 @@ def ours(model: nn.Module, references: References, checkpoint: bool = False) -> 
     """train's own step. Compared as DPO, the loss that the neighbours have."""
     run = train.value_and_grad(model, SHARED, train.objective(DmpoSettings(beta=BETA)), checkpoint)
     compared = train.value_and_grad(model, SHARED, train.objective(DmpoSettings(beta=BETA, loss="dpo")), checkpoint)
-    step = _optimised(model, lambda groups: run(pad_groups(groups), references(groups), 1 / len(groups), None))
+    step = optimised(model, lambda groups: run(pad_groups(groups), references(groups), 1 / len(groups), None))
 
     def check(groups: Sequence[EncodedGroup]) -> Any:
         (value, *_), gradient = compared(pad_groups(groups), references(groups), 1 / len(groups), None)
@@ -118,7 +118,7 @@ def plain(model: nn.Module, references: References) -> Contender:
 
     differentiate = nn.value_and_grad(model, lambda groups: loss(groups, losses.dmpo))
     compared = nn.value_and_grad(model, lambda groups: loss(groups, losses.dpo))
-    return Contender("plain road", _optimised(model, differentiate), compared)
+    return Contender("plain road", optimised(model, differentiate), compared)
 
 
 def mlx_lm_lora(model: nn.Module, base: nn.Module) -> Contender:
@@ -168,7 +168,7 @@ def mlx_lm_lora(model: nn.Module, base: nn.Module) -> Contender:
         finally:
             mx.clear_cache = clear
 
-    inner = _optimised(model, differentiate)
+    inner = optimised(model, differentiate)
 
     def step(groups: Sequence[EncodedGroup]) -> None:
         with as_compiled():
@@ -195,7 +195,7 @@ def our_sft(model: nn.Module) -> Contender:
         (value, *_), gradient = compared(pad_groups(groups), None, 1.0, None)
         return value, gradient
 
-    return Contender("mlx-dmpo", _optimised(model, lambda groups: run(pad_groups(groups), None, 1 / len(groups), None)), check)
+    return Contender("mlx-dmpo", optimised(model, lambda groups: run(pad_groups(groups), None, 1 / len(groups), None)), check)
 
 
 def mlx_lm_sft(model: nn.Module) -> Contender:
@@ -216,7 +216,7 @@ def mlx_lm_sft(model: nn.Module) -> Contender:
         return (nn.losses.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]) * mask).sum() / mask.sum()
 
     differentiate, compared = nn.value_and_grad(model, default_loss), nn.value_and_grad(model, corrected)
-    inner = _optimised(model, lambda *arrays: differentiate(model, *arrays))
+    inner = optimised(model, lambda *arrays: differentiate(model, *arrays))
     return Contender("mlx-lm", lambda groups: inner(*batch(groups)), lambda groups: compared(model, *batch(groups)))
 
 

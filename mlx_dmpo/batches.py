@@ -12,8 +12,6 @@ from .records import EncodedGroup, Example, GroupBatch, PreferenceGroup, Ranking
 
 E = TypeVar("E", RankingExample, PreferenceGroup)
 
-E = TypeVar("E", bound=Example)
-
 
 def printed_orders(example: Example, index: int, *, both: bool, redraw: bool, seed: int, epoch: int = 0) -> list[tuple[bool, ...]]:
     """For each negative, the orders in which its pair is printed, as positive-first flags.

@@ -363,6 +363,59 @@ def demo(out: str, seed: int) -> None:
     run(Path(out), seed)
 
 
+@cli.command()
+@click.option("--model", default="qwen3-0.6b", show_default=True, help="Built-in name (qwen3-0.6b to qwen3-32b, -4bit or -8bit at the end), model directory, or config.json.")  # fmt: skip
+@click.option("--data", default="", metavar="D", help="Measure the lengths of this data with --tokenizer's tokens (default: assumed lengths).")  # fmt: skip
+@click.option("--tokenizer", default="", metavar="DIR", help="Directory of the tokenizer for --data (default: --model, where it is a directory).")  # fmt: skip
+@click.option("--history", default=22, show_default=True, type=click.IntRange(1), help="Assumed items of a history, without --data.")
+@click.option("--title-tokens", default=5, show_default=True, type=click.IntRange(1), help="Assumed tokens of a title, without --data.")
+@click.option("--groups", default=100, show_default=True, type=click.IntRange(1), help="Assumed training groups, without --data.")
+@click.option("-k", "--num-negatives", default=5, show_default=True, type=click.IntRange(1), help="Negatives of a group.")
+@click.option("--stage", default="dmpo", show_default=True, type=click.Choice(["sft", "dmpo"]), help="What is trained.")
+@click.option("--batch-size", default=config.TrainSettings().batch_size, show_default=True, type=click.IntRange(1), help="Groups run at once.")  # fmt: skip
+@click.option("--max-seq-length", default=config.TrainSettings().max_seq_length, show_default=True, type=click.IntRange(16), help="Longest prompt with answer, in tokens, with --data.")  # fmt: skip
+@click.option("--num-layers", default=-1, show_default=True, type=click.IntRange(-1), help="Adapt this many of the last layers; -1 adapts all.")  # fmt: skip
+@click.option("--lora-rank", default=config.Lora().rank, show_default=True, type=click.IntRange(1), help="Rank of the LoRA matrices.")
+@click.option("--lora-keys", multiple=True, metavar="NAME", help="Linear layers to adapt (default: all). May be repeated.")
+@click.option("--optimizer", default="adamw", show_default=True, type=click.Choice(["adamw", "adam", "sgd", "adafactor", "muon", "lion"]), help="Optimiser.")  # fmt: skip
+@click.option("--grad-checkpoint", is_flag=True, help="Recompute each layer in the backward pass.")
+@click.option("--dtype", default="16", show_default=True, type=click.Choice(["16", "32"]), help="Bits of an activation, and of an unquantised weight.")  # fmt: skip
+@click.option("--epochs", default=3.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Passes over the groups.")
+@click.option("--tflops", default=0.0, type=click.FloatRange(0), help="The rate that a step reaches; without it a few seconds of this machine's own matrix products tell.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def plan(**options: Any) -> None:
+    """Will it fit, and how long will it take: memory, FLOPs and time of a training run before it starts.
+
+    \b
+    mlx-dmpo plan --model qwen3-8b-4bit -k 5 --history 36 --batch-size 1
+    mlx-dmpo plan --model M --data D --grad-checkpoint --tflops 10
+    """
+    from .plan import run, told
+
+    found = run(**options)
+    if options["as_json"]:
+        import json
+
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo(told(found))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, for a bug report.")
+def doctor(as_json: bool) -> None:
+    """What is installed, on which device it runs, what is slow here and how to mend it."""
+    from .doctor import examine, told
+
+    found = examine()
+    if as_json:
+        import json
+
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo(told(found))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Exit codes: 0 done; 2 what the user can mend, one line on stderr; 130, 143 stopped by Ctrl-C, SIGTERM; 1 a fault of ours."""
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from .batches import pad_groups
 from .records import EncodedGroup, GroupBatch
@@ -207,6 +207,26 @@ def _token_logps(logits: mx.array, targets: mx.array) -> mx.array:
     return mx.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - mx.logsumexp(logits, axis=-1)
 
 
+def _recomputed(run: Callable[..., mx.array], parameters: Any, h: mx.array) -> mx.array:
+    """run(parameters, h), whose inside is not kept for the backward pass but run again there.
+
+    `mx.checkpoint`, but that a layer runs again only when its gradient has arrived and is done with before the one below begins:
+    left to MLX's own order, parts of several layers are in memory at once.
+    """
+    names = [name for name, _ in tree_flatten(parameters)]
+
+    def flat(*arrays: mx.array) -> mx.array:
+        return run(tree_unflatten(list(zip(names, arrays[:-1], strict=True))), arrays[-1])
+
+    def backward(arrays: Any, cotangent: Any, _: Any) -> Any:
+        _, (*of_parameters, of_h) = mx.vjp(flat, mx.depends(list(arrays), [cotangent]), [cotangent])
+        return *of_parameters, *mx.depends([of_h], of_parameters)
+
+    recomputed: Any = mx.custom_function(flat)
+    recomputed.vjp(backward)
+    return recomputed(*(value for _, value in tree_flatten(parameters)), h)
+
+
 def group_logps(model: nn.Module, batch: GroupBatch, *, checkpoint: bool = False, dropout_seed: int | None = None) -> mx.array:
     """Summed log-probs of every branch's answer, shared tokens run once.  -> (G, R) float32, nats; 0 for a padded branch.
 
@@ -227,7 +247,7 @@ def group_logps(model: nn.Module, batch: GroupBatch, *, checkpoint: bool = False
 
         parameters = layer.trainable_parameters()
         recompute = checkpoint and bool(tree_flatten(parameters))
-        h = (mx.checkpoint(advance) if recompute else advance)(parameters, h)
+        h = _recomputed(advance, parameters, h) if recompute else advance(parameters, h)
     head = _head(model)
     return _answer_logps(head, model.model.norm(h), model.args.vocab_size, batch, model.training)
 

@@ -25,7 +25,7 @@ import numpy as np
 from mlx.utils import tree_map
 from tqdm import tqdm
 
-from . import assets, checkpoint, config, losses, memory, report, rundir
+from . import assets, checkpoint, config, losses, memory, plan, report, rundir
 from . import model as models
 from .batches import by_length, epoch_steps, first_negatives, pad_groups, printed_orders
 from .config import DmpoSettings, Lora, SftSettings, TrainSettings
@@ -523,6 +523,22 @@ def describe_work(trainer: Trainer, groups: Sequence[EncodedGroup]) -> str:
     )
 
 
+def planned_case(settings: TrainSettings, base: models.Loaded, groups: Sequence[EncodedGroup]) -> plan.Case:
+    """A run as `plan` takes it."""
+    shape = plan.ModelShape.of(base.path)
+    if settings.quantize:
+        shape = replace(shape, bits=settings.quantize, group_size=settings.quantize_group_size)
+    training = plan.Training(
+        shape.layers if settings.num_layers < 0 else settings.num_layers,
+        settings.lora_parameters.rank,
+        settings.lora_parameters.keys,
+        settings.grad_checkpoint,
+        base.model.model.norm.weight.dtype.size,
+        plan.OPTIMIZER_STATES[settings.optimizer],
+    )
+    return plan.Case(shape, training, groups, settings.batch_size)
+
+
 def read_split(settings: TrainSettings, split: str, domains: dict[str, prompts.Domain]) -> list[Example] | None:
     """The examples of a split with the settings' negatives; None where there is no validation data."""
     data = settings.data or str(assets.data_dir())
@@ -614,6 +630,9 @@ def _train(
         rundir.notice(
             f"note: {sum(dropped)} of the oldest history items were left out of {len(dropped)} groups to fit {settings.max_seq_length} tokens"
         )
+
+    if settings.memory_check and road.shared:
+        plan.check(planned_case(resolved, base, first), plan.machine_memory())
 
     reference = None
     if needs_reference(settings):

@@ -21,7 +21,7 @@ FLOORS = [
     {"batches", "encode", "finite", "losses", "metrics", "model"},
     {"checkpoint", "report", "scoring"},
     {"data.prepare", "lengths", "plan", "reference"},
-    {"evaluate", "train"},
+    {"doctor", "evaluate", "train"},
     {"demo", "export", "sample"},
     {"cli"},
     {"__main__"},

@@ -7,9 +7,11 @@ OPENBLAS_NUM_THREADS=1 (the BLAS of MLX's Linux CPU wheel is many times slower).
 gives the same titles, users and data, byte for byte, and on the same machine and libraries the same weights.
 
 Titles are an invented name and a common word ("Velmora Lantern"). A title has a genre, which its common word mostly
-hints at and which is written nowhere; a user has two or three genres to their taste. The model is
-pretrained on lists of what other users enjoyed and did not enjoy, so that it knows which titles go together, and on
-chats that repeat two titles in an order drawn by coin, so that it can copy. No document ranks anything.
+hints at and which is written nowhere, and a quality, which is written nowhere either; a user has two or three genres
+to their taste, and prefers good titles. The model is pretrained on lists of what other users enjoyed and did not
+enjoy, drawn by taste alone, so that it knows which titles go together, and on chats that repeat a few titles in
+an order drawn by coin, so that it can copy. No document ranks anything; which titles are good, only the ratings of
+the training users tell.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ LAST = "andra bury dell emoor ing ith lume mora ora rick tava vane".split()
 TITLES_PER_GENRE = 30
 HINT = 0.85  # chance that a title's common word is of its own genre, rather than of any
 NOISE = 0.05  # chance that a liked or disliked title is drawn from the whole catalogue, whatever the taste
+QUALITY = 0.7  # how much good titles are preferred by the users of the splits; the pretraining users know of no quality
 HISTORY = (6, 10)  # liked titles in a prompt, from and to
 USERS = {"train": 200, "valid": 80, "test": 450}
 NEGATIVES = {"train": 5, "valid": 1, "test": 1}
@@ -64,10 +67,11 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Catalogue:
-    """titles (N,) text; genres (N,) int: the genre of each."""
+    """titles (N,) text; genres (N,) int: the genre of each; quality (N,): how much it is liked for, whatever the taste."""
 
     titles: tuple[str, ...]
     genres: np.ndarray
+    quality: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -89,18 +93,22 @@ def make_catalogue(seed: int) -> Catalogue:
     for name, genre in zip(names, genres, strict=True):
         hinted = genre if rng.random() < HINT else rng.integers(len(words))
         made.append(f"{name} {rng.choice(words[hinted])}")
-    return Catalogue(tuple(made), genres)
+    return Catalogue(tuple(made), genres, np.random.default_rng([seed, 5]).normal(size=len(made)))
 
 
-def make_user(rng: np.random.Generator, catalogue: Catalogue, name: str, liked: int, disliked: int) -> User:
-    """Two or three genres to the user's taste; the liked titles are of them and the disliked of the others, but for NOISE."""
+def make_user(rng: np.random.Generator, catalogue: Catalogue, name: str, liked: int, disliked: int, quality: float = 0.0) -> User:
+    """Two or three genres to the user's taste; the liked titles are of them and the disliked of the others, but for NOISE.
+
+    quality  how much more often good titles are liked and poor ones disliked: odds of e**quality a standard deviation
+    """
     tastes = rng.choice(len(GENRES), rng.integers(2, 4), replace=False)
     to_taste = np.isin(catalogue.genres, tastes)
     taken: list[int] = []
-    for wanted in [to_taste] * liked + [~to_taste] * disliked:
+    for wanted, sign in [(to_taste, 1)] * liked + [(~to_taste, -1)] * disliked:
         free = np.ones(len(to_taste), bool) if rng.random() < NOISE else wanted.copy()
         free[taken] = False
-        taken.append(int(rng.choice(np.flatnonzero(free))))
+        odds = np.exp(sign * quality * catalogue.quality[free]) if quality else None
+        taken.append(int(rng.choice(np.flatnonzero(free), p=odds if odds is None else odds / odds.sum())))
     return User(name, np.array(taken[:liked]), np.array(taken[liked:]))
 
 
@@ -110,7 +118,7 @@ def make_examples(seed: int, catalogue: Catalogue, split: str) -> list[RankingEx
     examples = []
     for number in range(USERS[split]):
         length = int(rng.integers(HISTORY[0], HISTORY[1] + 1))
-        user = make_user(rng, catalogue, f"{split}-{number:04d}", length + 1, NEGATIVES[split])
+        user = make_user(rng, catalogue, f"{split}-{number:04d}", length + 1, NEGATIVES[split], QUALITY)
         *history, positive = (catalogue.titles[i] for i in user.liked)
         negatives = tuple(catalogue.titles[i] for i in user.disliked)
         examples.append(RankingExample(user.name, "movie", tuple(history), positive, negatives))

@@ -100,9 +100,9 @@ def unsafe(tree):
                 yield f"line {node.lineno}: {name}"
             if getattr(node, "value", None) == name and node not in refused:  # {"trust_remote_code": False} says no
                 yield f"line {node.lineno}: {name}"
-        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"extractall", "unpack_archive", "system", "Popen"}:
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"extractall", "unpack_archive"}:
             yield f"line {node.lineno}: {ast.unparse(node.func)}"
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"eval", "exec", "compile", "__import__"}:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}:
             yield f"line {node.lineno}: {ast.unparse(node.func)}"
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"yaml.load", "yaml.load_all", "yaml.compose"}:
             loaders = [ast.unparse(a) for a in node.args[1:2]] + [ast.unparse(k.value) for k in node.keywords if k.arg == "Loader"]

@@ -187,7 +187,7 @@ def test_reference_values_that_are_not_finite(settings, monkeypatch, capsys):
     assert rundir.read_json(path / "manifest.json")["bad_steps"] == 1
     assert re.search(r"step \d: not finite, left out \(\S*train.jsonl:3\)", capsys.readouterr().err)
 
-    monkeypatch.setattr(scoring, "group_logps", lambda model, batch, **how: mx.full(batch.tails.shape[:2], float("nan")))
+    monkeypatch.setattr(scoring, "group_logps", lambda model, batch, **how: mx.full(batch.answer_mask.shape[:2], float("nan")))
     monkeypatch.setattr(train, "choose_road", lambda *a: scoring.Road(scoring.group_logps, True))
     with pytest.raises(UserError, match=r"train.jsonl:\d+: its reference log-prob is not finite"):
         train.train(

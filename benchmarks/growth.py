@@ -78,6 +78,7 @@ def draw(results: dict[str, dict[str, Any]], rate: float, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure, axes = pyplot.subplots(2, len(results), figsize=(3.1 * len(results), 5.6), squeeze=False)
     for column, (name, r) in enumerate(results.items()):
@@ -91,6 +92,8 @@ def draw(results: dict[str, dict[str, Any]], rate: float, path: Path) -> None:
             axis.set_ylim(bottom=0)
             axis.set_xlim(left=0)
             axis.tick_params(labelsize=7)
+            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes[0][0].set_ylabel("CPU seconds a step")
     axes[1][0].set_ylabel("peak memory (MB)")
     axes[0][0].legend(fontsize=7)

@@ -133,7 +133,7 @@ def test_planned_sizes_and_padding_do_not_matter():
     model = tiny.model()
     groups = tiny.ragged_groups(np.random.default_rng(9))
     expected, expected_gradient = gradients(model, pad_groups(groups), group_logps)
-    batch = pad_groups(groups, lambda size: -(-size // 20) * 20)
+    batch = pad_groups(groups, lambda size, coarse: -(-size // 20) * 20)
     assert {len(batch.tokens) % 20, batch.prefix_index.shape[1] % 20, batch.answer_mask.shape[2] % 20} == {0}
     assert 0 < batch.padding_share < 0.2
     batch.tokens[batch.starts[-1] :] = 99
@@ -182,7 +182,7 @@ def test_frozen_outputs_change_nothing(groups, bits, checkpoint, budget):
     plain, plain_gradient = gradients(model, pad_groups(groups), sequence_logps)
     frozen = scoring.FrozenOutputs(model, budget)
     for again in range(2):
-        batch = pad_groups(groups, planned if again else lambda size: size)
+        batch = pad_groups(groups, planned if again else lambda size, coarse: size)
         found, gradient = gradients(model, batch, group_logps, checkpoint=checkpoint, frozen=frozen(batch))
         assert np.abs(found - plain).max() <= 5e-4
         assert tiny.relative_error(gradient, plain_gradient) <= 1e-4
@@ -199,9 +199,10 @@ def test_every_layer_is_run_where_the_embedding_trains():
 
 
 def test_planned_sizes_are_few_and_pad_little():
-    sizes = sorted({planned(n) for n in range(1, 4097)})
-    assert len(sizes) < 50
-    assert all(0 <= planned(n) - n < max(16, n / 8 + 1) for n in range(1, 4097))
+    for coarse in (False, True):
+        assert len({planned(n, coarse) for n in range(1, 4097)}) < 50
+        assert all(0 <= planned(n, coarse) - n < 128 or n > 1024 for n in range(1, 4097))
+    assert all(planned(n) - n < max(32, n / 8 + 1) for n in range(1, 4097))
     rng = np.random.default_rng(0)
     lengths = rng.integers(250, 900, 200)  # tokens of groups such as the released ML-1M ones
     assert 1 - lengths.sum() / sum(planned(int(n)) for n in lengths) < 0.1

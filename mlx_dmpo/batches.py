@@ -86,22 +86,22 @@ def _below(group: EncodedGroup) -> _Below:
     return _Below(np.concatenate(tokens), np.concatenate(depths), np.concatenate(owner), blocks, ends, predictors)
 
 
-def pad_groups(groups: Sequence[EncodedGroup], planned: Callable[[int], int] = lambda size: size) -> GroupBatch:
-    """The groups as one batch, its sizes N, M, P, C, T, Q, A enlarged by `planned`; see GroupBatch for the shapes."""
+def pad_groups(groups: Sequence[EncodedGroup], sized: Callable[[int, bool], int] = lambda size, coarse: size) -> GroupBatch:
+    """The groups as one batch, its sizes N, M and, coarsely, P, T, Q, A enlarged by `sized`; see GroupBatch for the shapes."""
     trees = [_below(g) for g in groups]
     predicting = [np.unique(np.concatenate(t.predictors)) for t in trees]
     in_block = [np.bincount(t.owner[p, 0], minlength=len(t.blocks)) for t, p in zip(trees, predicting, strict=True)]
     G = len(groups)
     prefix_lengths = np.array([len(g.prefix) for g in groups], np.int32)
-    real = int(prefix_lengths.sum()) + sum(len(t.tokens) for t in trees)
-    N = planned(real)
-    P = planned(int(prefix_lengths.max()))
+    starts = np.cumsum([0, *(len(g.prefix) + len(t.tokens) for g, t in zip(groups, trees, strict=True))], dtype=np.int32)
+    N = sized(int(starts[-1]), False)
+    P = sized(int(prefix_lengths.max()), True)
     C = max(len(t.blocks) for t in trees)
-    T = planned(max(len(b) for t in trees for b in t.blocks))
-    M = planned(sum(map(len, predicting)))
-    Q = planned(int(max(n.max() for n in in_block)))
+    T = sized(max(len(b) for t in trees for b in t.blocks), True)
+    M = sized(sum(map(len, predicting)), False)
+    Q = sized(int(max(n.max() for n in in_block)), True)
     R = max(len(g.tails) for g in groups)
-    A = planned(max(n for g in groups for n in g.answer_lengths))
+    A = sized(max(n for g in groups for n in g.answer_lengths), True)
     K = max([1, *(len(g.pairs) for g in groups)])
     tokens = np.zeros(N, np.int32)
     positions = np.zeros(N, np.int32)
@@ -162,8 +162,8 @@ def pad_groups(groups: Sequence[EncodedGroup], planned: Callable[[int], int] = l
         chosen_lengths,
         pairs,
         pair_mask,
+        starts,
         tuple(groups),
-        real,
     )
 
 
@@ -173,8 +173,27 @@ def epoch_steps(count: int, groups_per_step: int, seed: int, epoch: int) -> list
     return [order[i : i + groups_per_step] for i in range(0, count, groups_per_step)]
 
 
-def by_length(groups: Sequence[EncodedGroup], batch_size: int) -> Iterator[np.ndarray]:
-    """Indices of micro-batches of groups of like size, so that little is padded. Every group is in exactly one."""
+def planned(size: int, coarse: bool = False) -> int:
+    """The next of a few sizes: at most an eighth (or 32) above, or `coarse` for what costs little to enlarge."""
+    coarse_step = 32 if size <= 32 else 64 if size <= 256 else 128
+    step = coarse_step if coarse else max(32, 1 << max(0, size.bit_length() - 4))
+    return -(-size // step) * step
+
+
+MICRO_BATCH_TOKENS = 8192  # shared ones once; more in one piece is no faster anywhere
+
+
+def by_length(groups: Sequence[EncodedGroup], batch_size: int, tokens: int = MICRO_BATCH_TOKENS) -> Iterator[np.ndarray]:
+    """Indices of micro-batches of like groups, at most `batch_size` of them and, beyond the first, `tokens`. Every group is in exactly one."""
     order = sorted(range(len(groups)), key=lambda i: (len(groups[i].tails), len(groups[i].prefix), i))
-    for i in range(0, len(order), batch_size):
-        yield np.array(order[i : i + batch_size])
+    batch: list[int] = []
+    total = 0
+    for i in order:
+        size = groups[i].shared_tokens
+        if batch and (len(batch) == batch_size or total + size > tokens):
+            yield np.array(batch)
+            batch, total = [], 0
+        batch.append(i)
+        total += size
+    if batch:
+        yield np.array(batch)

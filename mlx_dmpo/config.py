@@ -109,6 +109,9 @@ class TrainSettings(CommonSettings):
     weight_decay: float = setting(0.0, "Decoupled weight decay (adamw, lion, muon, adafactor).", low=0)
     max_grad_norm: float = setting(1.0, "Largest global gradient norm, in the loss's units; 0 does not clip.", low=0)
     grad_checkpoint: bool = setting(False, "Recompute each layer in the backward pass: less memory, about a third more time.")
+    frozen_cache_gb: float = setting(
+        1.0, "With --num-layers: GB in which outputs of the layers below the adapter, which never change, are kept between epochs.", low=0
+    )
     memory_check: bool = setting(True, "Refuse to start what by `mlx-dmpo plan` cannot fit in this machine's memory.")
     steps_per_report: int = setting(5, "Steps between lines of metrics.jsonl.", low=1)
     steps_per_eval: int = setting(0, "Steps between validations; 0 validates at the end of every epoch.", low=0)
@@ -290,7 +293,7 @@ class ConvertSettings:
 # What may change when a run is resumed: paths (what they lead to is compared), reports, and how a step's work is cut up.
 _FREE = frozenset(
     """model data valid_data skip_bad_rows domains adapter_path start_adapter batch_size grad_accumulation_steps val_batches grad_checkpoint
-    steps_per_report report_to project_name save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit""".split()
+    steps_per_report report_to project_name save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check""".split()
 )
 
 

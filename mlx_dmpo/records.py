@@ -182,6 +182,7 @@ class GroupBatch:
     chosen_lengths   (G, R)     float32: answer tokens of chosen branches, 0 elsewhere; without pairs every branch is chosen
     pairs            (G, K, 2)  int32: chosen, rejected branch
     pair_mask        (G, K)     float32
+    starts           (G + 1,)   int32: where each group's tokens begin in `tokens`; the last is the count of real ones
     """
 
     tokens: np.ndarray
@@ -201,9 +202,9 @@ class GroupBatch:
     chosen_lengths: np.ndarray
     pairs: np.ndarray
     pair_mask: np.ndarray
+    starts: np.ndarray
     groups: tuple[EncodedGroup, ...]
-    real_tokens: int  # of N
 
     @property
     def padding_share(self) -> float:
-        return 1 - self.real_tokens / len(self.tokens)
+        return 1 - float(self.starts[-1]) / len(self.tokens)

@@ -10,6 +10,8 @@ of another build falls back to.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +64,9 @@ def _tree(batch: GroupBatch, dtype: mx.Dtype) -> _Tree:
         return mx.where(seen, nothing, lowest)[:, None, :, None]
 
     block = mx.array(batch.block_index)
-    padded = None if batch.prefix_lengths.min() == P else mx.where(mx.arange(P) < lengths[:, None], nothing, lowest)[:, None, None]
+    padded = None
+    if not isinstance(batch.prefix_lengths, np.ndarray) or batch.prefix_lengths.min() < P:  # traced lengths may be any
+        padded = mx.where(mx.arange(P) < lengths[:, None], nothing, lowest)[:, None, None]
     every = _Queries(None, block, mx.array(batch.place), unseen(mx.arange(T)[None, None]))
     answers = _Queries(mx.array(batch.rows), mx.array(batch.query_rows), mx.array(batch.row_place), unseen(mx.array(batch.query_at)))
     return _Tree(mx.array(batch.positions), mx.array(batch.prefix_index), block, padded, every, answers)
@@ -227,17 +231,70 @@ def _recomputed(run: Callable[..., mx.array], parameters: Any, h: mx.array) -> m
     return recomputed(*(value for _, value in tree_flatten(parameters)), h)
 
 
-def group_logps(model: nn.Module, batch: GroupBatch, *, checkpoint: bool = False, dropout_seed: int | None = None) -> mx.array:
+def frozen_layers(model: nn.Module) -> int:
+    """How many of the first layers no gradient reaches: below the first that trains, none where the embedding does."""
+    if tree_flatten(model.model.embed_tokens.trainable_parameters()):
+        return 0
+    trains = [bool(tree_flatten(layer.trainable_parameters())) for layer in model.model.layers]
+    return trains.index(True) if True in trains else len(trains) - 1
+
+
+class FrozenOutputs:
+    """What enters the first layer that trains: computed outside gradient tracing, and kept, since it never changes.
+
+    budget  bytes of hidden states kept at most, group by group; what no longer fits is computed each time
+    """
+
+    def __init__(self, model: nn.Module, budget: float):
+        self.model, self.budget, self.layers = model, budget, frozen_layers(model)
+        self.kept: dict[bytes, mx.array] = {}
+        self.bytes = 0
+
+    def _compute(self, batch: GroupBatch) -> mx.array:
+        h = self.model.model.embed_tokens(mx.array(batch.tokens))
+        tree = _tree(batch, h.dtype)
+        for layer in self.model.model.layers[: self.layers]:
+            h = _advance(layer, h, tree, tree.every)
+        return h
+
+    def __call__(self, batch: GroupBatch) -> mx.array:
+        """(N, D)."""
+        spans = list(itertools.pairwise(batch.starts.tolist()))
+        keys = [hashlib.blake2b(batch.tokens[a:b].tobytes() + batch.positions[a:b].tobytes(), digest_size=16).digest() for a, b in spans]
+        if all(key in self.kept for key in keys):
+            real = mx.concatenate([self.kept[key] for key in keys])
+            return mx.pad(real, [(0, len(batch.tokens) - len(real)), (0, 0)])
+        h = self._compute(batch)
+        mx.eval(h)
+        for key, (a, b) in zip(keys, spans, strict=True):
+            size = h.nbytes // len(h) * (b - a)
+            if key not in self.kept and self.bytes + size <= self.budget:
+                self.kept[key] = mx.contiguous(h[a:b])
+                self.bytes += size
+        mx.eval([self.kept[key] for key in keys if key in self.kept])
+        return h
+
+
+def group_logps(
+    model: nn.Module,
+    batch: GroupBatch,
+    *,
+    checkpoint: bool = False,
+    dropout_seed: int | None = None,
+    frozen: mx.array | None = None,
+) -> mx.array:
     """Summed log-probs of every branch's answer, shared tokens run once.  -> (G, R) float32, nats; 0 for a padded branch.
 
     checkpoint    recompute each adapted layer in the backward pass. The unit is a function of arrays alone: what a
-                  closure or a cache carries past `mx.checkpoint` gets no gradient.
+                  closure or a cache carries past it gets no gradient.
     dropout_seed  reseeds the generator in each layer, so that a recomputed layer draws the same dropout mask.
+    frozen        (N, D): what FrozenOutputs gives, to begin at the first layer that trains.
     """
-    h = model.model.embed_tokens(mx.array(batch.tokens))
+    begin = 0 if frozen is None else frozen_layers(model)
+    h = model.model.embed_tokens(mx.array(batch.tokens)) if frozen is None else frozen
     tree = _tree(batch, h.dtype)
     last = len(model.model.layers) - 1
-    for index, layer in enumerate(model.model.layers):
+    for index, layer in enumerate(model.model.layers[begin:], begin):
 
         def advance(parameters: Any, h: mx.array, layer: nn.Module = layer, index: int = index) -> mx.array:
             if dropout_seed is not None:

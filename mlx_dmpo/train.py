@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from signal import SIGTERM
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from . import assets, checkpoint, config, losses, memory, plan, report, rundir
 from . import model as models
-from .batches import by_length, epoch_steps, first_negatives, pad_groups, printed_orders
+from .batches import by_length, epoch_steps, first_negatives, pad_groups, planned, printed_orders
 from .config import DmpoSettings, Lora, SftSettings, TrainSettings
 from .data import formats, prompts
 from .data.rows import has_split, hub_name
@@ -37,7 +37,7 @@ from .errors import Interrupted, UserError, WriteError
 from .finite import is_finite, locate
 from .records import EncodedGroup, Example, GroupBatch, RankingExample
 from .reference import Reference, cache_key, score_groups, sequences
-from .scoring import Road, choose_road
+from .scoring import FrozenOutputs, Road, choose_road, frozen_layers
 from .stopping import Stop
 
 METRICS = "metrics.jsonl"
@@ -63,7 +63,7 @@ def objective(settings: TrainSettings) -> Objective:
     reduce = reductions[settings.loss]
 
     def preference(policy: mx.array, reference: mx.array | None, batch: GroupBatch) -> tuple[mx.array, mx.array]:
-        scored = policy / mx.array(np.maximum(batch.answer_mask.sum(axis=-1), 1)) if settings.loss == "simpo" else policy
+        scored = policy / mx.maximum(mx.array(batch.answer_mask).sum(axis=-1), 1) if settings.loss == "simpo" else policy
         margin = losses.margins(scored, reference, mx.array(batch.pairs), settings.beta)
         loss = reduce(margin, mx.array(batch.pair_mask), smoothing=settings.label_smoothing)
         if settings.sft_weight:
@@ -141,28 +141,53 @@ class GroupSource:
         return self._encode(0, True) if self.redraw and not self.both else self.epoch(0)
 
 
+COMPILED_SHAPES = 64  # a compiled step keeps one program a shape for ever; past so many, a step of a new shape is not compiled
+
+
 def value_and_grad(
-    model: nn.Module, road: Road, loss: Objective, checkpoint: bool
+    model: nn.Module, road: Road, loss: Objective, checkpoint: bool, *, keep: float = 0, compiled: bool | None = None
 ) -> Callable[[GroupBatch, np.ndarray | None, float, int | None], tuple[Any, Any]]:
     """(batch, reference, weight, dropout_seed) -> ((weight * sum of losses, losses (G,), margins (G, K), logps (G, R)), gradients).
 
     Only the adapter's leaves are differentiated. Tracing leaves its own arrays in the model: they are put back.
+
+    keep      bytes in which outputs of layers below the adapter are kept between epochs
+    compiled  by mx.compile, in planned shapes; None means on a GPU. Not with dropout, whose seed a compiled step would fix.
     """
+    compiled = road.shared and (not models.on_cpu() if compiled is None else compiled)
+    frozen = FrozenOutputs(model, keep) if road.shared and frozen_layers(model) else None
 
     def run(
-        parameters: Any, batch: GroupBatch, reference: mx.array | None, weight: float, dropout_seed: int | None
+        parameters: Any, batch: GroupBatch, reference: mx.array | None, weight: Any, dropout_seed: int | None, **options: Any
     ) -> tuple[mx.array, ...]:
         model.update(parameters)
-        logps = road.logps(model, batch, checkpoint=checkpoint, dropout_seed=dropout_seed)
+        logps = road.logps(model, batch, checkpoint=checkpoint, dropout_seed=dropout_seed, **options)
         value, margin = loss(logps, reference, batch)
         return weight * value.sum(), value, margin, logps
 
     differentiate = mx.value_and_grad(run)
 
+    def of_arrays(parameters: Any, arrays: dict[str, Any], reference: Any, weight: mx.array, options: Any) -> Any:
+        return differentiate(parameters, GroupBatch(**arrays, groups=()), reference, weight, None, **options)
+
+    program = mx.compile(of_arrays)
+    shapes: set[Any] = set()
+
     def step(batch: GroupBatch, reference: np.ndarray | None, weight: float, dropout_seed: int | None) -> tuple[Any, Any]:
         parameters = model.trainable_parameters()
+        compile_it = compiled and dropout_seed is None
+        if compile_it:
+            batch = pad_groups(batch.groups, planned)
+            arrays = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "groups"}
+            shape = tuple(a.shape for a in arrays.values())
+            compile_it = shape in shapes or len(shapes) < COMPILED_SHAPES
+        given = None if reference is None else mx.array(reference)
+        options = {"frozen": frozen(batch)} if frozen else {}
         try:
-            return differentiate(parameters, batch, None if reference is None else mx.array(reference), weight, dropout_seed)
+            if compile_it:
+                shapes.add(shape)
+                return program(parameters, {k: mx.array(a) for k, a in arrays.items()}, given, mx.array(weight), options)
+            return differentiate(parameters, batch, given, weight, dropout_seed, **options)
         finally:
             model.update(parameters)
 
@@ -192,7 +217,7 @@ class Trainer:
         self.train, self.valid, self.reference, self.directory = train, valid, reference, directory
         self.stop, self.world = stop or Stop(), world()
         self.loss = objective(settings)
-        self.step_function = value_and_grad(base.model, road, self.loss, settings.grad_checkpoint)
+        self.step_function = value_and_grad(base.model, road, self.loss, settings.grad_checkpoint, keep=settings.frozen_cache_gb * 1e9)
         self.optimizer = build_optimizer(settings)
         self.state = checkpoint.State()
         self.saved = 0  # step of the last checkpoint
@@ -638,8 +663,8 @@ def _train(
     if needs_reference(settings):
         start = Path(settings.start_adapter) if settings.start_adapter else None
         key = cache_key(base.fingerprint, start, road.shared)
-        score = partial(score_groups, base.model, road, batch_size=settings.batch_size, describe="")
-        reference = Reference(key, lambda groups: score(groups=groups), settings.batch_size)
+        score = partial(score_groups, base.model, road, batch_size=4 * settings.batch_size, describe="")
+        reference = Reference(key, lambda groups: score(groups=groups), 4 * settings.batch_size)
         reference.add(train_groups.all_orders() + (valid_groups.epoch(0) if valid_groups else []))
         say(f"reference: {start or base.name}; {reference.computed} groups scored, the others were stored")
     trainer = Trainer(resolved, base, road, train_groups, valid_groups, reference, run.path if run else None, stop)

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from mlx_dmpo import scoring
-from mlx_dmpo.batches import pad_groups
+from mlx_dmpo.batches import by_length, pad_groups, planned
 from mlx_dmpo.scoring import choose_road, group_logps, sequence_logps
 
 
@@ -133,10 +133,10 @@ def test_planned_sizes_and_padding_do_not_matter():
     model = tiny.model()
     groups = tiny.ragged_groups(np.random.default_rng(9))
     expected, expected_gradient = gradients(model, pad_groups(groups), group_logps)
-    batch = pad_groups(groups, lambda size: -(-size // 20) * 20)
+    batch = pad_groups(groups, lambda size, coarse: -(-size // 20) * 20)
     assert {len(batch.tokens) % 20, batch.prefix_index.shape[1] % 20, batch.answer_mask.shape[2] % 20} == {0}
     assert 0 < batch.padding_share < 0.2
-    batch.tokens[batch.real_tokens :] = 99
+    batch.tokens[batch.starts[-1] :] = 99
     batch.answer_targets[batch.answer_mask == 0] = 99
     found, gradient = gradients(model, batch, group_logps, checkpoint=True)
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -168,3 +168,59 @@ def test_half_precision_stays_on_the_shared_road():
     assert road.shared, road.reason
     batch = pad_groups(tiny.equal_groups(np.random.default_rng(10)))
     assert scoring.group_logps(model, batch).dtype == mx.float32
+
+
+@pytest.mark.parametrize("bits", [0, 4])
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("groups", [tiny.ragged_groups, tiny.tree_groups])
+@pytest.mark.parametrize("budget", [0, 40_000, 1e9])
+def test_frozen_outputs_change_nothing(groups, bits, checkpoint, budget):
+    """No room, room for some groups, room for all; met again in another batch, order and padding."""
+    model = tiny.model(bits=bits)
+    assert scoring.frozen_layers(model) == 1
+    groups = groups(np.random.default_rng(12))
+    plain, plain_gradient = gradients(model, pad_groups(groups), sequence_logps)
+    frozen = scoring.FrozenOutputs(model, budget)
+    for again in range(2):
+        batch = pad_groups(groups, planned if again else lambda size, coarse: size)
+        found, gradient = gradients(model, batch, group_logps, checkpoint=checkpoint, frozen=frozen(batch))
+        assert np.abs(found - plain).max() <= 5e-4
+        assert tiny.relative_error(gradient, plain_gradient) <= 1e-4
+    assert frozen.bytes <= budget and (budget == 0) == (not frozen.kept)
+    assert budget < 1e9 or len(frozen.kept) == len(groups)
+    reverse = pad_groups(groups[::-1])
+    assert np.abs(np.array(group_logps(model, reverse, frozen=frozen(reverse)))[::-1] - plain).max() <= 5e-4
+
+
+def test_every_layer_is_run_where_the_embedding_trains():
+    model = tiny.model(lora_layers=0)
+    tiny.adapt(model, {"keys": ["model.embed_tokens", "self_attn.v_proj"]}, layers=1)
+    assert scoring.frozen_layers(model) == 0
+
+
+def test_planned_sizes_are_few_and_pad_little():
+    for coarse in (False, True):
+        assert len({planned(n, coarse) for n in range(1, 4097)}) < 50
+        assert all(0 <= planned(n, coarse) - n < 128 or n > 1024 for n in range(1, 4097))
+    assert all(planned(n) - n < max(32, n / 8 + 1) for n in range(1, 4097))
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(250, 900, 200)  # tokens of groups such as the released ML-1M ones
+    assert 1 - lengths.sum() / sum(planned(int(n)) for n in lengths) < 0.1
+
+
+def test_micro_batches_keep_to_their_tokens_and_lose_no_group():
+    groups = tiny.ragged_groups(np.random.default_rng(13)) * 3
+    for size, tokens in ((1, 10**9), (4, 10**9), (4, 150), (9, 10)):
+        parts = [list(rows) for rows in by_length(groups, size, tokens)]
+        assert sorted(i for rows in parts for i in rows) == list(range(len(groups)))
+        assert all(len(rows) == 1 or sum(groups[i].shared_tokens for i in rows) <= tokens for rows in parts)
+        assert max(map(len, parts)) <= size
+
+
+def test_shared_tokens_counts_the_tree():
+    rng = np.random.default_rng(14)
+    for group in [*tiny.tree_groups(rng), *tiny.ragged_groups(rng)]:
+        sequences = [tuple(np.concatenate([group.prefix, t]).tolist()) for t in group.tails]
+        assert group.shared_tokens == len({s[:n] for s in sequences for n in range(1, len(s) + 1)})
+        run = {s[:n] for s in sequences for n in range(1, len(s))}  # the very last token predicts nothing
+        assert pad_groups([group]).starts[-1] == len(run)

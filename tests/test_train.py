@@ -7,6 +7,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+import tiny
 from mlx.utils import tree_flatten
 
 from mlx_dmpo import model as models
@@ -16,7 +17,7 @@ from mlx_dmpo.config import DmpoSettings, Lora, SftSettings
 from mlx_dmpo.data import formats
 from mlx_dmpo.encode import Encoder
 from mlx_dmpo.errors import UserError
-from mlx_dmpo.scoring import group_logps, sequence_logps
+from mlx_dmpo.scoring import Road, group_logps, sequence_logps
 
 
 @pytest.fixture
@@ -282,3 +283,21 @@ def test_printed_orders():
     free = replace(example, positive_first=None)
     fixed = [printed_orders(free, i, both=False, redraw=False, seed=0, epoch=e) for i in range(3) for e in (0, 1)]
     assert fixed[0] == fixed[1] and fixed[0] != fixed[2]
+
+
+@pytest.mark.slow  # on a CPU every program goes through a C++ compiler
+@pytest.mark.parametrize("layers", [2, 3])
+def test_a_compiled_step_equals_the_plain_road(layers):
+    """In planned shapes, with and without frozen layers below; a second batch of the same shape meets the same program."""
+    model = tiny.model(lora_layers=layers)
+    loss = train.objective(DmpoSettings(sft_weight=0.5))
+    compiled = train.value_and_grad(model, Road(group_logps, True), loss, True, keep=1e9, compiled=True)
+    plain = train.value_and_grad(model, Road(sequence_logps, False), loss, False)
+    for seed in (20, 21):
+        batch = pad_groups(tiny.equal_groups(np.random.default_rng(seed)))
+        reference = np.random.default_rng(seed).normal(-30, 1, batch.answer_mask.shape[:2]).astype(np.float32)
+        (total, values, margins, logps), found = compiled(batch, reference, 0.5, None)
+        (total_plain, values_plain, margins_plain, logps_plain), expected = plain(batch, reference, 0.5, None)
+        for a, b in ((total, total_plain), (values, values_plain), (margins, margins_plain), (logps, logps_plain)):
+            np.testing.assert_allclose(np.array(a), np.array(b), atol=5e-4)
+        assert tiny.relative_error(found, expected) <= 1e-4

@@ -69,10 +69,10 @@ def results() -> str:
 
 
 def between(text: str, name: str, content: str) -> str:
-    pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
     if not re.search(pattern, text, re.DOTALL):
         raise SystemExit(f"README.md has no <!-- {name} --> block")
-    return re.sub(pattern, lambda match: match[1] + content + match[2], text, flags=re.DOTALL)
+    return re.sub(pattern, lambda match: match[1] + content + "\n" + match[2], text, flags=re.DOTALL)
 
 
 def main() -> None:

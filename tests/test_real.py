@@ -48,12 +48,21 @@ def test_released_files_on_a_movielens_model(shared, tmp_path, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["data_ml_1m", "Amazon_Movie"])
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
-def test_whole_released_files(shared, tmp_path, kind, k):
-    release = shared / "data" / "dmpo-release"
-    files = [release / f"rec_{kind}_{name}.json" for name in ("sft_ranking", f"dpo_ranking_{k}", "eval_ranking")]
-    found = chain(shared / "models" / "ml1m-qwen3", *files, tmp_path, training=("--epochs", "1"))
-    assert found["n"] == 1000
+def test_whole_released_files(shared, tmp_path, kind):
+    """SFT, DMPO for every k, and the thousand evaluation pairs, as released."""
+    model, release = shared / "models" / "ml1m-qwen3", shared / "data" / "dmpo-release"
+    once = ("--model", model, "--epochs", "1")
+    run("sft", *once, "--data", release / f"rec_{kind}_sft_ranking.json", "--adapter-path", tmp_path / "sft")
+    for k in range(1, 6):
+        out, data = tmp_path / f"dmpo-{k}", release / f"rec_{kind}_dpo_ranking_{k}.json"
+        run("dmpo", *once, "--data", data, "--start-adapter", tmp_path / "sft", "--adapter-path", out)
+        first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+        assert 0 < first["loss"] < 1
+    run(
+        "evaluate", "--model", model, "--data", release / f"rec_{kind}_eval_ranking.json", "--adapter-path", out, "--out", tmp_path / "eval"
+    )
+    found = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert found["n"] == 1000 and found["auc_release"]["value"] is not None
 
 
 @pytest.fixture(scope="module")

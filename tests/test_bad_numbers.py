@@ -31,8 +31,8 @@ def poison(monkeypatch, at, spoil):
     """`spoil(result)` of the step function's results in step `at` alone (two micro-batches a step)."""
     original, calls = train.value_and_grad, []
 
-    def made(*arguments):
-        step_function = original(*arguments)
+    def made(*arguments, **how):
+        step_function = original(*arguments, **how)
 
         def step(*inputs):
             calls.append(inputs)

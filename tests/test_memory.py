@@ -30,8 +30,8 @@ def too_large(monkeypatch, groups, message, failed):
     """Micro-batches of more than `groups` groups do not fit."""
     original = train.value_and_grad
 
-    def made(*arguments):
-        step_function = original(*arguments)
+    def made(*arguments, **how):
+        step_function = original(*arguments, **how)
 
         def step(batch, *others):
             if len(batch.groups) > groups:

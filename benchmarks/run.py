@@ -58,9 +58,9 @@ def timed(step: Callable[..., Any], groups: Sequence[EncodedGroup]) -> tuple[flo
 
 
 def compete(field: Sequence[contenders.Contender], batches: Sequence[Sequence[EncodedGroup]]) -> dict[str, dict[str, Any]]:
-    """Medians over the batches; contenders take turns on each. The first batch is run once before, unmeasured."""
+    """Medians over the batches; contenders take turns on each. The shortest batch is run once before, unmeasured."""
     for contender in field:
-        contender.step(batches[0])
+        contender.step(shortest(batches))
     runs: dict[str, list[tuple[float, float]]] = {c.name: [] for c in field}
     for batch in batches:
         for contender in field:
@@ -73,6 +73,10 @@ def compete(field: Sequence[contenders.Contender], batches: Sequence[Sequence[En
             "memory_mb": statistics.median(m for _, m in measured) / MB,
         }
     return out
+
+
+def shortest(batches: Sequence[Sequence[EncodedGroup]]) -> Sequence[EncodedGroup]:
+    return min(batches, key=lambda batch: sum(g.shared_tokens for g in batch))
 
 
 def differences(field: Sequence[contenders.Contender], batch: Sequence[EncodedGroup]) -> dict[str, dict[str, float]]:
@@ -131,7 +135,7 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
     if not options.no_peers:
         field.append(contenders.mlx_lm_lora(model, base))
     dmpo = compete(field, batches)
-    for who, found in differences(field, batches[len(batches) // 2]).items():
+    for who, found in differences(field, shortest(batches)).items():
         dmpo[who] |= found
     table("DMPO step, one group of k = 5", dmpo, "groups", 1)
     ours = dmpo["mlx-dmpo"]
@@ -146,7 +150,7 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
     sft_batches = [sequences[i : i + size] for i in range(0, len(sequences), size)]
     field = [contenders.our_sft(model)] + ([] if options.no_peers else [contenders.mlx_lm_sft(model)])
     sft = compete(field, sft_batches)
-    for who, found in differences(field, sft_batches[len(sft_batches) // 2]).items():
+    for who, found in differences(field, shortest(sft_batches)).items():
         sft[who] |= found
     table(f"SFT step, batch of {size}", sft, "sequences", size)
 

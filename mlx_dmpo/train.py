@@ -543,7 +543,7 @@ def describe_work(trainer: Trainer, groups: Sequence[EncodedGroup]) -> str:
     per = trainer.steps_per_epoch
     return (
         f"{n} groups, {trainer.groups_per_step} a step -> {per} steps an epoch, {trainer.steps} steps in all\n"
-        f"a group: prefix {prefix:.0f} + tails {branches:.3g} x {tail:.0f} tokens = {shared / n:.0f} "
+        f"a group: prefix {prefix:.0f} + tails {branches:.3g} x {tail:.0f} tokens, {shared / n:.0f} where shared ones count once "
         f"(each answer alone: {separate / n:.0f}, {separate / shared:.1f} x as many)"
     )
 

@@ -37,6 +37,7 @@ _MEND = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable"),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "its directory is gone or no directory: put it back"),
+    errno.ELOOP: "a link stands under its name: remove the link",
 }
 
 

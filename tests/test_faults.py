@@ -62,7 +62,11 @@ DISKS = {
     "quota, at a rename": (lambda patch, run: patch.setattr(checkpoint.os, "rename", refuse(errno.EDQUOT)), "free some space", None),
     "read-only": (lambda patch, run: patch.setattr(rundir.os, "replace", refuse(errno.EROFS)), "make it writable", None),
     "permission lost": (lambda patch, run: patch.setattr(rundir.tempfile, "mkstemp", refuse(errno.EACCES)), "make it writable", None),
-    "a link in the place of metrics": (lambda patch, run: lose_metrics(run), "remove the link", lambda run: (run / "metrics.jsonl").unlink()),
+    "a link in the place of metrics": (
+        lambda patch, run: lose_metrics(run),
+        "remove the link",
+        lambda run: (run / "metrics.jsonl").unlink(),
+    ),
     "directory removed": (lambda patch, run: shutil.rmtree(run), "put it back", None),
 }
 

@@ -301,3 +301,20 @@ def test_a_compiled_step_equals_the_plain_road(layers):
         for a, b in ((total, total_plain), (values, values_plain), (margins, margins_plain), (logps, logps_plain)):
             np.testing.assert_allclose(np.array(a), np.array(b), atol=5e-4)
         assert tiny.relative_error(found, expected) <= 1e-4
+
+
+def test_the_number_of_compiled_shapes_is_bounded(monkeypatch):
+    """Past the bound a step of a new shape runs as it is; one of a known shape still meets its program. Values are the plain road's."""
+    met = []
+    monkeypatch.setattr(train, "COMPILED_SHAPES", 2)
+    monkeypatch.setattr(train.mx, "compile", lambda f: lambda *given: met.append(tuple(a.shape for a in given[1].values())) or f(*given))
+    model, loss = tiny.model(), train.objective(DmpoSettings())
+    step = train.value_and_grad(model, Road(group_logps, True), loss, False, compiled=True)
+    sizes = [20, 60, 100, 140, 20]
+    for size in sizes:
+        batch = pad_groups([tiny.group(np.random.default_rng(size), size, [size // 2] * 4, [5] * 4)])
+        reference = np.zeros(batch.answer_mask.shape[:2], np.float32)
+        (_, values, _, _), _ = step(batch, reference, 1.0, None)
+        expected, _ = loss(sequence_logps(model, batch), mx.array(reference), batch)
+        np.testing.assert_allclose(np.array(values), np.array(expected), atol=5e-4)
+    assert len(set(met)) == 2 and len(met) == 3

@@ -1,6 +1,6 @@
 """Times `mlx-dmpo prepare movielens` on generated ratings in the form of MovieLens 25M, and says how much memory it took.
 
-python scripts/benchmark_prepare.py [--ratings 25000000] [--folder DIR]
+python benchmarks/prepare.py [--ratings 25000000] [--folder DIR]
 """
 
 from __future__ import annotations

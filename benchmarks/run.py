@@ -29,6 +29,7 @@ from mlx_dmpo.batches import pad_groups
 from mlx_dmpo.records import EncodedGroup
 
 MB = 1e6
+EVALUATED_AT_ONCE = 40  # pairs between two turns
 
 
 def matmul_peak(dtype: mx.Dtype) -> float:
@@ -131,6 +132,14 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
     print(f"  resident: {weights / MB:.0f} MB of weights; mlx-lm-lora, with its second model, {(weights + second) / MB:.0f} MB")
 
     references = contenders.References(base)
+    one = train_data.groups(count, 1)
+    alone = []
+    for g in [*one, *five]:  # before the steps, as a run does, whose steps only look them up
+        started = time.perf_counter()
+        references([g])
+        alone.append(time.perf_counter() - started)
+    result["reference_seconds"] = statistics.median(alone[-len(five) :])
+    print(f"  reference log-probs of a group, once a run, in no step below: {result['reference_seconds']:.3f} s")
     field = [contenders.ours(model, references), contenders.pair_sharing(model, references), contenders.plain(model, references)]
     if not options.no_peers:
         field.append(contenders.mlx_lm_lora(model, base))
@@ -140,7 +149,6 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
     table("DMPO step, one group of k = 5", dmpo, "groups", 1)
     ours = dmpo["mlx-dmpo"]
 
-    one = train_data.groups(count, 1)
     ones = compete([contenders.ours(model, references)], [[g] for g in one])["mlx-dmpo"]
     print(f"    k = 5 over k = 1: {ours['seconds'] / ones['seconds']:.2f}x the time ({ones['seconds']:.3f} s at k = 1)")
 
@@ -154,15 +162,19 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
         sft[who] |= found
     table(f"SFT step, batch of {size}", sft, "sequences", size)
 
-    pairs = shapes.Source(options.eval_data or options.data, tokenizer, shape.vocabulary).groups(options.eval_pairs, 1, both=True)
+    pairs = shapes.Source(options.eval_data or options.data, tokenizer, shape.vocabulary)
+    tested = pairs.groups(options.eval_pairs.get(name, options.eval_pairs["others"]), 1, both=True)
+    parts = [tested[i : i + EVALUATED_AT_ONCE] for i in range(0, len(tested), EVALUATED_AT_ONCE)]
     model.eval()
     field = [contenders.our_scores(model), contenders.one_by_one(model)]
-    scores = [c.step(pairs) for c in field]
-    evaluation = compete(field, [pairs] * min(count, options.eval_repeat))
+    scores = [c.step(parts[0]) for c in field]
+    evaluation = compete(field, parts)
     model.train()
     for contender, found in zip(field, scores, strict=True):
-        evaluation[contender.name]["loss_difference"] = float(np.abs(found - scores[0]).max())
-    table(f"evaluation of {len(pairs)} pairs in both orders (Δ loss: largest difference of a log-prob)", evaluation, "pairs", len(pairs))
+        each = evaluation[contender.name]
+        each["seconds"] = sum(each["all_seconds"])
+        each["loss_difference"] = float(np.abs(found - scores[0]).max())
+    table(f"evaluation of {len(tested)} pairs in both orders, in all (Δ loss: largest difference of a log-prob)", evaluation, "pairs", len(tested))
 
     training = plan.Training(shape.layers, activation_bytes=model.model.norm.weight.dtype.size)
     flops = [plan.step_flops(shape, plan.Work.of(pad_groups(b)), training) for b in batches]
@@ -172,6 +184,7 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
         "dmpo_k1": ones,
         "sft": sft,
         "evaluate": evaluation,
+        "evaluate_pairs": len(tested),
         "step_time_k5_over_k1": ours["seconds"] / ones["seconds"],
         "dmpo_k5_speed_vs_plain": dmpo["plain road"]["seconds"] / ours["seconds"],
         "dmpo_k5_memory_vs_plain": dmpo["plain road"]["memory_mb"] / ours["memory_mb"],
@@ -203,8 +216,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="", help="directory of the tokenizer for --data, such as Qwen3's")
     parser.add_argument("--shapes", default="embedded,qwen3-0.6b-proportional,qwen3-0.6b-2l", help=f"comma-separated: embedded, {', '.join(shapes.SHAPES)}")  # fmt: skip
     parser.add_argument("--repeat", type=int, default=5, help="groups measured of each kind; the median counts (default 5)")
-    parser.add_argument("--eval-pairs", type=int, default=8, help="pairs of an evaluation (default 8)")
-    parser.add_argument("--eval-repeat", type=int, default=5, help="how often it is measured (default 5)")
+    parser.add_argument("--eval-pairs", default="40", metavar="N[,SHAPE=N]", help="pairs of an evaluation, for a shape or for all others (default 40; one by one takes about 1.3 s a pair on qwen3-0.6b-proportional, 2 cores)")  # fmt: skip
     parser.add_argument("--no-peers", action="store_true", help="only our own roads; needs no mlx-lm-lora")
     parser.add_argument("--json", default="", metavar="FILE", help="write everything measured")
     options = parser.parse_args()
@@ -214,6 +226,10 @@ def main() -> None:
     for name in names:
         if name != "embedded" and name not in shapes.SHAPES:
             parser.error(f"--shapes: {name} is unknown: choose among embedded, {', '.join(shapes.SHAPES)}")
+    wanted = dict(part.split("=", 1) if "=" in part else ("others", part) for part in options.eval_pairs.split(","))
+    if not all(n.strip().isdigit() and int(n) > 0 for n in wanted.values()) or not set(wanted) <= {"others", *names}:
+        parser.error(f"--eval-pairs: {options.eval_pairs} is not a count of pairs, or SHAPE=COUNT of --shapes")
+    options.eval_pairs = {"others": 40} | {name: int(n) for name, n in wanted.items()}
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     peak = matmul_peak(mx.float32 if on_cpu else mx.bfloat16)
     versions = {}

@@ -26,6 +26,7 @@ from mlx_dmpo.scoring import Road, group_logps, sequence_logps
 
 BETA = 0.1
 SHARED = Road(group_logps, True)
+PAD = train.padding(SHARED)
 Step = Callable[[Sequence[EncodedGroup]], Any]
 
 
@@ -65,10 +66,10 @@ def ours(model: nn.Module, references: References, checkpoint: bool = False) -> 
     """train's own step. Compared as DPO, the loss that the neighbours have."""
     run = train.value_and_grad(model, SHARED, train.objective(DmpoSettings(beta=BETA)), checkpoint)
     compared = train.value_and_grad(model, SHARED, train.objective(DmpoSettings(beta=BETA, loss="dpo")), checkpoint)
-    step = optimised(model, lambda groups: run(pad_groups(groups), references(groups), 1 / len(groups), None))
+    step = optimised(model, lambda groups: run(PAD(groups), references(groups), 1 / len(groups), None))
 
     def check(groups: Sequence[EncodedGroup]) -> Any:
-        (value, *_), gradient = compared(pad_groups(groups), references(groups), 1 / len(groups), None)
+        (value, *_), gradient = compared(PAD(groups), references(groups), 1 / len(groups), None)
         return value, gradient
 
     return Contender("mlx-dmpo", step, check)
@@ -192,10 +193,10 @@ def our_sft(model: nn.Module) -> Contender:
     compared = train.value_and_grad(model, SHARED, token_mean, False)
 
     def check(groups: Sequence[EncodedGroup]) -> Any:
-        (value, *_), gradient = compared(pad_groups(groups), None, 1.0, None)
+        (value, *_), gradient = compared(PAD(groups), None, 1.0, None)
         return value, gradient
 
-    return Contender("mlx-dmpo", optimised(model, lambda groups: run(pad_groups(groups), None, 1 / len(groups), None)), check)
+    return Contender("mlx-dmpo", optimised(model, lambda groups: run(PAD(groups), None, 1 / len(groups), None)), check)
 
 
 def mlx_lm_sft(model: nn.Module) -> Contender:

@@ -69,7 +69,7 @@ def measure(c: Configuration) -> dict[str, Any]:
     batch = pad_groups(groups)
     reference = np.zeros(batch.answer_mask.shape[:2], np.float32)
     run = train.value_and_grad(model, contenders.SHARED, train.objective(DmpoSettings()), c.checkpoint)
-    step = contenders.optimised(model, lambda groups: run(pad_groups(groups), reference, 1 / c.batch, None))
+    step = contenders.optimised(model, lambda groups: run(contenders.PAD(groups), reference, 1 / c.batch, None))
     resident = mx.get_active_memory() - nothing
     step(groups)
     mx.reset_peak_memory()

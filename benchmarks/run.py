@@ -174,7 +174,12 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
         each = evaluation[contender.name]
         each["seconds"] = sum(each["all_seconds"])
         each["loss_difference"] = float(np.abs(found - scores[0]).max())
-    table(f"evaluation of {len(tested)} pairs in both orders, in all (Δ loss: largest difference of a log-prob)", evaluation, "pairs", len(tested))
+    table(
+        f"evaluation of {len(tested)} pairs in both orders, in all (Δ loss: largest difference of a log-prob)",
+        evaluation,
+        "pairs",
+        len(tested),
+    )
 
     training = plan.Training(shape.layers, activation_bytes=model.model.norm.weight.dtype.size)
     flops = [plan.step_flops(shape, plan.Work.of(pad_groups(b)), training) for b in batches]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from threading import Thread
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .records import EncodedGroup, Example, GroupBatch, PreferenceGroup, RankingExample
 
 E = TypeVar("E", RankingExample, PreferenceGroup)
+T = TypeVar("T")
 
 
 def printed_orders(example: Example, index: int, *, both: bool, redraw: bool, seed: int, epoch: int = 0) -> list[tuple[bool, ...]]:
@@ -180,10 +183,10 @@ def planned(size: int, coarse: bool = False) -> int:
     return -(-size // step) * step
 
 
-MICRO_BATCH_TOKENS = 8192  # shared ones once; more in one piece is no faster anywhere
+BATCH_TOKENS = 8192  # shared ones once; more in one piece is no faster anywhere
 
 
-def by_length(groups: Sequence[EncodedGroup], batch_size: int, tokens: int = MICRO_BATCH_TOKENS) -> Iterator[np.ndarray]:
+def by_length(groups: Sequence[EncodedGroup], batch_size: int, tokens: int = BATCH_TOKENS) -> Iterator[np.ndarray]:
     """Indices of micro-batches of like groups, at most `batch_size` of them and, beyond the first, `tokens`. Every group is in exactly one."""
     order = sorted(range(len(groups)), key=lambda i: (len(groups[i].tails), len(groups[i].prefix), i))
     batch: list[int] = []
@@ -197,3 +200,28 @@ def by_length(groups: Sequence[EncodedGroup], batch_size: int, tokens: int = MIC
         total += size
     if batch:
         yield np.array(batch)
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made on a thread while the one before is in use. What goes wrong there is raised where the item is asked for.
+
+    Whoever stops early waits for nothing.
+    """
+    end: Any = object()
+
+    def start() -> Future[T]:
+        coming: Future[T] = Future()
+
+        def make() -> None:
+            try:
+                coming.set_result(next(items, end))
+            except BaseException as error:
+                coming.set_exception(error)
+
+        Thread(target=make, daemon=True).start()
+        return coming
+
+    coming = start()
+    while (item := coming.result()) is not end:
+        coming = start()
+        yield item

@@ -373,6 +373,7 @@ def demo(out: str, seed: int) -> None:
 @click.option("-k", "--num-negatives", default=5, show_default=True, type=click.IntRange(1), help="Negatives of a group.")
 @click.option("--stage", default="dmpo", show_default=True, type=click.Choice(["sft", "dmpo"]), help="What is trained.")
 @click.option("--batch-size", default=config.TrainSettings().batch_size, show_default=True, type=click.IntRange(1), help="Groups run at once.")  # fmt: skip
+@click.option("--batch-tokens", default=config.TrainSettings().batch_tokens, show_default=True, type=click.IntRange(1), help="Tokens run at once.")  # fmt: skip
 @click.option("--max-seq-length", default=config.TrainSettings().max_seq_length, show_default=True, type=click.IntRange(16), help="Longest prompt with answer, in tokens, with --data.")  # fmt: skip
 @click.option("--num-layers", default=-1, show_default=True, type=click.IntRange(-1), help="Adapt this many of the last layers; -1 adapts all.")  # fmt: skip
 @click.option("--lora-rank", default=config.Lora().rank, show_default=True, type=click.IntRange(1), help="Rank of the LoRA matrices.")

@@ -88,6 +88,9 @@ class TrainSettings(CommonSettings):
     lora_parameters: Lora = setting(Lora, "LoRA's rank, scale, dropout and keys.")
     epochs: float = setting(3.0, "Passes over the training groups.", above=0)
     iters: int | None = setting(None, "Optimiser steps, instead of epochs.", low=1)
+    batch_tokens: int = setting(
+        8192, "Tokens run at once, shared ones counted once: groups of a micro-batch beyond them run after it, with the same result.", low=1
+    )
     grad_accumulation_steps: int = setting(2, "Micro-batches a step: a step sees batch_size x this many groups.", low=1)
     candidate_order: str = setting(
         "fixed",
@@ -292,7 +295,7 @@ class ConvertSettings:
 
 # What may change when a run is resumed: paths (what they lead to is compared), reports, and how a step's work is cut up.
 _FREE = frozenset(
-    """model data valid_data skip_bad_rows domains adapter_path start_adapter batch_size grad_accumulation_steps val_batches grad_checkpoint
+    """model data valid_data skip_bad_rows domains adapter_path start_adapter batch_size batch_tokens grad_accumulation_steps val_batches grad_checkpoint
     steps_per_report report_to project_name save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check""".split()
 )
 

@@ -55,13 +55,14 @@ def _caches() -> dict[str, Any]:
     return {"path": str(hub), "models": names, "embedded_model": (assets.model_dir() / "config.json").is_file()}
 
 
-def _one_step(rate: float) -> dict[str, Any]:
-    """plan's memory and time for a small model's step beside a real one's."""
+def _plan_beside_a_step() -> dict[str, Any]:
+    """plan's memory and time, by its own calibration, for a small model's step beside a real one's."""
     width = 4 if models.on_cpu() else 2
+    training = plan.Training(SMALL.layers, activation_bytes=width)
+    rate = plan.calibrate(SMALL, training, seconds=2.0)
     model = models.random_qwen3(SMALL, mx.float32 if width == 4 else mx.bfloat16)
-    groups = plan.assumed_groups(1, 5, vocabulary=SMALL.vocabulary)
-    batch = pad_groups(groups)
-    training, work = plan.Training(SMALL.layers, activation_bytes=width), plan.Work.of(batch)
+    batch = pad_groups(plan.assumed_groups(2, 5, vocabulary=SMALL.vocabulary))
+    work = plan.Work.of(batch)
     mx.clear_cache()
 
     differentiate = nn.value_and_grad(model, lambda: group_logps(model, batch).sum())
@@ -76,7 +77,7 @@ def _one_step(rate: float) -> dict[str, Any]:
         peak = mx.get_peak_memory() - before
     expected = plan.memory(SMALL, work, training)
     told = expected["activations"] + expected["logits"] + expected["gradients"]
-    predicted = plan.step_flops(SMALL, work, training) / (plan.STEP_SHARE * rate)
+    predicted = plan.step_flops(SMALL, work, training) / rate
     measured = float(np.min(seconds[1:]))
     return {
         "memory_mb": {"plan": told / 1e6, "measured": peak / 1e6, "ratio": told / peak},
@@ -84,13 +85,20 @@ def _one_step(rate: float) -> dict[str, Any]:
     }
 
 
+def verdict(step: dict[str, Any]) -> str:
+    """Whether plan is to be believed on this machine: memory within 15 %, time within a half more or less."""
+    memory, seconds = step["memory_mb"]["ratio"], step["seconds"]["ratio"]
+    wrong = [name for name, off in (("memory", not 0.85 <= memory <= 1.15), ("time", not 2 / 3 <= seconds <= 1.5)) if off]
+    return f"plan is off here ({' and '.join(wrong)}): report it with --json" if wrong else "plan agrees with it"
+
+
 def examine() -> dict[str, Any]:
     """Everything that a bug report wants, in bytes, FLOP/s and seconds."""
     info = {k: v for k, v in mx.device_info().items() if isinstance(v, str | int)}
+    step = _plan_beside_a_step()
     rates = {"float32": _matmul_rate(mx.float32)}
     if not models.on_cpu():
         rates["bfloat16"] = _matmul_rate(mx.bfloat16)
-    rate = plan.calibrate(SMALL, 512, 4 if models.on_cpu() else 2, seconds=1.0)
     notes = [n for n in (blas_remedy(rates["float32"]),) if n]
     if platform.system() == "Darwin" and platform.machine() != "arm64":
         notes.append("this Python is not native: install an arm64 one, MLX needs it")
@@ -113,7 +121,7 @@ def examine() -> dict[str, Any]:
         "environment": {
             k: v for k, v in os.environ.items() if k in ("LD_PRELOAD", "OPENBLAS_NUM_THREADS", "HF_HUB_OFFLINE", "MLX_DMPO_CACHE")
         },
-        "plan_beside_a_step": _one_step(rate),
+        "plan_beside_a_step": step | {"verdict": verdict(step)},
         "notes": notes,
     }
 
@@ -128,7 +136,7 @@ def told(found: dict[str, Any]) -> str:
         "matrix products: " + ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, rate in found["flops_per_second"].items()),
         f"models on disk ({found['models']['path']}): {', '.join(found['models']['models']) or 'none'}"
         f"; embedded model {'present' if found['models']['embedded_model'] else 'MISSING: reinstall mlx-dmpo'}",
-        f"plan beside a small step: memory {step['memory_mb']['plan']:.0f} MB, measured {step['memory_mb']['measured']:.0f}; "
-        f"time {step['seconds']['plan']:.3f} s, measured {step['seconds']['measured']:.3f}",
+        f"a small step: {step['memory_mb']['measured']:.0f} MB, plan says {step['memory_mb']['plan']:.0f}; "
+        f"{step['seconds']['measured']:.3f} s, plan says {step['seconds']['plan']:.3f}: {step['verdict']}",
     ]
     return "\n".join([*lines, *(f"slow: {note}" for note in found["notes"]), *([] if found["notes"] else ["nothing to mend"])])

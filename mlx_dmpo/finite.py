@@ -14,10 +14,15 @@ from mlx.utils import tree_flatten
 from .records import EncodedGroup
 
 
+def all_finite(*trees: Any) -> mx.array:
+    """Whether every floating-point number of the trees is: () bool, not evaluated."""
+    checks = [mx.isfinite(a).all() for tree in trees for _, a in tree_flatten(tree) if mx.issubdtype(a.dtype, mx.floating)]
+    return mx.stack(checks).all() if checks else mx.array(True)
+
+
 def is_finite(*trees: Any) -> bool:
     """Whether every floating-point number of the trees is."""
-    checks = [mx.isfinite(a).all() for tree in trees for _, a in tree_flatten(tree) if mx.issubdtype(a.dtype, mx.floating)]
-    return not checks or bool(mx.stack(checks).all())
+    return bool(all_finite(*trees))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Memory is counted tensor by tensor as MLX keeps them for the backward pass (docs
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .batches import by_length, pad_groups
+from .batches import BATCH_TOKENS, by_length, pad_groups
 from .errors import UserError
 from .records import EncodedGroup, GroupBatch
 
@@ -285,9 +285,11 @@ def assumed_groups(
     return groups
 
 
-def largest(groups: Sequence[EncodedGroup], batch_size: int) -> Work:
+def largest(groups: Sequence[EncodedGroup], batch_size: int, batch_tokens: int = BATCH_TOKENS) -> Work:
     """The micro-batch of the most tokens, as training puts them together within the data's own order of lengths."""
     longest = sorted(groups, key=lambda g: g.shared_tokens)[-batch_size:]
+    while len(longest) > 1 and sum(g.shared_tokens for g in longest) > batch_tokens:
+        longest.pop(0)
     return Work.of(pad_groups(longest))
 
 
@@ -318,9 +320,14 @@ class Case:
     training: Training
     groups: Sequence[EncodedGroup]
     batch_size: int
+    batch_tokens: int = BATCH_TOKENS
+
+    @property
+    def largest(self) -> Work:
+        return largest(self.groups, self.batch_size, self.batch_tokens)
 
     def peak(self) -> float:
-        return memory(self.shape, largest(self.groups, self.batch_size), self.training)["peak"]
+        return memory(self.shape, self.largest, self.training)["peak"]
 
 
 def remedies(case: Case) -> list[tuple[str, Case]]:
@@ -352,34 +359,51 @@ def cheapest(case: Case, limit: float) -> str | None:
     return next((what for what, changed in remedies(case) if changed.peak() <= limit), None)
 
 
-# Of the rate of plain matrix products, what a whole step reached in scripts/benchmark
-STEP_SHARE = 0.4
+# Of the rate of plain matrix products, what a step reaches: only to foresee how long the calibration takes
+STEP_SHARE = 0.25
 
 
-def calibrate(shape: ModelShape, tokens: int, activation_bytes: int = 2, seconds: float = 2.0) -> float:
-    """FLOP/s of this machine in one product of the model's own kind and width, on up to `tokens` rows."""
+def calibrate(shape: ModelShape, training: Training, seconds: float = 10.0) -> float:
+    """FLOP/s that a training step of the model's width reaches on this machine, in about `seconds`.
+
+    Measured on two layers with as much of the vocabulary as weighs the same beside them, on one group of k = 5; on a CPU in float32, as runs
+    there. Where that would take too long, on a shorter group, and then on a narrower model.
+    """
     import time
 
     import mlx.core as mx
+    import mlx.nn as nn
 
-    dtype = mx.float32 if activation_bytes == 4 else mx.bfloat16
-    weight = mx.random.normal((shape.intermediate, shape.hidden)).astype(dtype)
-    parts = mx.quantize(weight, group_size=shape.group_size, bits=shape.bits) if shape.bits < 16 else ()
-    mx.eval(weight, parts)
-    rows, best, until = 16, 0.0, time.perf_counter() + seconds
-    while True:
-        x = mx.random.normal((rows, shape.hidden)).astype(dtype)
-        mx.eval(x)
+    from .model import on_cpu, random_qwen3
+    from .scoring import group_logps
+
+    width = 4 if on_cpu() else training.activation_bytes
+    setting = replace(training, adapted_layers=2, keys=(), activation_bytes=width)
+    small = replace(shape, layers=2, vocabulary=max(64, 2 * shape.vocabulary // shape.layers))
+    begun = time.perf_counter()
+
+    def timed(work: Callable[[], Any]) -> float:
         started = time.perf_counter()
-        if parts:
-            mx.eval(mx.quantized_matmul(x, *parts, transpose=True, group_size=shape.group_size, bits=shape.bits))
-        else:
-            mx.eval(x @ weight.T)
-        took = time.perf_counter() - started
-        best = max(best, 2 * rows * shape.hidden * shape.intermediate / took)
-        if time.perf_counter() + 2 * took > until:
-            return best
-        rows = min(2 * rows, max(16, tokens))
+        mx.eval(work())
+        return time.perf_counter() - started
+
+    while True:
+        model = random_qwen3(small, mx.float32 if width == 4 else mx.bfloat16, rank=training.rank)
+        x, up = mx.random.normal((32, small.hidden)).astype(model.model.norm.weight.dtype), model.model.layers[0].mlp.up_proj
+        products = 2 * 32 * small.hidden * small.intermediate / min(timed(lambda: up(x)) for _ in range(2))  # noqa: B023
+        lengths = [assumed_groups(1, k, history=history, vocabulary=small.vocabulary) for k, history in ((5, 22), (1, 22), (1, 2))]
+        batches = [pad_groups(groups) for groups in lengths]
+        quick = [b for b in batches if 3 * step_flops(small, Work.of(b), setting) < STEP_SHARE * products * seconds]
+        if quick or small.hidden <= 256:
+            break
+        small = replace(small, hidden=small.hidden // 2, intermediate=small.intermediate // 2)
+    batch = (quick or batches[-1:])[0]
+    step = nn.value_and_grad(model, lambda: group_logps(model, batch, checkpoint=training.checkpoint).sum())
+    timed(step)
+    taken = [timed(step)]
+    while len(taken) < 5 and time.perf_counter() - begun + taken[-1] < seconds:
+        taken.append(timed(step))
+    return step_flops(small, Work.of(batch), setting) / min(taken)
 
 
 def check(case: Case, limit: float) -> None:
@@ -396,11 +420,11 @@ def check(case: Case, limit: float) -> None:
 
 def plan(case: Case, *, epochs: float = 1.0, accumulation: int = 1, flops_per_second: float = 0.0) -> dict[str, Any]:
     """Everything that `mlx-dmpo plan` tells, in bytes, FLOPs, tokens and seconds."""
-    works = micro_batches(case.groups, case.batch_size)
+    works = [Work.of(pad_groups([case.groups[i] for i in rows])) for rows in by_length(case.groups, case.batch_size, case.batch_tokens)]
     flops = sum(step_flops(case.shape, w, case.training) for w in works)
     reference = sum(forward_flops(case.shape, w) for w in works)
     separate = 3 * separate_flops(case.shape, case.groups)
-    parts = memory(case.shape, largest(case.groups, case.batch_size), case.training)
+    parts = memory(case.shape, case.largest, case.training)
     found: dict[str, Any] = {
         "memory": parts,
         "fits": {str(gb): cheapest(case, usable(gb)) for gb in MACS},
@@ -418,10 +442,6 @@ def plan(case: Case, *, epochs: float = 1.0, accumulation: int = 1, flops_per_se
     return found
 
 
-def micro_batches(groups: Sequence[EncodedGroup], batch_size: int) -> list[Work]:
-    return [Work.of(pad_groups([groups[i] for i in rows])) for rows in by_length(groups, batch_size)]
-
-
 def run(
     *,
     model: str,
@@ -433,6 +453,7 @@ def run(
     num_negatives: int,
     stage: str,
     batch_size: int,
+    batch_tokens: int,
     max_seq_length: int,
     num_layers: int,
     lora_rank: int,
@@ -461,8 +482,8 @@ def run(
     training = Training(
         shape.layers if num_layers < 0 else num_layers, lora_rank, tuple(lora_keys), grad_checkpoint, width, OPTIMIZER_STATES[optimizer]
     )
-    case = Case(shape, training, encoded, batch_size)
-    rate = tflops * 1e12 or STEP_SHARE * calibrate(shape, largest(encoded, batch_size).tokens, width)
+    case = Case(shape, training, encoded, batch_size, batch_tokens)
+    rate = tflops * 1e12 or calibrate(shape, training)
     found = plan(case, epochs=epochs, flops_per_second=rate)
     return found | {"flops_per_second": rate, "rate": "given" if tflops else "measured here", "parameters": shape.parameters}
 

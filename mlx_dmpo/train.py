@@ -6,7 +6,6 @@ A step's loss is the mean over its groups, whatever their shapes and however the
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -27,14 +26,14 @@ from tqdm import tqdm
 
 from . import assets, checkpoint, config, losses, memory, plan, report, rundir
 from . import model as models
-from .batches import by_length, epoch_steps, first_negatives, pad_groups, planned, printed_orders
+from .batches import ahead, by_length, epoch_steps, first_negatives, pad_groups, planned, printed_orders
 from .config import DmpoSettings, Lora, SftSettings, TrainSettings
 from .data import formats, prompts
 from .data.rows import has_split, hub_name
 from .distributed import world
 from .encode import Encoder
 from .errors import Interrupted, UserError, WriteError
-from .finite import is_finite, locate
+from .finite import all_finite, is_finite, locate
 from .records import EncodedGroup, Example, GroupBatch, RankingExample
 from .reference import Reference, cache_key, score_groups, sequences
 from .scoring import FrozenOutputs, Road, choose_road, frozen_layers
@@ -126,7 +125,8 @@ class GroupSource:
 
     def _encode(self, epoch: int, both: bool) -> list[EncodedGroup]:
         draw = partial(printed_orders, both=both, redraw=self.redraw, seed=self.seed, epoch=epoch)
-        rows = tqdm(self.examples, desc="encode", unit="example", disable=None, leave=False, delay=2)
+        beside = True if epoch else None  # later epochs are encoded beside the training, which has a bar
+        rows = tqdm(self.examples, desc="encode", unit="example", disable=beside, leave=False, delay=2)
         return [self.encoder.encode(e, draw(e, i), chosen_only=self.chosen_only) for i, e in enumerate(rows)]
 
     def epoch(self, epoch: int) -> list[EncodedGroup]:
@@ -144,6 +144,16 @@ class GroupSource:
 COMPILED_SHAPES = 64  # a compiled step keeps one program a shape for ever; past so many, a step of a new shape is not compiled
 
 
+def compiles(road: Road, compiled: bool | None = None) -> bool:
+    """Whether a step is compiled; None means on a GPU."""
+    return road.shared and (not models.on_cpu() if compiled is None else compiled)
+
+
+def padding(road: Road, compiled: bool | None = None) -> Callable[[Sequence[EncodedGroup]], GroupBatch]:
+    """How a step wants its groups: in planned shapes where it is compiled."""
+    return partial(pad_groups, sized=planned) if compiles(road, compiled) else pad_groups
+
+
 def value_and_grad(
     model: nn.Module, road: Road, loss: Objective, checkpoint: bool, *, keep: float = 0, compiled: bool | None = None
 ) -> Callable[[GroupBatch, np.ndarray | None, float, int | None], tuple[Any, Any]]:
@@ -152,9 +162,9 @@ def value_and_grad(
     Only the adapter's leaves are differentiated. Tracing leaves its own arrays in the model: they are put back.
 
     keep      bytes in which outputs of layers below the adapter are kept between epochs
-    compiled  by mx.compile, in planned shapes; None means on a GPU. Not with dropout, whose seed a compiled step would fix.
+    compiled  by mx.compile, a program a shape (see `padding`); None means on a GPU. Not with dropout, whose seed a compiled step would fix.
     """
-    compiled = road.shared and (not models.on_cpu() if compiled is None else compiled)
+    compile_steps = compiles(road, compiled)
     frozen = FrozenOutputs(model, keep) if road.shared and frozen_layers(model) else None
 
     def run(
@@ -175,9 +185,8 @@ def value_and_grad(
 
     def step(batch: GroupBatch, reference: np.ndarray | None, weight: float, dropout_seed: int | None) -> tuple[Any, Any]:
         parameters = model.trainable_parameters()
-        compile_it = compiled and dropout_seed is None
+        compile_it = compile_steps and dropout_seed is None
         if compile_it:
-            batch = pad_groups(batch.groups, planned)
             arrays = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "groups"}
             shape = tuple(a.shape for a in arrays.values())
             compile_it = shape in shapes or len(shapes) < COMPILED_SHAPES
@@ -199,6 +208,22 @@ def right_pairs(difference: np.ndarray, mask: np.ndarray) -> float:
     return float((((difference > 0) + 0.5 * (difference == 0)) * mask).sum())
 
 
+Arrays = tuple[GroupBatch, np.ndarray | None]  # a micro-batch and its reference (G, R)
+
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """A step's host work, done."""
+
+    groups: Sequence[EncodedGroup]  # of all ranks
+    mine: Sequence[EncodedGroup]
+    micro_batches: list[tuple[np.ndarray, Arrays]]  # which of mine
+
+    @property
+    def count(self) -> int:
+        return len(self.groups)
+
+
 class Trainer:
     """One run's policy, optimiser and `state`; `run` is the loop. Only the first rank has a directory to write."""
 
@@ -218,6 +243,7 @@ class Trainer:
         self.stop, self.world = stop or Stop(), world()
         self.loss = objective(settings)
         self.step_function = value_and_grad(base.model, road, self.loss, settings.grad_checkpoint, keep=settings.frozen_cache_gb * 1e9)
+        self.pad = padding(road) if not settings.lora_parameters.dropout else pad_groups
         self.optimizer = build_optimizer(settings)
         self.state = checkpoint.State()
         self.saved = 0  # step of the last checkpoint
@@ -334,31 +360,36 @@ class Trainer:
 
     # --- steps
 
-    def _micro_batch(self, groups: Sequence[EncodedGroup], count: int, step: int, rows: np.ndarray) -> tuple[Any, dict[str, float], Any]:
-        """Gradients of `rows` of `groups`, their share of a step of `count` groups; numbers; groups that are not finite."""
-        picked = [groups[i] for i in rows]
-        batch = pad_groups(picked)
-        reference = None if self.reference is None else self.reference.logps(picked)
+    def _arrays(self, groups: Sequence[EncodedGroup]) -> Arrays:
+        return self.pad(groups), None if self.reference is None else self.reference.logps(groups)
+
+    def _micro_batch(self, prepared: PreparedStep, step: int, arrays: Arrays, rows: np.ndarray) -> tuple[Any, dict[str, float], Any]:
+        """Gradients of `rows` of a step's groups, their share of it; numbers; groups that are not finite. All of it one evaluation.
+
+        arrays  of all the micro-batch's rows; of half of them they are made anew
+        """
+        picked = [prepared.mine[i] for i in rows]
+        batch, reference = arrays if len(arrays[0].groups) == len(picked) else self._arrays(picked)
         seed = None
         if self.settings.lora_parameters.dropout:
             first = int(rows[0]) * self.world.size + self.world.rank
             seed = int(np.random.default_rng([self.settings.seed, step, first]).integers(2**31))
         if self.settings.memory_limit:
             mx.reset_peak_memory()
-        (_, value, margin, logps), gradients = self.step_function(batch, reference, 1 / count, seed)
-        mx.eval(value, margin, logps, gradients)
+        (_, value, margin, logps), gradients = self.step_function(batch, reference, 1 / prepared.count, seed)
+        difference, sound = losses.pair_difference(logps, mx.array(batch.pairs)), all_finite(gradients)
+        mx.eval(value, margin, difference, sound, gradients)
         self.peak = max(self.peak, mx.get_peak_memory())
         memory.check(self.settings.memory_limit)
-        difference = np.array(losses.pair_difference(logps, mx.array(batch.pairs)))
         numbers = {
             "loss": float(value.sum()),
             "margin": float((np.array(margin) * batch.pair_mask).sum()),
-            "right": right_pairs(difference, batch.pair_mask),
+            "right": right_pairs(np.array(difference), batch.pair_mask),
             "pairs": float(batch.pair_mask.sum()),
             "tokens": float(sum(g.shared_tokens for g in picked)),
         }
         bad = [g for g, v in zip(picked, np.array(value), strict=True) if not math.isfinite(v)]
-        return gradients, numbers, bad or ([] if is_finite(gradients) else picked)
+        return gradients, numbers, bad or ([] if sound.item() else picked)
 
     def _share(self, groups: Sequence[EncodedGroup]) -> Sequence[EncodedGroup]:
         """This rank's groups of a step: of every length as many as the others'."""
@@ -366,34 +397,40 @@ class Trainer:
             return groups
         return [groups[i] for rows in by_length(groups, len(groups)) for i in self.world.share(rows.tolist())]
 
-    def _step(self, groups: Sequence[EncodedGroup], step: int) -> dict[str, float] | None:
-        """One optimiser step on `groups`; their summed loss and what else is known of them. None where it was left out.
-
-        A step whose loss, gradient or update is not finite leaves the weights and the optimiser as they were.
-        """
+    def _prepare(self, groups: Sequence[EncodedGroup]) -> PreparedStep:
         mine = self._share(groups)
-        gradients: Any = None if mine else tree_map(mx.zeros_like, self.model.trainable_parameters())
+        cut = by_length(mine, self.settings.batch_size, self.settings.batch_tokens)
+        return PreparedStep(groups, mine, [(rows, self._arrays([mine[i] for i in rows])) for rows in cut])
+
+    def _step(self, prepared: PreparedStep, step: int) -> dict[str, float] | None:
+        """One optimiser step: its summed loss and what else is known of it. None where it was left out.
+
+        One evaluation a micro-batch and one for the update. A step whose loss, gradient or update is not finite leaves the
+        weights and the optimiser as they were.
+        """
+        gradients: Any = None if prepared.mine else tree_map(mx.zeros_like, self.model.trainable_parameters())
         total = dict.fromkeys(("loss", "margin", "right", "pairs", "tokens"), 0.0)
         bad: list[EncodedGroup] = []
-        for rows in by_length(mine, self.settings.batch_size):
-            for more, numbers, found in memory.in_halves(partial(self._micro_batch, mine, len(groups), step), rows):
+        for rows, arrays in prepared.micro_batches:
+            for more, numbers, found in memory.in_halves(partial(self._micro_batch, prepared, step, arrays), rows):
                 gradients = more if gradients is None else tree_map(mx.add, gradients, more)
                 total = {key: value + numbers[key] for key, value in total.items()}
                 bad += found
-            mx.eval(gradients)
+            mx.async_eval(gradients)  # so that no more than one micro-batch's are kept beside their sum
         gradients, total = self.world.sum(gradients), self.world.sum_numbers(total)
         self.state.step = step
-        if math.isfinite(total["loss"]) and is_finite(gradients):
-            before = self.model.trainable_parameters(), tree_map(lambda a: a, self.optimizer.state)
-            clipped = optimizers.clip_grad_norm(gradients, self.settings.max_grad_norm)[0] if self.settings.max_grad_norm else gradients
-            self.optimizer.learning_rate = learning_rate(self.settings, step - 1, self.steps)
-            self.optimizer.update(self.model, clipped)
-            if is_finite(self.model.trainable_parameters(), self.optimizer.state):
-                mx.eval(self.model.trainable_parameters(), self.optimizer.state)
-                return {**total, "groups": float(len(groups))}
-            self.model.update(before[0])
-            self.optimizer.state = before[1]
-        self._left_out(step, bad, groups, gradients)
+        before = self.model.trainable_parameters(), tree_map(lambda a: a, self.optimizer.state)
+        clipped = optimizers.clip_grad_norm(gradients, self.settings.max_grad_norm)[0] if self.settings.max_grad_norm else gradients
+        self.optimizer.learning_rate = learning_rate(self.settings, step - 1, self.steps)
+        self.optimizer.update(self.model, clipped)
+        updated = self.model.trainable_parameters(), self.optimizer.state
+        sound = all_finite(gradients, *updated)
+        mx.eval(sound, *updated)
+        if math.isfinite(total["loss"]) and sound.item():
+            return {**total, "groups": float(prepared.count)}
+        self.model.update(before[0])
+        self.optimizer.state = before[1]
+        self._left_out(step, bad, prepared.groups, gradients)
         return None
 
     def _left_out(self, step: int, bad: Sequence[EncodedGroup], groups: Sequence[EncodedGroup], gradients: Any) -> None:
@@ -423,14 +460,18 @@ class Trainer:
             f"mlx-dmpo {'sft' if isinstance(self.settings, SftSettings) else 'dmpo'} -c {self.settings.adapter_path}/config.yaml --resume"
         )
 
-    def _data(self) -> Iterator[list[EncodedGroup]]:
-        """The groups of each step to come."""
-        first = self.state.step
-        for epoch in itertools.count(first // self.steps_per_epoch):
-            groups = self.train.epoch(epoch)
-            done = max(0, first - epoch * self.steps_per_epoch)
-            for rows in epoch_steps(len(groups), self.groups_per_step, self.settings.seed, epoch)[done:]:
-                yield [groups[i] for i in rows]
+    def _steps(self) -> Iterator[PreparedStep]:
+        """The steps to come. Their host work runs ahead of them: the next epoch is encoded during this one, the next step padded during this one."""
+        first, steps = self.state.step, self.steps
+        begun, end = first // self.steps_per_epoch, math.ceil(steps / self.steps_per_epoch)
+
+        def prepared() -> Iterator[PreparedStep]:
+            for epoch, groups in enumerate(ahead(map(self.train.epoch, range(begun, end))), begun):
+                at = epoch * self.steps_per_epoch
+                for rows in epoch_steps(len(groups), self.groups_per_step, self.settings.seed, epoch)[max(0, first - at) : steps - at]:
+                    yield self._prepare([groups[i] for i in rows])
+
+        return ahead(prepared())
 
     def run(self) -> None:
         """Trains from `state` on to the end. Writes metrics.jsonl, checkpoints and, last, adapters.safetensors: the best.
@@ -444,7 +485,7 @@ class Trainer:
         every = settings.steps_per_eval or self.steps_per_epoch
         validates = bool(self._validation_groups())
         name = "sft" if isinstance(settings, SftSettings) else settings.loss  # type: ignore[attr-defined]
-        data, since = self._data(), time.perf_counter()
+        steps, since = self._steps(), time.perf_counter()
         self.stop.finish_step = True
         with tqdm(total=self.steps, initial=state.step, desc=name, unit="step", disable=None) as bar:
             while True:
@@ -465,7 +506,7 @@ class Trainer:
                         self.stop.asked or SIGTERM,
                     )
                 since += time.perf_counter() - paused
-                numbers = self._step(next(data), state.step + 1)
+                numbers = self._step(next(steps), state.step + 1)
                 bar.update()
                 if numbers is not None:
                     state.bad_in_a_row = 0
@@ -561,7 +602,7 @@ def planned_case(settings: TrainSettings, base: models.Loaded, groups: Sequence[
         base.model.model.norm.weight.dtype.size,
         plan.OPTIMIZER_STATES[settings.optimizer],
     )
-    return plan.Case(shape, training, groups, settings.batch_size)
+    return plan.Case(shape, training, groups, settings.batch_size, settings.batch_tokens)
 
 
 def read_split(settings: TrainSettings, split: str, domains: dict[str, prompts.Domain]) -> list[Example] | None:

@@ -88,6 +88,13 @@ def case(**change):
     return plan.Case(training=plan.Training(36), groups=plan.assumed_groups(4, 5, history=36), **settings)
 
 
+def test_the_largest_micro_batch_keeps_to_its_tokens():
+    asked = case()
+    size = max(g.shared_tokens for g in asked.groups)
+    assert asked.largest.branches == 40 and replace(asked, batch_tokens=2 * size).largest.branches == 20
+    assert replace(asked, batch_tokens=1).largest == plan.largest(asked.groups, 1) and replace(asked, batch_tokens=1).peak() < asked.peak()
+
+
 def test_the_cheapest_change_is_told_and_suffices():
     asked = case()
     limits = [plan.usable(gb) for gb in plan.MACS]
@@ -171,8 +178,8 @@ def test_a_config_that_is_none_is_told(capsys, tmp_path):
 
 
 def test_calibration_measures_a_rate():
-    assert plan.calibrate(SMALL, 64, 4, seconds=0.05) > 1e6
-    assert plan.calibrate(replace(SMALL, bits=4), 64, 4, seconds=0.05) > 1e6
+    for shape in (SMALL, replace(SMALL, bits=4), plan.ModelShape.of("qwen3-0.6b")):  # the last, in a second, on a narrower model
+        assert plan.calibrate(shape, plan.Training(shape.layers, activation_bytes=4, checkpoint=shape.bits < 16), seconds=1.0) > 1e7
 
 
 def test_the_doctor_examines_this_machine(capsys):
@@ -184,7 +191,21 @@ def test_the_doctor_examines_this_machine(capsys):
     from mlx_dmpo import doctor
 
     text = doctor.told(found)
-    assert mx.__version__ in text and "measured" in text
+    assert mx.__version__ in text and found["plan_beside_a_step"]["verdict"] in text
+
+
+def test_the_doctor_says_whether_plan_agrees():
+    from mlx_dmpo import doctor
+
+    def step(memory, seconds):
+        return {"memory_mb": {"ratio": memory}, "seconds": {"ratio": seconds}}
+
+    assert doctor.verdict(step(1.1, 0.7)) == "plan agrees with it"
+    assert (
+        "memory)" in doctor.verdict(step(1.2, 1))
+        and "(time)" in doctor.verdict(step(1, 1.6))
+        and "memory and time" in doctor.verdict(step(0.5, 0.1))
+    )
 
 
 def test_the_remedy_for_a_slow_cpu_is_one_line(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from dataclasses import replace
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from mlx_dmpo import model as models
 from mlx_dmpo import rundir, train
-from mlx_dmpo.batches import epoch_steps, pad_groups, printed_orders
+from mlx_dmpo.batches import ahead, epoch_steps, pad_groups, printed_orders
 from mlx_dmpo.config import DmpoSettings, Lora, SftSettings
 from mlx_dmpo.data import formats
 from mlx_dmpo.encode import Encoder
@@ -76,8 +77,60 @@ def test_accumulation_does_not_change_the_step(settings, request, tmp_path):
         "test",
     )
     assert furthest(adapter(one), adapter(four)) < 1e-5
+    cut = train.train(replace(settings, batch_size=4, grad_accumulation_steps=1, optimizer="sgd", learning_rate=0.1, batch_tokens=1, adapter_path=str(tmp_path / "cut")), "test")  # fmt: skip
+    assert furthest(adapter(one), adapter(cut)) == 0  # no two groups fit: the same micro-batches of 1
     ours, theirs = metric_lines(one), metric_lines(four)
     assert ours[-1]["valid_loss"] == pytest.approx(theirs[-1]["valid_loss"], abs=1e-4)
+
+
+def test_host_work_is_done_on_a_thread_ahead_of_the_steps(dmpo_settings, monkeypatch):
+    """Padding of every step, and the encoding of every epoch after the first, whose groups the run begins with."""
+    encoded, padded = [], []
+
+    def watched(owner, name, seen):
+        original = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda *given, **how: seen.append(threading.current_thread() is threading.main_thread()) or original(*given, **how)
+        )
+
+    watched(train.GroupSource, "epoch", encoded)
+    watched(train.Trainer, "_arrays", padded)
+    train.train(replace(dmpo_settings, epochs=3.0, candidate_order="epoch"), "test")
+    assert padded and not any(padded)
+    assert encoded.count(False) == 3
+
+
+def test_ahead_is_ahead_and_changes_nothing():
+    second = threading.Event()
+
+    def items():
+        yield 1
+        second.set()
+        yield 2
+        raise ValueError("the third")
+
+    taken = ahead(items())
+    assert next(taken) == 1 and second.wait(10)
+    assert next(taken) == 2
+    with pytest.raises(ValueError, match="the third"):
+        next(taken)
+    assert list(ahead(iter(range(100)))) == list(range(100)) and list(ahead(iter(()))) == []
+
+
+def test_who_stops_early_waits_for_nothing():
+    released, left = threading.Event(), threading.Event()
+
+    def items():
+        yield 1
+        released.wait(10)
+        left.set()
+        yield 2
+
+    taken = ahead(items())
+    assert next(taken) == 1
+    taken.close()
+    assert not left.is_set()
+    released.set()
 
 
 def test_seeds_repeat_a_run_bit_for_bit(dmpo_settings, tmp_path):
@@ -294,7 +347,7 @@ def test_a_compiled_step_equals_the_plain_road(layers):
     compiled = train.value_and_grad(model, Road(group_logps, True), loss, True, keep=1e9, compiled=True)
     plain = train.value_and_grad(model, Road(sequence_logps, False), loss, False)
     for seed in (20, 21):
-        batch = pad_groups(tiny.equal_groups(np.random.default_rng(seed)))
+        batch = train.padding(Road(group_logps, True), compiled=True)(tiny.equal_groups(np.random.default_rng(seed)))
         reference = np.random.default_rng(seed).normal(-30, 1, batch.answer_mask.shape[:2]).astype(np.float32)
         (total, values, margins, logps), found = compiled(batch, reference, 0.5, None)
         (total_plain, values_plain, margins_plain, logps_plain), expected = plain(batch, reference, 0.5, None)
@@ -312,7 +365,9 @@ def test_the_number_of_compiled_shapes_is_bounded(monkeypatch):
     step = train.value_and_grad(model, Road(group_logps, True), loss, False, compiled=True)
     sizes = [20, 60, 100, 140, 20]
     for size in sizes:
-        batch = pad_groups([tiny.group(np.random.default_rng(size), size, [size // 2] * 4, [5] * 4)])
+        batch = train.padding(Road(group_logps, True), compiled=True)(
+            [tiny.group(np.random.default_rng(size), size, [size // 2] * 4, [5] * 4)]
+        )
         reference = np.zeros(batch.answer_mask.shape[:2], np.float32)
         (_, values, _, _), _ = step(batch, reference, 1.0, None)
         expected, _ = loss(sequence_logps(model, batch), mx.array(reference), batch)

@@ -12,6 +12,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,11 +21,11 @@ import numpy as np
 from tqdm import tqdm
 
 from . import rundir
-from .batches import by_length, pad_groups
+from .batches import ahead, by_length, pad_groups
 from .distributed import world
 from .errors import UserError, WriteError
 from .memory import in_halves
-from .records import EncodedGroup
+from .records import EncodedGroup, GroupBatch
 from .scoring import SCORER_VERSION, Road
 
 CHUNK = 16  # batches a rank scores between two exchanges with the others
@@ -71,14 +72,17 @@ def score_groups(
     training = model.training
     model.eval()
 
-    def run(rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        logps = np.array(road.logps(model, pad_groups([groups[i] for i in rows])))
+    def pad(rows: np.ndarray) -> GroupBatch:
+        return pad_groups([groups[i] for i in rows])
+
+    def run(whole: GroupBatch, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        logps = np.array(road.logps(model, whole if len(whole.groups) == len(rows) else pad(rows)))
         return [(int(i), row[: len(groups[i].tails)]) for i, row in zip(rows, logps, strict=True)]
 
     def scored() -> Iterator[tuple[int, np.ndarray]]:
         with tqdm(total=len(groups), desc=describe, unit="group", disable=None if describe else True, leave=False) as bar:
-            for rows in world().share(list(by_length(groups, batch_size))):
-                for part in in_halves(run, rows):
+            for rows, batch in ahead((rows, pad(rows)) for rows in world().share(list(by_length(groups, batch_size)))):
+                for part in in_halves(partial(run, batch), rows):
                     yield from part
                 bar.update(len(rows) * world().size)
 

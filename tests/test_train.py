@@ -12,7 +12,7 @@ import tiny
 from mlx.utils import tree_flatten
 
 from mlx_dmpo import model as models
-from mlx_dmpo import rundir, train
+from mlx_dmpo import reference, rundir, train
 from mlx_dmpo.batches import ahead, epoch_steps, pad_groups, printed_orders
 from mlx_dmpo.config import DmpoSettings, Lora, SftSettings
 from mlx_dmpo.data import formats
@@ -84,8 +84,8 @@ def test_accumulation_does_not_change_the_step(settings, request, tmp_path):
 
 
 def test_host_work_is_done_on_a_thread_ahead_of_the_steps(dmpo_settings, monkeypatch):
-    """Padding of every step, and the encoding of every epoch after the first, whose groups the run begins with."""
-    encoded, padded = [], []
+    """Padding of every step and of every batch that is scored, and the encoding of every epoch after the first, whose groups the run begins with."""
+    encoded, padded, scored = [], [], []
 
     def watched(owner, name, seen):
         original = getattr(owner, name)
@@ -95,8 +95,9 @@ def test_host_work_is_done_on_a_thread_ahead_of_the_steps(dmpo_settings, monkeyp
 
     watched(train.GroupSource, "epoch", encoded)
     watched(train.Trainer, "_arrays", padded)
+    watched(reference, "pad_groups", scored)
     train.train(replace(dmpo_settings, epochs=3.0, candidate_order="epoch"), "test")
-    assert padded and not any(padded)
+    assert padded and scored and not any(padded) and not any(scored)
     assert encoded.count(False) == 3
 
 

@@ -45,7 +45,7 @@ def without_adapter(model: nn.Module, shape: ModelShape) -> nn.Module:
     """A second model of the same base weights, copied, as a peer's reference is."""
     base = build(shape, lora_layers=0)
     weights = [(name.replace(".linear.", "."), value) for name, value in tree_flatten(model.parameters()) if ".lora_" not in name]
-    base.load_weights([(name, value + 0 if mx.issubdtype(value.dtype, mx.floating) else value) for name, value in weights])
+    base.load_weights([(name, value + 0) for name, value in weights])
     mx.eval(base.parameters())
     return base.eval()
 

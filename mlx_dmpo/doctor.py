@@ -19,6 +19,7 @@ from .batches import pad_groups
 from .scoring import group_logps
 
 SMALL = plan.ModelShape(4, 256, 768, 4, 2, 64, 4096, True)  # of the step that plan is checked on
+AGREES = "plan agrees with it"
 SLOW = 20e9  # FLOP/s of float32 products: a reference BLAS makes 2 to 4, any tuned one more than 20
 
 
@@ -89,7 +90,7 @@ def verdict(step: dict[str, Any]) -> str:
     """Whether plan is to be believed on this machine: memory within 15 %, time within a half more or less."""
     memory, seconds = step["memory_mb"]["ratio"], step["seconds"]["ratio"]
     wrong = [name for name, off in (("memory", not 0.85 <= memory <= 1.15), ("time", not 2 / 3 <= seconds <= 1.5)) if off]
-    return f"plan is off here ({' and '.join(wrong)}): report it with --json" if wrong else "plan agrees with it"
+    return f"plan is off here ({' and '.join(wrong)}): report it with --json" if wrong else AGREES
 
 
 def examine() -> dict[str, Any]:
@@ -139,4 +140,10 @@ def told(found: dict[str, Any]) -> str:
         f"a small step: {step['memory_mb']['measured']:.0f} MB, plan says {step['memory_mb']['plan']:.0f}; "
         f"{step['seconds']['measured']:.3f} s, plan says {step['seconds']['plan']:.3f}: {step['verdict']}",
     ]
-    return "\n".join([*lines, *(f"slow: {note}" for note in found["notes"]), *([] if found["notes"] else ["nothing to mend"])])
+    return "\n".join(
+        [
+            *lines,
+            *(f"slow: {note}" for note in found["notes"]),
+            *([] if found["notes"] or step["verdict"] != AGREES else ["nothing to mend"]),
+        ]
+    )

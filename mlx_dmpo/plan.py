@@ -1,4 +1,4 @@
-"""What a run will need before it starts: memory, floating-point operations, time. Arithmetic on shapes; nothing is loaded or allocated.
+"""What a run will need before it starts: memory, floating-point operations, time. Arithmetic on shapes; only `calibrate` runs anything.
 
 Memory is counted tensor by tensor as MLX keeps them for the backward pass (docs/plan.md has the account and how far it was measured).
 """
@@ -418,7 +418,7 @@ def check(case: Case, limit: float) -> None:
     )
 
 
-def plan(case: Case, *, epochs: float = 1.0, accumulation: int = 1, flops_per_second: float = 0.0) -> dict[str, Any]:
+def plan(case: Case, *, epochs: float = 1.0, flops_per_second: float = 0.0) -> dict[str, Any]:
     """Everything that `mlx-dmpo plan` tells, in bytes, FLOPs, tokens and seconds."""
     works = [Work.of(pad_groups([case.groups[i] for i in rows])) for rows in by_length(case.groups, case.batch_size, case.batch_tokens)]
     flops = sum(step_flops(case.shape, w, case.training) for w in works)

@@ -1,4 +1,4 @@
-"""One step of each contender on the same groups, weights, adapter and precision: ours, the plain road, and the neighbours' own functions.
+"""One step of each contender on the same groups, weights, adapter and precision: ours, the plain scorer, and the neighbours' own functions.
 
 A contender is a function that does a step's whole work, optimiser included, and returns nothing; `check` gives its loss and gradient.
 What the neighbours do besides (data reading, printing) is left out. `mx.compile`, which they apply to a step, is left out on a CPU,
@@ -17,16 +17,18 @@ import mlx.nn as nn
 import mlx.optimizers as optimizers
 import numpy as np
 
-from mlx_dmpo import losses, train
-from mlx_dmpo.batches import pad_groups
 from mlx_dmpo.config import DmpoSettings, SftSettings
-from mlx_dmpo.records import EncodedGroup
-from mlx_dmpo.reference import score_groups
-from mlx_dmpo.scoring import Road, group_logps, sequence_logps
+from mlx_dmpo.core import losses
+from mlx_dmpo.core.scorer import plain_logps, shared_logps
+from mlx_dmpo.core.selfcheck import GroupScorer
+from mlx_dmpo.core.tree import EncodedGroup, pad_groups
+from mlx_dmpo.model.score import score_groups
+from mlx_dmpo.train import objective
+from mlx_dmpo.train import step as train_step
 
 BETA = 0.1
-SHARED = Road(group_logps, True)
-PAD = train.padding(SHARED)
+SHARED = GroupScorer(shared_logps, True)
+PAD = train_step.padding(SHARED)
 Step = Callable[[Sequence[EncodedGroup]], Any]
 
 
@@ -49,7 +51,7 @@ def optimised(model: nn.Module, differentiate: Callable[..., Any]) -> Step:
 
 
 class References:
-    """Log-probs of groups under the base model, computed once: for ours and for the plain road, where they are data."""
+    """Log-probs of groups under the base model, computed once: for ours and for the plain scorer, where they are data."""
 
     def __init__(self, base: nn.Module):
         self.base = base
@@ -58,14 +60,16 @@ class References:
     def __call__(self, groups: Sequence[EncodedGroup]) -> np.ndarray:
         for group in groups:
             if id(group) not in self.known:
-                self.known[id(group)] = np.array(group_logps(self.base, pad_groups([group])))[0], group
+                self.known[id(group)] = np.array(shared_logps(self.base, pad_groups([group])))[0], group
         return np.stack([self.known[id(g)][0] for g in groups])
 
 
 def ours(model: nn.Module, references: References, checkpoint: bool = False) -> Contender:
     """train's own step. Compared as DPO, the loss that the neighbours have."""
-    run = train.value_and_grad(model, SHARED, train.objective(DmpoSettings(beta=BETA)), checkpoint)
-    compared = train.value_and_grad(model, SHARED, train.objective(DmpoSettings(beta=BETA, loss="dpo")), checkpoint)
+    run = train_step.value_and_grad(model, SHARED, objective.objective(DmpoSettings(beta=BETA)), checkpoint)
+    compared = train_step.value_and_grad(
+        model, SHARED, objective.objective(DmpoSettings(beta=BETA, loss="dpo")), checkpoint
+    )
     step = optimised(model, lambda groups: run(PAD(groups), references(groups), 1 / len(groups), None))
 
     def check(groups: Sequence[EncodedGroup]) -> Any:
@@ -81,7 +85,12 @@ def pair_sharing(model: nn.Module, references: References) -> Contender:
 
     def parted(groups: Sequence[EncodedGroup]) -> list[EncodedGroup]:
         return [
-            EncodedGroup(g.prefix, tuple(g.tails[r] for r in pair), tuple(g.answer_lengths[r] for r in pair), np.array([[0, 1]], np.int32))
+            EncodedGroup(
+                g.prefix,
+                tuple(g.tails[r] for r in pair),
+                tuple(g.answer_lengths[r] for r in pair),
+                np.array([[0, 1]], np.int32),
+            )
             for g in groups
             for pair in g.pairs
         ]
@@ -93,7 +102,9 @@ def pair_sharing(model: nn.Module, references: References) -> Contender:
             kept[id(groups[0])] = parted(groups), groups
         return kept[id(groups[0])][0]
 
-    return Contender("pair sharing", lambda groups: inner.step(pairs(groups)), lambda groups: inner.check(pairs(groups)))
+    return Contender(
+        "pair sharing", lambda groups: inner.step(pairs(groups)), lambda groups: inner.check(pairs(groups))
+    )
 
 
 def _stacked(sequences: Sequence[np.ndarray], answers: Sequence[int]) -> tuple[mx.array, mx.array]:
@@ -109,17 +120,20 @@ def plain(model: nn.Module, references: References) -> Contender:
 
     def loss(groups: Sequence[EncodedGroup], reduce: Any) -> mx.array:
         tokens, mask = _stacked(
-            [np.concatenate([g.prefix, t]) for g in groups for t in g.tails], [n for g in groups for n in g.answer_lengths]
+            [np.concatenate([g.prefix, t]) for g in groups for t in g.tails],
+            [n for g in groups for n in g.answer_lengths],
         )
         logits = model(tokens[:, :-1]).astype(mx.float32)
         chosen = mx.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
         logps = ((chosen - mx.logsumexp(logits, axis=-1)) * mask[:, 1:]).sum(axis=-1).reshape(len(groups), -1)
-        margins = losses.margins(logps, mx.array(references(groups)), mx.array(np.stack([g.pairs for g in groups])), BETA)
+        margins = losses.margins(
+            logps, mx.array(references(groups)), mx.array(np.stack([g.pairs for g in groups])), BETA
+        )
         return reduce(margins, mx.ones(margins.shape)).mean()
 
     differentiate = nn.value_and_grad(model, lambda groups: loss(groups, losses.dmpo))
     compared = nn.value_and_grad(model, lambda groups: loss(groups, losses.dpo))
-    return Contender("plain road", optimised(model, differentiate), compared)
+    return Contender("plain scorer", optimised(model, differentiate), compared)
 
 
 def mlx_lm_lora(model: nn.Module, base: nn.Module) -> Contender:
@@ -184,13 +198,13 @@ def mlx_lm_lora(model: nn.Module, base: nn.Module) -> Contender:
 
 def our_sft(model: nn.Module) -> Contender:
     """train's own step. Compared as the mean over all answer tokens, the loss that mlx-lm has."""
-    run = train.value_and_grad(model, SHARED, train.objective(SftSettings()), False)
+    run = train_step.value_and_grad(model, SHARED, objective.objective(SftSettings()), False)
 
     def token_mean(policy: mx.array, reference: Any, batch: Any) -> Any:
         tokens = batch.answer_mask.sum()
         return -policy.sum(axis=-1) / float(tokens), mx.zeros((len(policy), 1))
 
-    compared = train.value_and_grad(model, SHARED, token_mean, False)
+    compared = train_step.value_and_grad(model, SHARED, token_mean, False)
 
     def check(groups: Sequence[EncodedGroup]) -> Any:
         (value, *_), gradient = compared(PAD(groups), None, 1.0, None)
@@ -237,7 +251,7 @@ def one_by_one(model: nn.Module) -> Contender:
         for g in groups:
             for tail, n in zip(g.tails, g.answer_lengths, strict=True):
                 alone = EncodedGroup(g.prefix, (tail,), (n,), np.zeros((0, 2), np.int32))
-                out.append(np.array(sequence_logps(model, pad_groups([alone])))[0, 0])
+                out.append(np.array(plain_logps(model, pad_groups([alone])))[0, 0])
         return np.array(out)
 
     return Contender("one by one", step, step)

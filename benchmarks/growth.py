@@ -20,16 +20,19 @@ import mlx.core as mx
 import numpy as np
 import shapes
 
-from mlx_dmpo import plan, train
-from mlx_dmpo.batches import pad_groups
 from mlx_dmpo.config import DmpoSettings
+from mlx_dmpo.core.tree import pad_groups
+from mlx_dmpo.model import cost
+from mlx_dmpo.model import shape as model_shape
+from mlx_dmpo.train import objective
+from mlx_dmpo.train import step as train_step
 
-BASE = plan.ModelShape(3, 512, 1536, 8, 4, 64, 8192, True)
+BASE = model_shape.ModelShape(3, 512, 1536, 8, 4, 64, 8192, True)
 
 
 @dataclass(frozen=True)
 class Point:
-    shape: plan.ModelShape = BASE
+    shape: model_shape.ModelShape = BASE
     k: int = 5
     history: int = 22
     batch: int = 1
@@ -50,10 +53,10 @@ def measure(point: Point, repeat: int) -> dict[str, float]:
     mx.clear_cache()
     nothing = mx.get_active_memory()
     model = shapes.build(point.shape, dtype=mx.float32)
-    groups = plan.assumed_groups(point.batch, point.k, history=point.history, vocabulary=point.shape.vocabulary)
+    groups = cost.assumed_groups(point.batch, point.k, history=point.history, vocabulary=point.shape.vocabulary)
     batch = pad_groups(groups)
     reference = np.zeros(batch.answer_mask.shape[:2], np.float32)
-    run = train.value_and_grad(model, contenders.SHARED, train.objective(DmpoSettings()), point.checkpoint)
+    run = train_step.value_and_grad(model, contenders.SHARED, objective.objective(DmpoSettings()), point.checkpoint)
     step = contenders.optimised(model, lambda groups: run(contenders.PAD(groups), reference, 1 / point.batch, None))
     step(groups)
     mx.reset_peak_memory()
@@ -63,13 +66,13 @@ def measure(point: Point, repeat: int) -> dict[str, float]:
         step(groups)
         mx.synchronize()
         seconds.append(time.process_time() - started)
-    training = plan.Training(point.shape.layers, checkpoint=point.checkpoint, activation_bytes=4)
-    work = plan.Work.of(batch)
+    training = cost.Training(point.shape.layers, checkpoint=point.checkpoint, activation_bytes=4)
+    work = cost.Work.of(batch)
     return {
         "cpu_seconds": statistics.median(seconds),
         "memory_mb": (mx.get_peak_memory() - nothing) / 1e6,
-        "flop": plan.step_flops(point.shape, work, training),
-        "plan_mb": plan.memory(point.shape, work, training)["peak"] / 1e6,
+        "flop": cost.step_flops(point.shape, work, training),
+        "plan_mb": cost.memory(point.shape, work, training)["peak"] / 1e6,
     }
 
 
@@ -117,7 +120,9 @@ def main() -> None:
     for name, r in results.items():
         print(f"\n| {name} | CPU s a step | FLOPs at one rate | peak MB | plan |\n|---|---|---|---|---|")
         for value, p in zip(r["values"], r["points"], strict=True):
-            print(f"| {value:,} | {p['cpu_seconds']:.3f} | {p['flop'] / rate:.3f} | {p['memory_mb']:.0f} | {p['plan_mb']:.0f} |")
+            print(
+                f"| {value:,} | {p['cpu_seconds']:.3f} | {p['flop'] / rate:.3f} | {p['memory_mb']:.0f} | {p['plan_mb']:.0f} |"
+            )
     Path(options.out).mkdir(parents=True, exist_ok=True)
     draw(results, rate, Path(options.out) / "growth.png")
     if options.json:

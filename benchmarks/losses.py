@@ -32,10 +32,22 @@ def main() -> None:
     parser.add_argument("--negatives", type=int, default=2, help="negatives of each test example")
     parser.add_argument("--out", type=Path, default=Path("runs/losses"))
     parser.add_argument("--sft", nargs="*", default=["--epochs=5", "--learning-rate=1e-3"], help="settings of SFT")
-    parser.add_argument("--preference", nargs="*", default=["--epochs=2", "--learning-rate=5e-4"], help="settings of the preference losses")
+    parser.add_argument(
+        "--preference",
+        nargs="*",
+        default=["--epochs=2", "--learning-rate=5e-4"],
+        help="settings of the preference losses",
+    )
     args = parser.parse_args()
     model, train = ("--model", args.model), ("--data", str(args.data / "train.jsonl"))
-    measure = ("evaluate", *model, "--data", str(args.test or args.data / "test.jsonl"), "--num-negatives", str(args.negatives))
+    measure = (
+        "evaluate",
+        *model,
+        "--data",
+        str(args.test or args.data / "test.jsonl"),
+        "--num-negatives",
+        str(args.negatives),
+    )
     found: dict[str, list[dict]] = {}
 
     def measured(name: str, adapter: Path | None, out: Path) -> None:
@@ -51,7 +63,16 @@ def main() -> None:
         measured("sft", sft, at / "sft-eval")
         for loss, options in LOSSES.items():
             place = at / loss
-            how = ("--loss", loss, "--start-adapter", str(sft), "--adapter-path", str(place), *options, *args.preference)
+            how = (
+                "--loss",
+                loss,
+                "--start-adapter",
+                str(sft),
+                "--adapter-path",
+                str(place),
+                *options,
+                *args.preference,
+            )
             measured(loss, run(place, "dmpo", *model, *train, *seeded, *how), at / f"{loss}-eval")
     print(f"| model | pairs | pair accuracy, mean ({args.seeds} seeds: least to most) | AUC |\n|---|---|---|---|")
     for name, results in found.items():

@@ -17,18 +17,21 @@ import mlx.core as mx
 import numpy as np
 import shapes
 
-from mlx_dmpo import plan, train
-from mlx_dmpo.batches import pad_groups
 from mlx_dmpo.config import DmpoSettings
+from mlx_dmpo.core.tree import pad_groups
+from mlx_dmpo.model import cost
+from mlx_dmpo.model import shape as model_shape
+from mlx_dmpo.train import objective
+from mlx_dmpo.train import step as train_step
 
-NARROW = plan.ModelShape(4, 256, 768, 4, 2, 64, 8192, True)
+NARROW = model_shape.ModelShape(4, 256, 768, 4, 2, 64, 8192, True)
 WIDE = replace(shapes.PROPORTIONAL, vocabulary=4096)
 
 
 @dataclass(frozen=True)
 class Configuration:
     name: str
-    shape: plan.ModelShape = NARROW
+    shape: model_shape.ModelShape = NARROW
     k: int = 5
     history: int = 22
     batch: int = 1
@@ -51,7 +54,9 @@ CONFIGURATIONS = (
     Configuration("batch 4", batch=4),
     Configuration("batch 8, recomputed", batch=8, checkpoint=True),
     Configuration("4-bit weights", replace(NARROW, bits=4)),
-    Configuration("4-bit weights, recomputed, history 60", replace(NARROW, bits=4, layers=8), history=60, checkpoint=True),
+    Configuration(
+        "4-bit weights, recomputed, history 60", replace(NARROW, bits=4, layers=8), history=60, checkpoint=True
+    ),
     Configuration("bfloat16", half=True),
     Configuration("bfloat16, recomputed, 8 layers", replace(NARROW, layers=8), checkpoint=True, half=True),
     Configuration("Qwen3-0.6B's width, 2 layers", WIDE),
@@ -65,10 +70,10 @@ def measure(c: Configuration) -> dict[str, Any]:
     mx.clear_cache()
     nothing = mx.get_active_memory()
     model = shapes.build(c.shape, lora_layers=c.adapted, dtype=mx.bfloat16 if c.half else mx.float32)
-    groups = plan.assumed_groups(c.batch, c.k, history=c.history, vocabulary=c.shape.vocabulary)
+    groups = cost.assumed_groups(c.batch, c.k, history=c.history, vocabulary=c.shape.vocabulary)
     batch = pad_groups(groups)
     reference = np.zeros(batch.answer_mask.shape[:2], np.float32)
-    run = train.value_and_grad(model, contenders.SHARED, train.objective(DmpoSettings()), c.checkpoint)
+    run = train_step.value_and_grad(model, contenders.SHARED, objective.objective(DmpoSettings()), c.checkpoint)
     step = contenders.optimised(model, lambda groups: run(contenders.PAD(groups), reference, 1 / c.batch, None))
     resident = mx.get_active_memory() - nothing
     step(groups)
@@ -76,8 +81,8 @@ def measure(c: Configuration) -> dict[str, Any]:
     step(groups)
     measured = mx.get_peak_memory() - nothing
     adapted = c.shape.layers if c.adapted < 0 else c.adapted
-    training = plan.Training(adapted, checkpoint=c.checkpoint, activation_bytes=2 if c.half else 4)
-    found = plan.memory(c.shape, plan.Work.of(batch), training)
+    training = cost.Training(adapted, checkpoint=c.checkpoint, activation_bytes=2 if c.half else 4)
+    found = cost.memory(c.shape, cost.Work.of(batch), training)
     above = measured - resident
     predicted_above = found["peak"] - found["weights"] - found["adapter"]
     return {
@@ -96,7 +101,9 @@ def main() -> None:
     parser.add_argument("--json", default="", metavar="FILE")
     options = parser.parse_args()
     rows = []
-    print("| configuration | peak measured (MB) | predicted | off by | above the model measured (MB) | predicted | off by |")
+    print(
+        "| configuration | peak measured (MB) | predicted | off by | above the model measured (MB) | predicted | off by |"
+    )
     print("|---|---|---|---|---|---|---|")
     for configuration in CONFIGURATIONS:
         r = measure(configuration)

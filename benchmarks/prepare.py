@@ -33,7 +33,9 @@ def generate(folder: Path, ratings: int) -> None:
             block = {
                 "userId": user,
                 "movieId": (ITEMS * draw.random(len(user)) ** 3).astype(np.int64) * 3 + 1,
-                "rating": draw.choice(np.arange(0.5, 5.5, 0.5), len(user), p=[0.02, 0.03, 0.02, 0.07, 0.05, 0.2, 0.13, 0.26, 0.08, 0.14]),
+                "rating": draw.choice(
+                    np.arange(0.5, 5.5, 0.5), len(user), p=[0.02, 0.03, 0.02, 0.07, 0.05, 0.2, 0.13, 0.26, 0.08, 0.14]
+                ),
                 "timestamp": draw.integers(789_652_004, 1_574_327_703, len(user)),
             }
             pa.csv.write_csv(pa.table(block), file, pa.csv.WriteOptions(include_header=start == 0))
@@ -44,7 +46,9 @@ def generate(folder: Path, ratings: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratings", type=int, default=25_000_000, help="how many ratings [25000000]")
-    parser.add_argument("--folder", type=Path, help="where the generated files are put and kept (else a temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="where the generated files are put and kept (else a temporary folder)"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary) / "ml-generated"
@@ -54,7 +58,9 @@ def main() -> None:
         command = [sys.executable, "-m", "mlx_dmpo", "prepare", "movielens", str(folder), "--out", f"{temporary}/out"]
         subprocess.run(command, check=True)
         seconds = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # bytes there, KiB here
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )  # bytes there, KiB here
         size = (folder / "ratings.csv").stat().st_size
         print(f"{given.ratings:,} ratings ({size / 1e6:,.0f} MB): {seconds:.1f} s, peak memory {peak / 2**30:.2f} GiB")
 

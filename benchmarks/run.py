@@ -24,10 +24,9 @@ import numpy as np
 import shapes
 from mlx.utils import tree_flatten
 
-from mlx_dmpo import plan
-from mlx_dmpo.batches import pad_groups, planned
 from mlx_dmpo.config import DmpoSettings
-from mlx_dmpo.records import EncodedGroup
+from mlx_dmpo.core.tree import EncodedGroup, pad_groups, planned
+from mlx_dmpo.model import cost
 
 MB = 1e6
 EVALUATED_AT_ONCE = 40  # pairs between two turns, at most; there are five turns or more
@@ -59,7 +58,9 @@ def timed(step: Callable[..., Any], groups: Sequence[EncodedGroup]) -> tuple[flo
     return time.perf_counter() - started, mx.get_peak_memory() - before
 
 
-def compete(field: Sequence[contenders.Contender], batches: Sequence[Sequence[EncodedGroup]]) -> dict[str, dict[str, Any]]:
+def compete(
+    field: Sequence[contenders.Contender], batches: Sequence[Sequence[EncodedGroup]]
+) -> dict[str, dict[str, Any]]:
     """Medians over the batches; contenders take turns on each. The shortest batch is run once before, unmeasured."""
     for contender in field:
         contender.step(shortest(batches))
@@ -94,7 +95,10 @@ def differences(field: Sequence[contenders.Contender], batch: Sequence[EncodedGr
         name: {
             "loss": value,
             "loss_difference": value - our_value,
-            "gradient_difference": float(np.sqrt(sum(((gradient[k] - our_gradient[k]) ** 2).sum() for k in our_gradient))) / norm,
+            "gradient_difference": float(
+                np.sqrt(sum(((gradient[k] - our_gradient[k]) ** 2).sum() for k in our_gradient))
+            )
+            / norm,
         }
         for name, (value, gradient) in found.items()
     }
@@ -103,7 +107,9 @@ def differences(field: Sequence[contenders.Contender], batch: Sequence[EncodedGr
 def table(title: str, results: dict[str, dict[str, Any]], unit: str, count: float) -> None:
     ours = next(iter(results.values()))
     print(f"\n  {title}")
-    print(f"    {'':<14} {'seconds':>9} {unit + '/s':>9} {'MB peak':>9} {'time':>8} {'memory':>8} {'Δ loss':>10} {'Δ gradient':>11}")
+    print(
+        f"    {'':<14} {'seconds':>9} {unit + '/s':>9} {'MB peak':>9} {'time':>8} {'memory':>8} {'Δ loss':>10} {'Δ gradient':>11}"
+    )
     for name, r in results.items():
         print(
             f"    {name:<14} {r['seconds']:>9.3f} {count / r['seconds']:>9.2f} {r['memory_mb']:>9.0f} {r['seconds'] / ours['seconds']:>7.2f}x "
@@ -130,7 +136,9 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
     base = shapes.without_adapter(model, shape)
     second = mx.get_active_memory() - weights
     result["resident_mb"] = {"ours": weights / MB, "mlx-lm-lora": (weights + second) / MB}
-    print(f"  resident: {weights / MB:.0f} MB of weights; mlx-lm-lora, with its second model, {(weights + second) / MB:.0f} MB")
+    print(
+        f"  resident: {weights / MB:.0f} MB of weights; mlx-lm-lora, with its second model, {(weights + second) / MB:.0f} MB"
+    )
 
     references = contenders.References(base)
     one = train_data.groups(count, 1)
@@ -141,7 +149,11 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
         alone.append(time.perf_counter() - started)
     result["reference_seconds"] = statistics.median(alone[-len(five) :])
     print(f"  reference log-probs of a group, once a run, in no step below: {result['reference_seconds']:.3f} s")
-    field = [contenders.ours(model, references), contenders.pair_sharing(model, references), contenders.plain(model, references)]
+    field = [
+        contenders.ours(model, references),
+        contenders.pair_sharing(model, references),
+        contenders.plain(model, references),
+    ]
     if not options.no_peers:
         field.append(contenders.mlx_lm_lora(model, base))
     dmpo = compete(field, batches)
@@ -183,8 +195,8 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
         len(tested),
     )
 
-    training = plan.Training(shape.layers, activation_bytes=model.model.norm.weight.dtype.size)
-    flops = [plan.step_flops(shape, plan.Work.of(pad_groups(b)), training) for b in batches]
+    training = cost.Training(shape.layers, activation_bytes=model.model.norm.weight.dtype.size)
+    flops = [cost.step_flops(shape, cost.Work.of(pad_groups(b)), training) for b in batches]
     padding = [contenders.PAD(b).padding_share for b in [*batches, *sft_batches]]
     on_gpu = [pad_groups(b, planned).padding_share for b in [*batches, *sft_batches]]
     result |= {
@@ -194,8 +206,8 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
         "evaluate": evaluation,
         "evaluate_pairs": len(tested),
         "step_time_k5_over_k1": ours["seconds"] / ones["seconds"],
-        "dmpo_k5_speed_vs_plain": dmpo["plain road"]["seconds"] / ours["seconds"],
-        "dmpo_k5_memory_vs_plain": dmpo["plain road"]["memory_mb"] / ours["memory_mb"],
+        "dmpo_k5_speed_vs_plain": dmpo["plain scorer"]["seconds"] / ours["seconds"],
+        "dmpo_k5_memory_vs_plain": dmpo["plain scorer"]["memory_mb"] / ours["memory_mb"],
         "dmpo_k5_speed_vs_pair_sharing": dmpo["pair sharing"]["seconds"] / ours["seconds"],
         "dmpo_k5_memory_vs_pair_sharing": dmpo["pair sharing"]["memory_mb"] / ours["memory_mb"],
         "evaluate_speed_vs_plain": evaluation["one by one"]["seconds"] / evaluation["mlx-dmpo"]["seconds"],
@@ -225,14 +237,18 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="scripts/benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="", help="training file of groups with 5 negatives, such as the released ML-1M one (default: made-up groups)")  # fmt: skip
     parser.add_argument("--eval-data", default="", help="file of pairs to evaluate (default: --data)")
     parser.add_argument("--tokenizer", default="", help="directory of the tokenizer for --data, such as Qwen3's")
     parser.add_argument("--shapes", default="embedded,qwen3-0.6b-proportional,qwen3-0.6b-2l", help=f"comma-separated: embedded, {', '.join(shapes.SHAPES)}")  # fmt: skip
-    parser.add_argument("--repeat", type=int, default=5, help="groups measured of each kind; the median counts (default 5)")
+    parser.add_argument(
+        "--repeat", type=int, default=5, help="groups measured of each kind; the median counts (default 5)"
+    )
     parser.add_argument("--eval-pairs", default="40", metavar="N[,SHAPE=N]", help="pairs of an evaluation, for a shape or for all others (default 40; one by one takes about 1.3 s a pair on qwen3-0.6b-proportional, 2 cores)")  # fmt: skip
-    parser.add_argument("--no-peers", action="store_true", help="only our own roads; needs no mlx-lm-lora")
+    parser.add_argument("--no-peers", action="store_true", help="only our own scorers; needs no mlx-lm-lora")
     parser.add_argument("--json", default="", metavar="FILE", help="write everything measured")
     options = parser.parse_args()
     if bool(options.data) != bool(options.tokenizer):
@@ -263,7 +279,11 @@ def main() -> None:
         gc.collect()
         mx.clear_cache()
     print(
-        "\n" + json.dumps({n: {k: round(v, 3) for k, v in s.items() if isinstance(v, float)} for n, s in out["shapes"].items()}, indent=2)
+        "\n"
+        + json.dumps(
+            {n: {k: round(v, 3) for k, v in s.items() if isinstance(v, float)} for n, s in out["shapes"].items()},
+            indent=2,
+        )
     )
 
 

@@ -10,14 +10,17 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_dmpo import assets, plan
-from mlx_dmpo.batches import first_negatives, printed_orders
-from mlx_dmpo.data import formats, prompts
-from mlx_dmpo.encode import Encoder
-from mlx_dmpo.model import random_qwen3
-from mlx_dmpo.plan import BUILT_IN, ModelShape, assumed_groups
-from mlx_dmpo.records import EncodedGroup
-from mlx_dmpo.rundir import notice
+from mlx_dmpo import assets
+from mlx_dmpo.core.tree import EncodedGroup
+from mlx_dmpo.data import formats
+from mlx_dmpo.machine.console import notice
+from mlx_dmpo.model.cost import assumed_groups
+from mlx_dmpo.model.encode import Encoder
+from mlx_dmpo.model.random import random_qwen3
+from mlx_dmpo.model.shape import BUILT_IN, ModelShape
+from mlx_dmpo.prompts import pairwise
+from mlx_dmpo.prompts.orders import first_negatives, printed_orders
+from mlx_dmpo.tools import plan
 
 # Body and head weigh in 2 layers and 10,880 columns as in the real model's 28 and 151,936
 PROPORTIONAL = replace(BUILT_IN["qwen3-0.6b"], layers=2, vocabulary=10_880)
@@ -31,7 +34,9 @@ SHAPES: dict[str, ModelShape] = {
 }
 
 
-def build(shape: ModelShape, *, lora_layers: int = -1, rank: int = 8, dtype: mx.Dtype | None = None, seed: int = 0) -> nn.Module:
+def build(
+    shape: ModelShape, *, lora_layers: int = -1, rank: int = 8, dtype: mx.Dtype | None = None, seed: int = 0
+) -> nn.Module:
     """A random Qwen3 of the shape with a non-zero LoRA adapter on all linear layers. Without `dtype` float32 on a CPU, bfloat16 on a GPU."""
     mx.random.seed(seed)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
@@ -44,7 +49,11 @@ def build(shape: ModelShape, *, lora_layers: int = -1, rank: int = 8, dtype: mx.
 def without_adapter(model: nn.Module, shape: ModelShape) -> nn.Module:
     """A second model of the same base weights, copied, as a peer's reference is."""
     base = build(shape, lora_layers=0)
-    weights = [(name.replace(".linear.", "."), value) for name, value in tree_flatten(model.parameters()) if ".lora_" not in name]
+    weights = [
+        (name.replace(".linear.", "."), value)
+        for name, value in tree_flatten(model.parameters())
+        if ".lora_" not in name
+    ]
     base.load_weights([(name, value + 0) for name, value in weights])
     mx.eval(base.parameters())
     return base.eval()
@@ -62,7 +71,7 @@ class Source:
         if not self.data:
             made = assumed_groups(count, k, both=both, vocabulary=self.vocabulary)
             return [plan.chosen_only(g) for g in made] if chosen_only else made
-        domains = prompts.with_domains({})
+        domains = pairwise.with_domains({})
         examples = formats.load_examples(Path(self.data), "train", domains, True, notice)
         examples = [first_negatives(e, k) for e in examples if len(e.negatives) >= k][:count]
         encoder = Encoder(self.tokenizer, 2048, domains)
@@ -70,7 +79,10 @@ class Source:
             encoder.encode(e, printed_orders(e, i, both=both, redraw=False, seed=0), chosen_only=chosen_only)
             for i, e in enumerate(examples)
         ]
-        return [replace(g, prefix=g.prefix % self.vocabulary, tails=tuple(t % self.vocabulary for t in g.tails)) for g in found]
+        return [
+            replace(g, prefix=g.prefix % self.vocabulary, tails=tuple(t % self.vocabulary for t in g.tails))
+            for g in found
+        ]
 
 
 def tokenizer(path: str) -> Any:

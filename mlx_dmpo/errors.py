@@ -1,5 +1,7 @@
 """The exceptions that are no fault of ours."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """A mistake in a flag, file, row or setting.

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .errors import UserError
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
@@ -77,7 +75,9 @@ class RankingExample:
             raise fail("a negative is listed twice", "list each negative once")
         first = row.get("positive_first")
         if first is not None and (
-            not isinstance(first, list) or len(first) != len(row["negatives"]) or any(not isinstance(f, bool) for f in first)
+            not isinstance(first, list)
+            or len(first) != len(row["negatives"])
+            or any(not isinstance(f, bool) for f in first)
         ):
             raise fail('"positive_first" does not fit', "give one true or false for each negative")
         return cls(
@@ -114,97 +114,3 @@ class PreferenceGroup:
 
 
 Example = RankingExample | PreferenceGroup  # what a data file holds a list of, all of one kind
-
-
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    n = min(len(a), len(b))
-    differs = np.flatnonzero(a[:n] != b[:n])
-    return int(differs[0]) if len(differs) else n
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EncodedGroup:
-    """A group in tokens. Branch r is `prefix + tails[r]`; its answer is the last `answer_lengths[r]` tokens.
-
-    prefix 1 2 3, tails  [7, 8, 9, 4, 5]   # rest of the prompt 7 8, answer 9 4 5; answer_lengths 3
-    Every tail starts with at least one token of the prompt: the position that predicts the answer's first.
-    """
-
-    prefix: np.ndarray  # (P,) int32
-    tails: tuple[np.ndarray, ...]  # R arrays (T_r,) int32
-    answer_lengths: tuple[int, ...]  # R
-    pairs: np.ndarray  # (K, 2) int32
-    user: str = ""
-    domain: str = ""
-    source: str = ""
-    dropped: int = 0  # history items left out to fit max_seq_length
-
-    def tree(self) -> list[tuple[int, int]]:
-        """(branch, tokens of its tail in common with the branch before it), so ordered that each token of the prefix tree is met once."""
-        order = sorted(range(len(self.tails)), key=lambda r: self.tails[r].tolist())
-        return [(r, _common(self.tails[order[i - 1]], self.tails[r]) if i else 0) for i, r in enumerate(order)]
-
-    @property
-    def shared_tokens(self) -> int:
-        """Tokens when whatever branches have in common from the start is counted once."""
-        return len(self.prefix) + sum(len(self.tails[r]) - shared for r, shared in self.tree())
-
-    @property
-    def separate_tokens(self) -> int:
-        return sum(len(self.prefix) + len(t) for t in self.tails)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GroupBatch:
-    """G encoded groups as arrays. R, A, K are the batch's largest sizes; N, M, P, C, T, Q its own or planned ones.
-
-    What branches share from the start is run once: `tokens` has each group's prefix tree in depth-first order, one group after
-    another. Attention sees what lies below a prefix as C blocks, each a question with its answers: a token attends to its
-    group's prefix and, in its block, to what came before it in its own branch. A few tokens that several blocks begin with
-    stand in each of them, and ask in the first. A branch's very last token predicts nothing and is left out.
-
-        sequences 1 2 7 4 9, 1 2 7 5 9, 1 2 8 6 9     tokens 1 2 | 7 4 5 | 8 6     positions 0 1 | 2 3 3 | 2 3     block_ends 3 2 3 | 2 2
-
-    tokens           (N,)       int32
-    positions        (N,)       int32: depth in the tree, the token's position in its own sequence
-    prefix_index     (G, P)     int32: where the prefix's tokens stand in `tokens`
-    prefix_lengths   (G,)       int32
-    block_index      (G, C, T)  int32: where a block's tokens stand in `tokens`
-    block_ends       (G, C, T)  int32: within its block, one past the last token that follows it in any branch; 0 for padding
-    place            (N,)       int32: where a token asks, in the G*P prefix places followed by the G*C*T block places
-    rows             (M,)       int32: the tokens that predict an answer's token, each once, as places in `tokens`
-    query_rows       (G, C, Q)  int32: which of `rows` ask in a block
-    query_at         (G, C, Q)  int32: and where they stand there
-    row_place        (M,)       int32: where a row stands in the G*C*Q queries
-    answer_rows      (G, R, A)  int32: which of `rows` predicts the answer's token
-    answer_targets   (G, R, A)  int32
-    answer_mask      (G, R, A)  float32
-    chosen_lengths   (G, R)     float32: answer tokens of chosen branches, 0 elsewhere; without pairs every branch is chosen
-    pairs            (G, K, 2)  int32: chosen, rejected branch
-    pair_mask        (G, K)     float32
-    starts           (G + 1,)   int32: where each group's tokens begin in `tokens`; the last is the count of real ones
-    """
-
-    tokens: np.ndarray
-    positions: np.ndarray
-    prefix_index: np.ndarray
-    prefix_lengths: np.ndarray
-    block_index: np.ndarray
-    block_ends: np.ndarray
-    place: np.ndarray
-    rows: np.ndarray
-    query_rows: np.ndarray
-    query_at: np.ndarray
-    row_place: np.ndarray
-    answer_rows: np.ndarray
-    answer_targets: np.ndarray
-    answer_mask: np.ndarray
-    chosen_lengths: np.ndarray
-    pairs: np.ndarray
-    pair_mask: np.ndarray
-    starts: np.ndarray
-    groups: tuple[EncodedGroup, ...]
-
-    @property
-    def padding_share(self) -> float:
-        return 1 - float(self.starts[-1]) / len(self.tokens)

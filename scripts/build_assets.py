@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dmpo.data.prompts import TITLE, build_group, titles
+from mlx_dmpo.prompts.pairwise import TITLE, build_group, titles
 from mlx_dmpo.records import Message, RankingExample
 
 ASSETS = Path(__file__).resolve().parents[1] / "mlx_dmpo" / "assets"
@@ -96,7 +96,9 @@ def make_catalogue(seed: int) -> Catalogue:
     return Catalogue(tuple(made), genres, np.random.default_rng([seed, 5]).normal(size=len(made)))
 
 
-def make_user(rng: np.random.Generator, catalogue: Catalogue, name: str, liked: int, disliked: int, quality: float = 0.0) -> User:
+def make_user(
+    rng: np.random.Generator, catalogue: Catalogue, name: str, liked: int, disliked: int, quality: float = 0.0
+) -> User:
     """Two or three genres to the user's taste; the liked titles are of them and the disliked of the others, but for NOISE.
 
     quality  how much more often good titles are liked and poor ones disliked: odds of e**quality a standard deviation
@@ -159,9 +161,13 @@ def taste_document(rng: np.random.Generator, catalogue: Catalogue, user: User) -
 def verdict_document(rng: np.random.Generator, catalogue: Catalogue, user: User) -> str:
     """What a user enjoyed as a list, then further titles one by one, each with whether the user enjoyed it."""
     liked, disliked = user.liked[6:], user.disliked
-    verdicts = [(TITLE.format(catalogue.titles[i]), i in liked) for i in rng.permutation(np.concatenate([liked, disliked]))[:8]]
+    verdicts = [
+        (TITLE.format(catalogue.titles[i]), i in liked) for i in rng.permutation(np.concatenate([liked, disliked]))[:8]
+    ]
     logged = "".join(title + ("yes." if enjoyed else "no.") for title, enjoyed in verdicts)
-    return f"A viewer enjoyed these movies: {listed(catalogue, user.liked[:6])}. Further verdicts: {logged}<|endoftext|>"
+    return (
+        f"A viewer enjoyed these movies: {listed(catalogue, user.liked[:6])}. Further verdicts: {logged}<|endoftext|>"
+    )
 
 
 COPY_PROMPTS = (
@@ -176,7 +182,9 @@ def copy_document(rng: np.random.Generator, catalogue: Catalogue, user: User) ->
     history = user.liked[: rng.integers(4, 11)]
     others = np.setdiff1d(np.arange(len(catalogue.titles)), history)
     some = [TITLE.format(catalogue.titles[i]) for i in rng.choice(others, rng.choice((2, 2, 3, 4)), replace=False)]
-    prompt = COPY_PROMPTS[rng.integers(len(COPY_PROMPTS))].format(history=listed(catalogue, history), some=" and ".join(some))
+    prompt = COPY_PROMPTS[rng.integers(len(COPY_PROMPTS))].format(
+        history=listed(catalogue, history), some=" and ".join(some)
+    )
     answer = ", ".join(rng.permutation(some))
     return render(({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})).rstrip("\n")
 
@@ -227,12 +235,20 @@ def train_tokenizer(catalogue: Catalogue) -> Any:
 
     first, second, third, *_ = catalogue.titles
     branch = build_group(RankingExample("", "movie", (first,), second, (third,)), [(True,)]).branches[0]
-    texts = [titles(catalogue.titles), *COPY_PROMPTS, branch.messages[0]["content"], branch.answer, "user\nassistant\nsystem\n"]
+    texts = [
+        titles(catalogue.titles),
+        *COPY_PROMPTS,
+        branch.messages[0]["content"],
+        branch.answer,
+        "user\nassistant\nsystem\n",
+    ]
     texts.append("A viewer enjoyed these movies: . The viewer did not enjoy: . Further verdicts: yes. no.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=4096,  # more than there is to merge: training ends when every word is one token
@@ -310,7 +326,11 @@ def pretrain(seed: int, catalogue: Catalogue, tokenizer: Any, config: dict[str, 
 
     mx.random.seed(seed)
     model = Model(ModelArgs.from_dict(config))
-    model.update(tree_map_with_path(lambda path, p: p if "norm" in path else 0.05 * mx.random.normal(p.shape), model.parameters()))
+    model.update(
+        tree_map_with_path(
+            lambda path, p: p if "norm" in path else 0.05 * mx.random.normal(p.shape), model.parameters()
+        )
+    )
     optimizer = AdamW(PEAK_RATE, betas=[0.9, 0.98], weight_decay=0.01)
 
     def loss(model: nn.Module, tokens: mx.array, mask: mx.array) -> mx.array:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from mlx_dmpo.cli import cli
+from mlx_dmpo.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,7 +64,9 @@ def results() -> str:
         def told(key: str, m: dict = m) -> str:
             return f"{m[key]['value']:.3f} ({m[key]['low']:.3f} to {m[key]['high']:.3f})"
 
-        rows.append(f"| {name} | {m['n']} | {told('pair_accuracy')} | {told('auc')} | {told('position_bias')} | {told('mean_margin')} |")
+        rows.append(
+            f"| {name} | {m['n']} | {told('pair_accuracy')} | {told('auc')} | {told('position_bias')} | {told('mean_margin')} |"
+        )
     return "\n".join(rows)
 
 

@@ -23,13 +23,15 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import tiny  # noqa: E402
 
-from mlx_dmpo import assets, export, model  # noqa: E402
-from mlx_dmpo.batches import first_negatives, pad_groups  # noqa: E402
+from mlx_dmpo import assets  # noqa: E402
 from mlx_dmpo.config import ExportSettings  # noqa: E402
+from mlx_dmpo.core.selfcheck import choose_scorer  # noqa: E402
+from mlx_dmpo.core.tree import EncodedGroup, pad_groups  # noqa: E402
 from mlx_dmpo.data import formats  # noqa: E402
-from mlx_dmpo.encode import Encoder  # noqa: E402
-from mlx_dmpo.records import EncodedGroup  # noqa: E402
-from mlx_dmpo.scoring import choose_road  # noqa: E402
+from mlx_dmpo.model import adapters, loading  # noqa: E402
+from mlx_dmpo.model.encode import Encoder  # noqa: E402
+from mlx_dmpo.prompts.orders import first_negatives  # noqa: E402
+from mlx_dmpo.tools import export  # noqa: E402
 
 TOLERANCE = 1e-3  # nats, on sums over an answer of 10 to 60 tokens, in float32
 EXAMPLES = 4
@@ -51,8 +53,18 @@ def cases(directory: Path) -> list[Case]:
         found.append(Case(f"tiny {kind}, LoRA on all layers", base, data, {}))
     base = directory / "qwen3"
     found += [
-        Case("tiny qwen3, LoRA on the last 2 layers", base, data, {"num_layers": 2, "keys": ("self_attn.q_proj", "mlp.down_proj")}),
-        Case("tiny qwen3, LoRA on single layers", base, data, {"keys": ("model.layers.0.mlp.up_proj", "model.layers.2.self_attn.v_proj")}),
+        Case(
+            "tiny qwen3, LoRA on the last 2 layers",
+            base,
+            data,
+            {"num_layers": 2, "keys": ("self_attn.q_proj", "mlp.down_proj")},
+        ),
+        Case(
+            "tiny qwen3, LoRA on single layers",
+            base,
+            data,
+            {"keys": ("model.layers.0.mlp.up_proj", "model.layers.2.self_attn.v_proj")},
+        ),
         Case("tiny qwen3, DoRA", base, data, {"kind": "dora"}),
         Case(
             "tiny qwen3, untied, LoRA with embeddings and head",
@@ -62,11 +74,15 @@ def cases(directory: Path) -> list[Case]:
         ),
     ]
     if (assets.model_dir() / "config.json").is_file():
-        found += [Case(f"embedded model, {k}", assets.model_dir(), assets.data_dir(), {"kind": k}) for k in ("lora", "dora")]
+        found += [
+            Case(f"embedded model, {k}", assets.model_dir(), assets.data_dir(), {"kind": k}) for k in ("lora", "dora")
+        ]
     shared = Path(os.environ.get("MLX_DMPO_SHARED") or ROOT.parent / "shared")
     real = shared / "models" / "ml1m-qwen3"
     if real.is_dir():
-        found += [Case(f"ml1m-qwen3, {k}", real, shared / "data" / "ml-1m-pairs", {"kind": k}) for k in ("lora", "dora")]
+        found += [
+            Case(f"ml1m-qwen3, {k}", real, shared / "data" / "ml-1m-pairs", {"kind": k}) for k in ("lora", "dora")
+        ]
     return found
 
 
@@ -85,15 +101,17 @@ def in_torch(network: Any, groups: list[EncodedGroup]) -> np.ndarray:
 def largest(case: Case, directory: Path) -> tuple[float, float, float]:
     """Largest difference of PEFT, of the fused directory, and (for scale) of the base without the adapter from ours, in nats."""
     adapter = tiny.save_adapter(case.model, directory / "adapter", **case.adapter)
-    settings = ExportSettings(model=str(case.model), adapter_path=str(adapter), data=str(case.data), examples=0, dtype="float32")
-    base = model.load(settings)
-    model.load_adapter(base, adapter)
+    settings = ExportSettings(
+        model=str(case.model), adapter_path=str(adapter), data=str(case.data), examples=0, dtype="float32"
+    )
+    base = loading.load(settings)
+    adapters.load_adapter(base, adapter)
     base.model.eval()
     encoder = Encoder(base.tokenizer)
     examples = [first_negatives(e, 1) for e in formats.load_examples(case.data, "valid")[:EXAMPLES]]
     groups = [encoder.encode(e, [(True, False)] * len(e.negatives)) for e in examples]
     batch = pad_groups(groups)
-    ours = np.array(choose_road(base.model, base.vocabulary).logps(base.model, batch))[batch.answer_mask.any(axis=-1)]
+    ours = np.array(choose_scorer(base.model, base.vocabulary).logps(base.model, batch))[batch.answer_mask.any(axis=-1)]
 
     as_peft = export.export(replace(settings, to="peft")).path
     fused = export.export(settings).path
@@ -108,7 +126,9 @@ def largest(case: Case, directory: Path) -> tuple[float, float, float]:
 def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}; largest difference, nats")
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}; largest difference, nats"
+    )
     print(f"{'':<52}{'PEFT':>10}{'fused':>10}{'base alone':>12}")
     worst = 0.0
     with tempfile.TemporaryDirectory() as directory:

@@ -10,7 +10,8 @@ import pyarrow.parquet
 USERS = [str(u) for u in range(1, 13)]
 ITEMS = [str(100 + i) for i in range(24)]
 TITLES = {
-    item: f"{word} {n}, The ({1960 + n})" for n, (item, word) in enumerate(zip(ITEMS, ["Lantern", "River", "Amber"] * 8, strict=True))
+    item: f"{word} {n}, The ({1960 + n})"
+    for n, (item, word) in enumerate(zip(ITEMS, ["Lantern", "River", "Amber"] * 8, strict=True))
 }
 
 
@@ -20,7 +21,9 @@ def rows():
     found = []
     for user in USERS:
         for n, item in enumerate(draw.sample(ITEMS, 15)):
-            found.append((user, item, draw.choice([4, 5]) if n < 8 else draw.choice([1, 2, 3]), 1_000_000 + draw.randrange(40)))
+            found.append(
+                (user, item, draw.choice([4, 5]) if n < 8 else draw.choice([1, 2, 3]), 1_000_000 + draw.randrange(40))
+            )
     draw.shuffle(found)
     return found
 
@@ -58,42 +61,65 @@ def movielens_1m_gz(folder):
 
 def movielens_20m(folder):
     write(folder / "ratings.csv", lines(ROWS, ",", "userId,movieId,rating,timestamp\n"))
-    write(folder / "movies.csv", lines([(i, f'"{t}"', "Drama") for i, t in TITLES.items()], ",", "movieId,title,genres\n"))
+    write(
+        folder / "movies.csv", lines([(i, f'"{t}"', "Drama") for i, t in TITLES.items()], ",", "movieId,title,genres\n")
+    )
 
 
 def amazon_2018(folder):
-    reviews = [{"overall": float(r), "reviewerID": u, "asin": i, "unixReviewTime": t, "reviewText": "fine\n"} for u, i, r, t in ROWS]
+    reviews = [
+        {"overall": float(r), "reviewerID": u, "asin": i, "unixReviewTime": t, "reviewText": "fine\n"}
+        for u, i, r, t in ROWS
+    ]
     write(folder / "Lamps_5.json.gz", json_lines(reviews))
-    write(folder / "meta_Lamps.json.gz", json_lines({"asin": i, "title": t, "also_buy": ["x"]} for i, t in TITLES.items()))
+    write(
+        folder / "meta_Lamps.json.gz", json_lines({"asin": i, "title": t, "also_buy": ["x"]} for i, t in TITLES.items())
+    )
 
 
 def amazon_2014(folder):
     reviews = [{"reviewerID": u, "asin": i, "overall": float(r), "unixReviewTime": t} for u, i, r, t in ROWS]
     write(folder / "reviews_Lamps_5.json.gz", json_lines(reviews))
-    write(folder / "meta_Lamps.json.gz", "".join(str({"asin": i, "title": t, "price": 3.5}) + "\n" for i, t in TITLES.items()))
+    write(
+        folder / "meta_Lamps.json.gz",
+        "".join(str({"asin": i, "title": t, "price": 3.5}) + "\n" for i, t in TITLES.items()),
+    )
 
 
 def amazon_2023(folder):
     reviews = [{"rating": float(r), "user_id": u, "asin": "x", "parent_asin": i, "timestamp": t} for u, i, r, t in ROWS]
     write(folder / "Lamps.jsonl", json_lines(reviews))
-    write(folder / "meta_Lamps.jsonl.gz", json_lines({"parent_asin": i, "title": t, "main_category": None} for i, t in TITLES.items()))
+    write(
+        folder / "meta_Lamps.jsonl.gz",
+        json_lines({"parent_asin": i, "title": t, "main_category": None} for i, t in TITLES.items()),
+    )
 
 
 def bookcrossing_dump(folder):
     rated = lines([(f'"{u}"', f'"{i}"', f'"{2 * r}"') for u, i, r, _ in ROWS], ";", '"User-ID";"ISBN";"Book-Rating"\n')
     write(folder / "BX-Book-Ratings.csv", rated + '"1";"999";"0"\n', "latin-1")
-    books = lines([(f'"{i}"', f'"{t}"', '"caf\u00e9 \\"x\\"; y"') for i, t in TITLES.items()], ";", '"ISBN";"Book-Title";"Book-Author"\n')
+    books = lines(
+        [(f'"{i}"', f'"{t}"', '"caf\u00e9 \\"x\\"; y"') for i, t in TITLES.items()],
+        ";",
+        '"ISBN";"Book-Title";"Book-Author"\n',
+    )
     write(folder / "BX-Books.csv", books, "latin-1")
 
 
 def bookcrossing_copy(folder):
     write(folder / "Ratings.csv", lines([(u, i, 2 * r) for u, i, r, _ in ROWS], ",", "User-ID,ISBN,Book-Rating\n"))
-    write(folder / "Books.csv", lines([(i, f'"{t}"', "caf\u00e9") for i, t in TITLES.items()], ",", "ISBN,Book-Title,Book-Author\n"))
+    write(
+        folder / "Books.csv",
+        lines([(i, f'"{t}"', "caf\u00e9") for i, t in TITLES.items()], ",", "ISBN,Book-Title,Book-Author\n"),
+    )
 
 
 def lastfm(folder, header="userID\tartistID\tweight\n"):
     write(folder / "user_artists.dat", lines([(u, i, 10 * r) for u, i, r, _ in ROWS], "\t", header))
-    write(folder / "artists.dat", lines([(i, t, "http://x", "") for i, t in TITLES.items()], "\t", "id\tname\turl\tpictureURL\n"))
+    write(
+        folder / "artists.dat",
+        lines([(i, t, "http://x", "") for i, t in TITLES.items()], "\t", "id\tname\turl\tpictureURL\n"),
+    )
 
 
 def lastfm_bare(folder):
@@ -106,7 +132,9 @@ def table_csv(folder):
 
 
 def table_tsv(folder):
-    write(folder / "ratings.tsv.gz", lines([(t, r, i, u) for u, i, r, t in ROWS], "\t", "time\tscore\tbookId\tUser-ID\n"))
+    write(
+        folder / "ratings.tsv.gz", lines([(t, r, i, u) for u, i, r, t in ROWS], "\t", "time\tscore\tbookId\tUser-ID\n")
+    )
     write(folder / "items.tsv", lines(TITLES.items(), "\t", "bookId\tname\n"))
 
 
@@ -117,7 +145,10 @@ def table_bare(folder):
 
 def table_json(folder):
     keys = ("uid", "itemId", "rating", "ts")
-    write(folder / "ratings.jsonl", json_lines(dict(zip(keys, (int(u), int(i), r, t), strict=True)) for u, i, r, t in ROWS))
+    write(
+        folder / "ratings.jsonl",
+        json_lines(dict(zip(keys, (int(u), int(i), r, t), strict=True)) for u, i, r, t in ROWS),
+    )
     write(folder / "items.jsonl", json_lines({"itemId": int(i), "title": t} for i, t in TITLES.items()))
 
 

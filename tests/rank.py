@@ -12,7 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mlx_dmpo import cli, evaluate, train  # noqa: F401
+from mlx_dmpo.cli.main import main
+from mlx_dmpo.report import charts
+from mlx_dmpo.train import reference, trainer
 
 
 def tell_phase(file, owner, name, phase):
@@ -36,17 +38,17 @@ if sys.argv[1] == "serve":
         if not child:
             os.environ.update(environment)
             file = os.open(phases, os.O_RDWR | os.O_CREAT)
-            trainer = train.Trainer
+            trainer = trainer.Trainer
             for owner, name in (
-                (train.Reference, "add"),
+                (reference.Reference, "add"),
                 (trainer, "_step"),
                 (trainer, "validate"),
                 (trainer, "save"),
-                (train.report, "plot_training"),
+                (charts, "plot_training"),
             ):
                 tell_phase(file, owner, name, {"add": "reference", "plot_training": "end"}.get(name, name.strip("_")))
             try:
-                cli.main(arguments)
+                main(arguments)
             except SystemExit as stop:
                 sys.stdout.flush()
                 os._exit(stop.code)
@@ -57,12 +59,12 @@ else:
     if arguments[0] == "--at":
         at, what = int(arguments[1]), arguments[2]
         arguments = arguments[3:]
-        original = train.Trainer._step
+        original = trainer.Trainer._step
 
         def struck(self, groups, step):
             if step == at and what == "nan":
                 sound = self.step_function
-                self.step_function = lambda *inputs: train.tree_map(lambda a: a * float("nan"), sound(*inputs))
+                self.step_function = lambda *inputs: trainer.tree_map(lambda a: a * float("nan"), sound(*inputs))
                 numbers = original(self, groups, step)
                 self.step_function = sound
                 return numbers
@@ -70,5 +72,5 @@ else:
                 os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[what])
             return original(self, groups, step)
 
-        train.Trainer._step = struck
-    cli.main(arguments)
+        trainer.Trainer._step = struck
+    main(arguments)

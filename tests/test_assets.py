@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_dmpo import assets, config
-from mlx_dmpo.data.prompts import build_group, parse_prompt
+from mlx_dmpo.prompts.pairwise import build_group, parse_prompt
 from mlx_dmpo.records import RankingExample
 
 SPLITS = {"train": 200, "valid": 80, "test": 450}
@@ -41,7 +41,9 @@ def splits():
     read = {}
     for split in SPLITS:
         lines = (assets.data_dir() / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        read[split] = [RankingExample.from_json(json.loads(line), f"{split}.jsonl:{n}") for n, line in enumerate(lines, 1)]
+        read[split] = [
+            RankingExample.from_json(json.loads(line), f"{split}.jsonl:{n}") for n, line in enumerate(lines, 1)
+        ]
     return read
 
 
@@ -72,7 +74,9 @@ def test_splits_have_their_counts_and_share_no_user(splits, script):
 
 def test_no_user_of_a_split_is_a_pretraining_user(splits, script):
     catalogue = script.make_catalogue(0)
-    pretraining = [{catalogue.titles[i] for i in u.liked} for u in itertools.islice(script.pretraining_users(0, catalogue), 500)]
+    pretraining = [
+        {catalogue.titles[i] for i in u.liked} for u in itertools.islice(script.pretraining_users(0, catalogue), 500)
+    ]
     for examples in splits.values():
         assert not any({*e.history, e.positive} <= liked for e in examples for liked in pretraining)
 
@@ -84,7 +88,9 @@ def test_examples_are_sound(splits, script):
         for e in examples:
             named = (*e.history, e.positive, *e.negatives)
             assert len(set(named)) == len(named) and set(named) <= titles
-            assert script.HISTORY[0] <= len(e.history) <= script.HISTORY[1] and len(e.negatives) == script.NEGATIVES[split]
+            assert (
+                script.HISTORY[0] <= len(e.history) <= script.HISTORY[1] and len(e.negatives) == script.NEGATIVES[split]
+            )
             assert e.domain == "movie"
 
 
@@ -94,7 +100,12 @@ def test_prompts_parse_back(splits):
             for order, (first, second) in enumerate([(e.positive, negative), (negative, e.positive)]):
                 parsed = parse_prompt(branches(e)[4 * k + 2 * order].messages[0]["content"])
                 assert parsed is not None
-                assert (parsed.domain, parsed.history, parsed.first, parsed.second) == ("movie", e.history, first, second)
+                assert (parsed.domain, parsed.history, parsed.first, parsed.second) == (
+                    "movie",
+                    e.history,
+                    first,
+                    second,
+                )
 
 
 def test_every_title_is_two_tokens_and_decodes_to_itself(loaded, script):
@@ -144,5 +155,9 @@ def test_no_pretraining_document_is_a_ranking_prompt(script):
 def test_settings_are_settings():
     stages = config.read_yaml(assets.settings_file())[0]
     assert set(stages) == {"sft", "dmpo", "evaluate"}
-    for cls, stage in ((config.SftSettings, "sft"), (config.DmpoSettings, "dmpo"), (config.EvaluateSettings, "evaluate")):
+    for cls, stage in (
+        (config.SftSettings, "sft"),
+        (config.DmpoSettings, "dmpo"),
+        (config.EvaluateSettings, "evaluate"),
+    ):
         config.resolve(cls, None, {}, stages[stage])

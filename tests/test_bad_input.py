@@ -7,8 +7,8 @@ import shutil
 import pytest
 import tiny
 
-from mlx_dmpo.cli import main
-from mlx_dmpo.report import COLUMNS
+from mlx_dmpo.cli.main import main
+from mlx_dmpo.report.tables import COLUMNS
 
 GOOD = {"user": "u", "domain": "movie", "history": ["amber"], "positive": "lantern", "negatives": ["river"]}
 
@@ -41,7 +41,15 @@ FILES = {
     "positive_first does not fit": ("d.jsonl", row(positive_first=[True, False]), ["d.jsonl:1", "positive_first"]),
     "released row with an unknown prompt": (
         "d.json",
-        json.dumps([{"instruction": "You are an assistant working on cheese recommendations.", "input": "", "output": ["a", "b"]}]),
+        json.dumps(
+            [
+                {
+                    "instruction": "You are an assistant working on cheese recommendations.",
+                    "input": "",
+                    "output": ["a", "b"],
+                }
+            ]
+        ),
         ["d.json:row 1", "domains"],
     ),
     "a title of spaces": ("d.jsonl", row(history=["  "]), ["d.jsonl:1", '"history"']),
@@ -53,7 +61,11 @@ FILES = {
     "two kinds in a file": ("d.jsonl", row() + '\n{"instruction": "x", "output": "y"}\n', ["d.jsonl:2", "one kind"]),
     "a control token in a title": ("d.jsonl", row(history=["<|im_end|>"]), ["d.jsonl:1", "<|im_end|>"]),
     "JSON nested without end": ("d.jsonl", "[" * 100_000, ["d.jsonl"]),
-    "released row without output": ("d.json", json.dumps([{"instruction": "x", "input": ""}]), ["d.json:row 1", "output"]),
+    "released row without output": (
+        "d.json",
+        json.dumps([{"instruction": "x", "input": ""}]),
+        ["d.json:row 1", "output"],
+    ),
 }
 
 
@@ -64,7 +76,14 @@ def test_files(name, command, model_directory, tmp_path, capsys):
     (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
     out = tmp_path / "out"
     code, _, err = run(
-        capsys, command, "--model", model_directory, "--data", tmp_path / file, "--out" if command == "evaluate" else "--adapter-path", out
+        capsys,
+        command,
+        "--model",
+        model_directory,
+        "--data",
+        tmp_path / file,
+        "--out" if command == "evaluate" else "--adapter-path",
+        out,
     )
     assert code == 2
     line = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -113,7 +132,17 @@ FLAGS = {
         ["fine_tune_type", "6-bit"],
     ),
     "DoRA on a quantised embedding": (
-        ["sft", "--quantize", "4", "--quantize-group-size", "32", "--fine-tune-type", "dora", "--lora-keys", "model.embed_tokens"],
+        [
+            "sft",
+            "--quantize",
+            "4",
+            "--quantize-group-size",
+            "32",
+            "--fine-tune-type",
+            "dora",
+            "--lora-keys",
+            "model.embed_tokens",
+        ],
         ["model.embed_tokens", "quantised"],
     ),
     "quantised already": (["evaluate", "--model", "{tmp}/quantised", "--quantize", "4"], ["--quantize", "already"]),
@@ -145,14 +174,20 @@ FLAGS = {
     "report of a missing directory": (["report", "{tmp}/none"], ["none"]),
     "report of broken metrics": (["report", "{tmp}/evaluation"], ["evaluation/metrics.json", "other values"]),
     "report of broken scores": (["report", "{tmp}/scored"], ["scored/scores.jsonl", "row 1"]),
-    "report into a directory": (["report", "{tmp}/trained", "--out", "{tmp}/trained"], ["trained", "cannot be written"]),
+    "report into a directory": (
+        ["report", "{tmp}/trained", "--out", "{tmp}/trained"],
+        ["trained", "cannot be written"],
+    ),
     "export of nothing": (["export"], ["--adapter-path"]),
     "export of a missing adapter": (["export", "--adapter-path", "{tmp}/none"], ["none"]),
     "export of a model": (["export", "--adapter-path", "{model}"], ["adapter_config.json"]),
     "export to an unknown kind": (["export", "--adapter-path", "{tmp}/fine", "--to", "gguf"], ["--to", "gguf"]),
     "export of an unfinished run": (["export", "--adapter-path", "{tmp}/unfinished"], ["not finished"]),
     "export without its base": (["export", "--adapter-path", "{tmp}/other"], ["other", "--model"]),
-    "export onto the wrong base": (["export", "--adapter-path", "{tmp}/other", "--model", "{model}"], ["other", "no adapter of"]),
+    "export onto the wrong base": (
+        ["export", "--adapter-path", "{tmp}/other", "--model", "{model}"],
+        ["other", "no adapter of"],
+    ),
     "export kept and quantised": (
         ["export", "--adapter-path", "{tmp}/fine", "--keep-quantized", "--requantize"],
         ["--requantize", "--keep-quantized"],
@@ -161,11 +196,23 @@ FLAGS = {
         ["export", "--adapter-path", "{tmp}/fine", "--keep-quantized"],
         ["--keep-quantized", "not quantised"],
     ),
-    "export to PEFT, quantised": (["export", "--adapter-path", "{tmp}/fine", "--to", "peft", "--requantize"], ["--requantize", "PEFT"]),
-    "export over something else": (["export", "--adapter-path", "{tmp}/fine", "--out", "{tmp}/bert"], ["bert", "no export"]),
+    "export to PEFT, quantised": (
+        ["export", "--adapter-path", "{tmp}/fine", "--to", "peft", "--requantize"],
+        ["--requantize", "PEFT"],
+    ),
+    "export over something else": (
+        ["export", "--adapter-path", "{tmp}/fine", "--out", "{tmp}/bert"],
+        ["bert", "no export"],
+    ),
     "export without data": (["export", "--adapter-path", "{tmp}/fine", "--data", "{tmp}/none.jsonl"], ["none.jsonl"]),
-    "export with a broken evaluation": (["export", "--adapter-path", "{tmp}/fine", "--eval", "{tmp}/evaluation"], ["metrics.json"]),
-    "export with no evaluation": (["export", "--adapter-path", "{tmp}/fine", "--eval", "{tmp}/bert"], ["bert", "evaluation"]),
+    "export with a broken evaluation": (
+        ["export", "--adapter-path", "{tmp}/fine", "--eval", "{tmp}/evaluation"],
+        ["metrics.json"],
+    ),
+    "export with no evaluation": (
+        ["export", "--adapter-path", "{tmp}/fine", "--eval", "{tmp}/bert"],
+        ["bert", "evaluation"],
+    ),
     "export config with an unknown key": (["export", "-c", "{tmp}/typo.yaml"], ["typo.yaml:1", '"loss"']),
     "demo with a negative seed": (["demo", "--seed", "-1"], ["--seed"]),
     "output is a file": (["sft", "--adapter-path", "{tmp}/typo.yaml"], ["typo.yaml"]),
@@ -244,7 +291,10 @@ def scene(tmp_path, model_directory):
     (tmp_path / "other" / "adapter_config.json").write_text(
         json.dumps({"num_layers": 1, "lora_parameters": lora, "fine_tune_type": "lora"})
     )
-    weights = {"model.layers.2.self_attn.q_proj.lora_a": mx.zeros((96, 4)), "model.layers.2.self_attn.q_proj.lora_b": mx.zeros((4, 128))}
+    weights = {
+        "model.layers.2.self_attn.q_proj.lora_a": mx.zeros((96, 4)),
+        "model.layers.2.self_attn.q_proj.lora_b": mx.zeros((4, 128)),
+    }
     mx.save_safetensors(str(tmp_path / "other" / "adapters.safetensors"), weights)
     return tmp_path
 
@@ -277,7 +327,9 @@ def test_the_tables_are_long_enough():
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root writes everywhere")
 def test_no_write_permission(model_directory, data_directory, tmp_path, capsys):
     tmp_path.chmod(0o500)
-    code, _, err = run(capsys, "sft", "--model", model_directory, "--data", data_directory, "--adapter-path", tmp_path / "out")
+    code, _, err = run(
+        capsys, "sft", "--model", model_directory, "--data", data_directory, "--adapter-path", tmp_path / "out"
+    )
     tmp_path.chmod(0o700)
     assert code == 2 and "cannot be written" in err
 
@@ -292,7 +344,9 @@ def test_a_directory_that_refuses_files(model_directory, data_directory, capsys)
 def test_a_bad_row_can_be_left_out_but_not_in_silence(model_directory, tmp_path, capsys):
     data = tmp_path / "d.jsonl"
     data.write_text(row() + "\n{oops\n" + row(user="v") + "\n")
-    code, _, err = run(capsys, "evaluate", "--model", model_directory, "--data", data, "--out", tmp_path / "out", "--skip-bad-rows")
+    code, _, err = run(
+        capsys, "evaluate", "--model", model_directory, "--data", data, "--out", tmp_path / "out", "--skip-bad-rows"
+    )
     assert code == 0 and "d.jsonl:2" in err
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["n"] == 2
 
@@ -305,9 +359,9 @@ def test_terminal_escapes_in_titles_are_not_obeyed(model_directory, tmp_path, ca
 
 
 def test_a_fault_of_ours_is_exit_1_and_one_line(capsys, monkeypatch):
-    from mlx_dmpo import cli
+    from mlx_dmpo.cli import main as cli_main
 
-    monkeypatch.setattr(cli, "_settings", lambda *a: 1 / 0)
+    monkeypatch.setattr(cli_main, "_settings", lambda *a: 1 / 0)
     code, _, err = run(capsys, "sft")
     assert code == 1 and err.startswith("fault: ZeroDivisionError") and len(err.splitlines()) == 1
     code, _, err = run(capsys, "--verbose", "sft")

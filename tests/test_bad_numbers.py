@@ -11,25 +11,42 @@ import tiny
 from mlx.utils import tree_map
 from test_resume import settings_of
 
-from mlx_dmpo import checkpoint, rundir, scoring, train
+from mlx_dmpo.core import scorer as core_scorer
+from mlx_dmpo.core import selfcheck
+from mlx_dmpo.core.finite import is_finite
 from mlx_dmpo.errors import UserError
-from mlx_dmpo.finite import is_finite, locate
+from mlx_dmpo.machine import files, run_directory
+from mlx_dmpo.train import checkpoint, trainer
+from mlx_dmpo.train import run as train_run
+from mlx_dmpo.train import step as train_step
+from mlx_dmpo.train.nan import locate
 
 
 @pytest.fixture
 def settings(model_directory, data_directory, tmp_path):
     """Four steps of two groups, each saved."""
-    change = dict(iters=4, save_every=1, steps_per_report=1, val_batches=0, keep_checkpoints=9, candidate_order="fixed", debug_nan=True)
+    change = dict(
+        iters=4,
+        save_every=1,
+        steps_per_report=1,
+        val_batches=0,
+        keep_checkpoints=9,
+        candidate_order="fixed",
+        debug_nan=True,
+    )
     return settings_of("dmpo", model_directory, data_directory, tmp_path / "run", **change)
 
 
-def files(path, step):
-    return [(checkpoint.directory(path, step) / name).read_bytes() for name in ("adapters.safetensors", "optimizer.safetensors")]
+def saved_files(path, step):
+    return [
+        (checkpoint.directory(path, step) / name).read_bytes()
+        for name in ("adapters.safetensors", "optimizer.safetensors")
+    ]
 
 
 def poison(monkeypatch, at, spoil):
     """`spoil(result)` of the step function's results in step `at` alone (two micro-batches a step)."""
-    original, calls = train.value_and_grad, []
+    original, calls = train_step.value_and_grad, []
 
     def made(*arguments, **how):
         step_function = original(*arguments, **how)
@@ -41,7 +58,7 @@ def poison(monkeypatch, at, spoil):
 
         return step
 
-    monkeypatch.setattr(train, "value_and_grad", made)
+    monkeypatch.setattr(trainer, "value_and_grad", made)
 
 
 def nan_gradients(result):
@@ -57,14 +74,21 @@ def nan_loss(result):
 @pytest.mark.parametrize("spoil", [nan_gradients, nan_loss])
 def test_one_bad_step_is_left_out_counted_and_its_rows_named(spoil, settings, monkeypatch, capsys):
     poison(monkeypatch, {3}, spoil)
-    path = train.train(settings, "test")
-    assert files(path, 3) == files(path, 2) != files(path, 4)
+    path = train_run.train(settings, "test")
+    assert saved_files(path, 3) == saved_files(path, 2) != saved_files(path, 4)
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("bad_steps", 0) for line in lines] == [0, 0, 1, 1]
     assert ["loss" in line for line in lines] == [True, True, False, True]
-    assert rundir.read_json(path / "manifest.json")["bad_steps"] == 1
+    assert files.read_json(path / "manifest.json")["bad_steps"] == 1
     told = capsys.readouterr().err
-    assert len(re.findall(r"train\.jsonl:\d+", next(line for line in told.splitlines() if "step 3: not finite, left out" in line))) == 2
+    assert (
+        len(
+            re.findall(
+                r"train\.jsonl:\d+", next(line for line in told.splitlines() if "step 3: not finite, left out" in line)
+            )
+        )
+        == 2
+    )
     place = "the gradient of model.layers.2" if spoil is nan_gradients else "the loss"
     assert "step 3: first in" in told and place in told
 
@@ -72,18 +96,19 @@ def test_one_bad_step_is_left_out_counted_and_its_rows_named(spoil, settings, mo
 def test_too_many_in_a_row_end_the_run_with_what_was_good(settings, monkeypatch, capsys):
     poison(monkeypatch, {2, 3}, nan_gradients)
     with pytest.raises(
-        UserError, match=r"step 3: 2 steps in a row .*train.jsonl:\d+.*--learning-rate.*--start-adapter .*0000003.*--resume"
+        UserError,
+        match=r"step 3: 2 steps in a row .*train.jsonl:\d+.*--learning-rate.*--start-adapter .*0000003.*--resume",
     ):
-        train.train(replace(settings, max_bad_steps=2), "test")
+        train_run.train(replace(settings, max_bad_steps=2), "test")
     run = checkpoint.Path(settings.adapter_path)
-    assert files(run, 3) == files(run, 1)
-    path = train.train(replace(settings, max_bad_steps=2, resume=True), "test")  # past them
-    assert files(path, 4) != files(path, 3) and rundir.read_json(path / "manifest.json")["bad_steps"] == 2
+    assert saved_files(run, 3) == saved_files(run, 1)
+    path = train_run.train(replace(settings, max_bad_steps=2, resume=True), "test")  # past them
+    assert saved_files(path, 4) != saved_files(path, 3) and files.read_json(path / "manifest.json")["bad_steps"] == 2
 
 
 def test_weights_that_are_not_finite_are_never_saved(settings, monkeypatch, capsys):
     """As a fault of memory would leave them, in the base and in the adapter."""
-    original = train.Trainer._step
+    original = trainer.Trainer._step
 
     for number, leaf in enumerate(("weight", "lora_b")):
         settings = replace(settings, adapter_path=f"{settings.adapter_path}{number}")
@@ -96,8 +121,8 @@ def test_weights_that_are_not_finite_are_never_saved(settings, monkeypatch, caps
             return original(self, groups, step)
 
         with monkeypatch.context() as patch, pytest.raises(UserError, match="step 4: 3 steps in a row were not finite"):
-            patch.setattr(train.Trainer, "_step", struck)
-            train.train(settings, "test")
+            patch.setattr(trainer.Trainer, "_step", struck)
+            train_run.train(settings, "test")
         assert (
             f"first in the weights: model.layers.1.self_attn.q_proj.{'linear.weight' if leaf == 'weight' else leaf}"
             in capsys.readouterr().err
@@ -105,11 +130,13 @@ def test_weights_that_are_not_finite_are_never_saved(settings, monkeypatch, caps
         run = checkpoint.Path(settings.adapter_path)
         kept = sorted(int(p.name) for p in (run / "checkpoints").iterdir())
         assert kept == ([1] if leaf == "lora_b" else [1, 2, 3, 4])  # the adapter itself is sound in the second case
-        assert all(is_finite(checkpoint.newest(run).arrays(name)) for name in ("adapters.safetensors", "optimizer.safetensors"))
+        assert all(
+            is_finite(checkpoint.newest(run).arrays(name)) for name in ("adapters.safetensors", "optimizer.safetensors")
+        )
 
 
 def test_an_adapter_spoilt_in_the_last_step_is_not_the_result(settings, monkeypatch):
-    original = train.Trainer._step
+    original = trainer.Trainer._step
 
     def struck(self, groups, step):
         numbers = original(self, groups, step)
@@ -121,22 +148,26 @@ def test_an_adapter_spoilt_in_the_last_step_is_not_the_result(settings, monkeypa
         monkeypatch.context() as patch,
         pytest.raises(UserError, match=r"step 4: the adapter is not finite: go on from step 3 with .*--resume"),
     ):
-        patch.setattr(train.Trainer, "_step", struck)
-        train.train(settings, "test")
+        patch.setattr(trainer.Trainer, "_step", struck)
+        train_run.train(settings, "test")
     assert not (checkpoint.Path(settings.adapter_path) / "adapters.safetensors").exists()
-    assert rundir.is_complete(train.train(replace(settings, resume=True), "test"))
+    assert run_directory.is_complete(train_run.train(replace(settings, resume=True), "test"))
 
 
 def test_an_update_that_overflows_is_taken_back(settings, capsys):
     with pytest.raises(UserError, match="step 3: 3 steps in a row"):
-        train.train(replace(settings, learning_rate=3e38, weight_decay=10.0, lr_schedule="constant", warmup=0.0), "test")
+        train_run.train(
+            replace(settings, learning_rate=3e38, weight_decay=10.0, lr_schedule="constant", warmup=0.0), "test"
+        )
     adapter = checkpoint.newest(checkpoint.Path(settings.adapter_path)).arrays("adapters.safetensors")
-    assert is_finite(adapter) and not any(v.any() for k, v in tiny.leaves(adapter).items() if k.endswith("lora_b"))  # as it began
+    assert is_finite(adapter) and not any(
+        v.any() for k, v in tiny.leaves(adapter).items() if k.endswith("lora_b")
+    )  # as it began
     assert "step 1: first in the update" in capsys.readouterr().err
 
 
 def test_activations_are_traced_to_their_layer(settings, monkeypatch, capsys):
-    original = train.Trainer._step
+    original = trainer.Trainer._step
 
     def overflow(self, groups, step):
         norm = self.model.layers[1].post_attention_layernorm
@@ -147,9 +178,9 @@ def test_activations_are_traced_to_their_layer(settings, monkeypatch, capsys):
         norm.weight = sound
         return numbers
 
-    monkeypatch.setattr(train.Trainer, "_step", overflow)
-    path = train.train(settings, "test")
-    assert files(path, 3) == files(path, 2) != files(path, 4)
+    monkeypatch.setattr(trainer.Trainer, "_step", overflow)
+    path = train_run.train(settings, "test")
+    assert saved_files(path, 3) == saved_files(path, 2) != saved_files(path, 4)
     assert (
         "step 3: first in the forward pass: the output of model.layers.1.post_attention_layernorm is not finite ("
         in capsys.readouterr().err
@@ -162,47 +193,65 @@ def test_a_module_is_watched_only_while_it_is_looked_for():
     before = type(model.layers[0]).__call__
     assert locate(model, groups, {"a": mx.array([1.0])}).startswith("the loss")
     assert (
-        locate(model, groups, {"a": mx.array([1.0]), "b": mx.array([float("inf")])}) == "the backward pass: the gradient of b is not finite"
+        locate(model, groups, {"a": mx.array([1.0]), "b": mx.array([float("inf")])})
+        == "the backward pass: the gradient of b is not finite"
     )
     assert type(model.layers[0]).__call__ is before and model.training
 
 
 def test_reference_values_that_are_not_finite(settings, monkeypatch, capsys):
-    path = train.train(replace(settings, iters=1), "test")
-    stored = next(train.Reference.__init__.__globals__["cache_directory"]().rglob("*.npz"))
+    path = train_run.train(replace(settings, iters=1), "test")
+    stored = next(trainer.Reference.__init__.__globals__["cache_directory"]().rglob("*.npz"))
     with np.load(stored) as file:
         table = dict(file)
-    np.savez(stored, sequences=table["sequences"], logps=table["logps"] * np.where(np.arange(len(table["logps"])) == 2, np.nan, 1))
-    again = train.train(replace(settings, iters=1, adapter_path=settings.adapter_path + "2"), "test")  # scored anew
+    np.savez(
+        stored,
+        sequences=table["sequences"],
+        logps=table["logps"] * np.where(np.arange(len(table["logps"])) == 2, np.nan, 1),
+    )
+    again = train_run.train(replace(settings, iters=1, adapter_path=settings.adapter_path + "2"), "test")  # scored anew
     assert "1 groups scored" in capsys.readouterr().out
     np.testing.assert_allclose(
-        *(np.array(mx.load(str(p / "adapters.safetensors"))["model.layers.2.mlp.down_proj.lora_b"]) for p in (path, again)), atol=1e-6
+        *(
+            np.array(mx.load(str(p / "adapters.safetensors"))["model.layers.2.mlp.down_proj.lora_b"])
+            for p in (path, again)
+        ),
+        atol=1e-6,
     )
 
-    original = train.Reference.logps  # in memory: the step is left out
+    original = trainer.Reference.logps  # in memory: the step is left out
     monkeypatch.setattr(
-        train.Reference, "logps", lambda self, groups: original(self, groups) * (np.nan if groups[0].source.endswith(":3") else 1)
+        trainer.Reference,
+        "logps",
+        lambda self, groups: original(self, groups) * (np.nan if groups[0].source.endswith(":3") else 1),
     )
-    path = train.train(replace(settings, iters=6, adapter_path=settings.adapter_path + "3"), "test")
-    assert rundir.read_json(path / "manifest.json")["bad_steps"] == 1
+    path = train_run.train(replace(settings, iters=6, adapter_path=settings.adapter_path + "3"), "test")
+    assert files.read_json(path / "manifest.json")["bad_steps"] == 1
     assert re.search(r"step \d: not finite, left out \(\S*train.jsonl:3\)", capsys.readouterr().err)
 
-    monkeypatch.setattr(scoring, "group_logps", lambda model, batch, **how: mx.full(batch.answer_mask.shape[:2], float("nan")))
-    monkeypatch.setattr(train, "choose_road", lambda *a: scoring.Road(scoring.group_logps, True))
+    monkeypatch.setattr(
+        core_scorer, "shared_logps", lambda model, batch, **how: mx.full(batch.answer_mask.shape[:2], float("nan"))
+    )
+    monkeypatch.setattr(train_run, "choose_scorer", lambda *a: selfcheck.GroupScorer(core_scorer.shared_logps, True))
     with pytest.raises(UserError, match=r"train.jsonl:\d+: its reference log-prob is not finite"):
-        train.train(
-            replace(settings, adapter_path=settings.adapter_path + "4", dtype="float32", quantize=4, quantize_group_size=32), "test"
+        train_run.train(
+            replace(
+                settings, adapter_path=settings.adapter_path + "4", dtype="float32", quantize=4, quantize_group_size=32
+            ),
+            "test",
         )
 
 
 def test_a_validation_that_is_not_finite_is_no_best(settings, monkeypatch, capsys):
-    original, calls = train.right_pairs, []
+    original, calls = train_step.right_pairs, []
 
     def bad(difference, mask):
         calls.append(1)
-        return original(difference, mask) * (float("nan") if len(calls) == 5 else 1)  # two micro-batches a step, then validation
+        return original(difference, mask) * (
+            float("nan") if len(calls) == 5 else 1
+        )  # two micro-batches a step, then validation
 
-    monkeypatch.setattr(train, "right_pairs", bad)
-    path = train.train(replace(settings, val_batches=1, steps_per_eval=2), "test")
+    monkeypatch.setattr(trainer, "right_pairs", bad)
+    path = train_run.train(replace(settings, val_batches=1, steps_per_eval=2), "test")
     assert "step 2: the validation is not finite" in capsys.readouterr().err
-    assert rundir.read_json(path / "manifest.json")["best_step"] == 4
+    assert files.read_json(path / "manifest.json")["best_step"] == 4

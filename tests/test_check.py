@@ -9,11 +9,22 @@ from test_other_formats import KINDS, SDPO, prompt, released, write
 
 from mlx_dmpo.data import check
 
-TITLES = [f"{a} {b}" for a in ("Amber", "Iron", "Silver", "Paper", "Copper") for b in ("river", "garden", "lantern", "harbour", "tower")]
+TITLES = [
+    f"{a} {b}"
+    for a in ("Amber", "Iron", "Silver", "Paper", "Copper")
+    for b in ("river", "garden", "lantern", "harbour", "tower")
+]
 
 
 def row(user, history, positive, *negatives, **more):
-    return {"user": user, "domain": "movie", "history": list(history), "positive": positive, "negatives": list(negatives), **more}
+    return {
+        "user": user,
+        "domain": "movie",
+        "history": list(history),
+        "positive": positive,
+        "negatives": list(negatives),
+        **more,
+    }
 
 
 def rows(name, count=12, titles=TITLES):
@@ -53,8 +64,14 @@ def test_the_prepared_test_data_is_clean(data_directory, capsys):
 
 # name: (rows to add to a sound file, part of the warning)
 FAULTS = {
-    "entities": (row("x", ["Iron &amp; salt"], "Amber river", "Iron tower"), "HTML entities, such as 'Iron &amp; salt'"),
-    "control characters": (row("x", ["Iron\x07"], "Amber river", "Iron tower"), "control or invisible characters, such as 'Iron\\x07'"),
+    "entities": (
+        row("x", ["Iron &amp; salt"], "Amber river", "Iron tower"),
+        "HTML entities, such as 'Iron &amp; salt'",
+    ),
+    "control characters": (
+        row("x", ["Iron\x07"], "Amber river", "Iron tower"),
+        "control or invisible characters, such as 'Iron\\x07'",
+    ),
     "invisible characters": (row("x", ["Iron\u200b"], "Amber river", "Iron tower"), "control or invisible"),
     "white space at the end": (row("x", ["Iron "], "Amber river", "Iron tower"), "stray white space, such as 'Iron '"),
     "two spaces": (row("x", ["Iron  salt"], "Amber river", "Iron tower"), "stray white space"),
@@ -79,7 +96,12 @@ def test_each_fault_is_named_with_its_row(name, tmp_path):
 
 def test_rows_that_cannot_be_read_are_errors(tmp_path, capsys):
     path = tmp_path / "d.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows("u", 4)) + '{"user": 1\n' + json.dumps(row("x", ["a"], "b", "b")) + "\n")
+    path.write_text(
+        "".join(json.dumps(r) + "\n" for r in rows("u", 4))
+        + '{"user": 1\n'
+        + json.dumps(row("x", ["a"], "b", "b"))
+        + "\n"
+    )
     code, out, _ = run(capsys, "check", path)
     assert code == 2 and "2 errors, 0 warnings" in out
     assert "d.jsonl:5: not valid JSON" in out and "d.jsonl:6: the positive stands among the negatives" in out
@@ -90,12 +112,16 @@ def test_rows_that_cannot_be_read_are_errors(tmp_path, capsys):
 
 def test_27_rows_twice_and_in_two_files(tmp_path):
     """As in an evaluation file of the DMPO release."""
-    sound = [released(TITLES[i % 20 + 2], TITLES[i % 20 + 3], i % 2 == 0, (TITLES[i % 20], f"title {i}")) for i in range(200)]
+    sound = [
+        released(TITLES[i % 20 + 2], TITLES[i % 20 + 3], i % 2 == 0, (TITLES[i % 20], f"title {i}")) for i in range(200)
+    ]
     found = warnings(check.check(check.read_parts([str(write(tmp_path / "eval.json", sound + sound[:27]))])))
     assert [f.what.split(" ")[0] for f in found] == ["27"] and "repeat a pair" in found[0].what
     assert found[0].rows[0].endswith("eval.json:row 201") and len(found[0].rows) == 5
     other = [released("Other", f"negative {i}", i % 2 == 0, (f"history {i}",)) for i in range(50)]
-    parts = check.read_parts([str(write(tmp_path / "train.json", other + sound[:27])), str(write(tmp_path / "eval.json", sound))])
+    parts = check.read_parts(
+        [str(write(tmp_path / "train.json", other + sound[:27])), str(write(tmp_path / "eval.json", sound))]
+    )
     told = [f.what for f in warnings(check.check(parts))]
     assert any(t.startswith("27 groups") and "have a history that stands in" in t for t in told)
     assert any(t.startswith("27 groups") and "(history, pair)" in t for t in told)
@@ -115,11 +141,18 @@ def test_titles_spelt_in_two_ways(tmp_path):
     new = titles(rows("b", titles=other))
     alike = {t for t in new if t.removesuffix(", The (1999)") in titles(rows("a"))}
     found = warnings(findings(tmp_path, train=rows("a"), test=rows("b", titles=other)))
-    assert len(found) == 1 and f"0 of {len(new)} movie titles" in found[0].what and f"{len(alike)} more only in another" in found[0].what
+    assert (
+        len(found) == 1
+        and f"0 of {len(new)} movie titles" in found[0].what
+        and f"{len(alike)} more only in another" in found[0].what
+    )
     assert f"'{min(alike)}' there '{min(alike).removesuffix(', The (1999)')}'" in found[0].what
     apart = findings(tmp_path, train=rows("a", 25), test=rows("b", 25, [f"Q{i}" for i in range(25)]))
     assert ["no title in common" in f.what for f in warnings(apart)] == [True]
-    sequels = [*TITLES[:20], *(f"{t} (1999)" for t in TITLES[20:])]  # a few spelt alike but for the year prove no mismatch
+    sequels = [
+        *TITLES[:20],
+        *(f"{t} (1999)" for t in TITLES[20:]),
+    ]  # a few spelt alike but for the year prove no mismatch
     assert warnings(findings(tmp_path, train=rows("a", 25), test=rows("b", 10, sequels))) == []
 
 
@@ -150,12 +183,15 @@ def test_free_text(tmp_path):
 def test_what_cannot_be_converted_is_a_note(tmp_path):
     rows = [KINDS["tallrec"], KINDS["tallrec"] | {"input": KINDS["tallrec"]["input"].replace('"a"', "")}]
     told = check.check(check.read_parts([str(write(tmp_path / "d.json", rows))]))
-    assert any(f.level == "note" and "1 rows" in f.what and "no liked title" in f.what for f in told) and check.exit_code(told) == 0
+    assert (
+        any(f.level == "note" and "1 rows" in f.what and "no liked title" in f.what for f in told)
+        and check.exit_code(told) == 0
+    )
 
 
 def counter(model_directory):
     """Tokens of one user turn and its answer, rendered by hand."""
-    from mlx_dmpo.model import load_tokenizer
+    from mlx_dmpo.model.loading import load_tokenizer
 
     tokenizer = load_tokenizer(str(model_directory))
     rendered = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>"
@@ -174,9 +210,15 @@ def test_tokens(model_directory, tmp_path, capsys):
         for negative in ("Salt", "Glass")
         for a, b in (("Moon", negative), (negative, "Moon"))
     ]
-    assert (tokens["max"], tokens["mean"], tokens["separate_tokens_a_group"]) == (max(lengths), sum(lengths) / 4, sum(lengths))
+    assert (tokens["max"], tokens["mean"], tokens["separate_tokens_a_group"]) == (
+        max(lengths),
+        sum(lengths) / 4,
+        sum(lengths),
+    )
     assert tokens["shared_tokens_a_group"] < tokens["separate_tokens_a_group"] and tokens["groups_cut"] == 0
-    code, out, _ = run(capsys, "check", path, "--model", model_directory, "--json", "--max-seq-length", max(lengths) - 1)
+    code, out, _ = run(
+        capsys, "check", path, "--model", model_directory, "--json", "--max-seq-length", max(lengths) - 1
+    )
     found = json.loads(out)
     assert code == 1 and found["tokens"][0]["groups_cut"] == 1 and found["tokens"][0]["history_items_cut"] == 1
     code, out, _ = run(capsys, "check", path, "--model", model_directory, "--max-seq-length", 20)
@@ -217,7 +259,10 @@ def test_escapes_in_titles_do_not_reach_the_terminal(tmp_path, capsys):
     code, out, err = run(
         capsys,
         "check",
-        write(tmp_path / "d.jsonl", [row("u", ["\x1b[31mred"], "a", "b"), row("u", ["a"], "b", "c") | {"domain": "\x1b[31mred"}]),
+        write(
+            tmp_path / "d.jsonl",
+            [row("u", ["\x1b[31mred"], "a", "b"), row("u", ["a"], "b", "c") | {"domain": "\x1b[31mred"}],
+        ),
     )
     assert code == 2 and "\x1b" not in out + err
     code, out, _ = run(capsys, "check", tmp_path / "d.jsonl", "--json")

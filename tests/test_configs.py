@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from mlx_dmpo import config
-from mlx_dmpo.cli import cli
+from mlx_dmpo.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"), key=lambda path: path.name)
 CLASSES = {"sft": config.SftSettings, "dmpo": config.DmpoSettings, "evaluate": config.EvaluateSettings}
-MODELS = {f"qwen3-{size.lower()}-4bit-{stage}": (size, stage) for size in ("0.6B", "1.7B", "4B", "8B") for stage in ("sft", "dmpo")}
+MODELS = {
+    f"qwen3-{size.lower()}-4bit-{stage}": (size, stage)
+    for size in ("0.6B", "1.7B", "4B", "8B")
+    for stage in ("sft", "dmpo")
+}
 
 each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 

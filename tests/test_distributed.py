@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mlx_dmpo import rundir
+from mlx_dmpo.machine import files
 
 RANK = Path(__file__).with_name("rank.py")
 
@@ -62,7 +62,9 @@ def two_ranks(tmp_path, *arguments):
 
 
 def one_rank(*arguments):
-    done = subprocess.run([sys.executable, str(RANK), *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(RANK), *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -71,7 +73,10 @@ def flags(command, model_directory, data, path, **change):
         model=model_directory, data=data, adapter_path=path, batch_size=1, grad_accumulation_steps=3, iters=20, learning_rate=1e-3, steps_per_report=1,
         steps_per_eval=10, val_batches=5, save_every=5, optimizer="adamw",
     )  # fmt: skip
-    return [command, *(text for name, value in {**given, **change}.items() for text in (f"--{name.replace('_', '-')}", value))]
+    return [
+        command,
+        *(text for name, value in {**given, **change}.items() for text in (f"--{name.replace('_', '-')}", value)),
+    ]
 
 
 def adapter(path):
@@ -90,8 +95,19 @@ def lines(path):
 
 def same_lines(a, b):
     assert [line.keys() for line in a] == [line.keys() for line in b]
-    for key in ("step", "loss", "valid_loss", "margin", "valid_margin", "pair_accuracy", "valid_pair_accuracy", "learning_rate"):
-        np.testing.assert_allclose([line[key] for line in a if key in line], [line[key] for line in b if key in line], rtol=1e-5, atol=1e-5)
+    for key in (
+        "step",
+        "loss",
+        "valid_loss",
+        "margin",
+        "valid_margin",
+        "pair_accuracy",
+        "valid_pair_accuracy",
+        "learning_rate",
+    ):
+        np.testing.assert_allclose(
+            [line[key] for line in a if key in line], [line[key] for line in b if key in line], rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "dmpo"])
@@ -105,7 +121,7 @@ def test_two_ranks_are_one(command, model_directory, data, tmp_path, monkeypatch
     print(f"relative difference of the adapters after 20 steps: {relative(two, one):.2e}")
     assert relative(two, one) <= 1e-5
     same_lines(lines(two), lines(one))
-    assert rundir.read_json(two / "manifest.json")["ranks"] == 2
+    assert files.read_json(two / "manifest.json")["ranks"] == 2
     # one rank stops at step 12, two go on
     code, told = one_rank("--at", 12, "term", *flags(command, model_directory, data, moved))
     assert code == 143 and "--resume" in told
@@ -115,7 +131,19 @@ def test_two_ranks_are_one(command, model_directory, data, tmp_path, monkeypatch
     if command == "dmpo":  # evaluation is shared out too
         scores = []
         for name, run in (("e1", lambda *a: one_rank(*a)), ("e2", lambda *a: two_ranks(tmp_path, *a))):
-            run("evaluate", "--model", model_directory, "--data", data, "--adapter-path", one, "--out", tmp_path / name, "--batch-size", 2)
+            run(
+                "evaluate",
+                "--model",
+                model_directory,
+                "--data",
+                data,
+                "--adapter-path",
+                one,
+                "--out",
+                tmp_path / name,
+                "--batch-size",
+                2,
+            )
             scores.append([json.loads(line) for line in (tmp_path / name / "scores.jsonl").read_text().splitlines()])
         assert [s["user"] for s in scores[0]] == [s["user"] for s in scores[1]]
         np.testing.assert_allclose([s["margin"] for s in scores[0]], [s["margin"] for s in scores[1]], atol=1e-4)
@@ -123,7 +151,9 @@ def test_two_ranks_are_one(command, model_directory, data, tmp_path, monkeypatch
 
 def test_ranks_with_different_data_do_not_begin(model_directory, data, tmp_path):
     other = tiny.write_data(tmp_path / "other", users=7, negatives=2, seed=1)
-    codes, told = finish(start(tmp_path, *(flags("sft", model_directory, d, tmp_path / "run", iters=2) for d in (data, other))))
+    codes, told = finish(
+        start(tmp_path, *(flags("sft", model_directory, d, tmp_path / "run", iters=2) for d in (data, other)))
+    )
     assert codes == [2, 2] and all("give every machine the same model, data and settings" in t for t in told), told
 
 
@@ -161,12 +191,14 @@ def test_a_lost_rank_ends_the_run_with_a_message(lost, how, model_directory, dat
 def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(model_directory, data, tmp_path):
     arguments = flags("sft", model_directory, data, tmp_path / "run", iters=4, save_every=1, keep_checkpoints=4)
     codes, told = finish(start(tmp_path, arguments, ["--at", 2, "nan", *arguments]))
-    assert codes == [0, 0] and rundir.read_json(tmp_path / "run" / "manifest.json")["bad_steps"] == 1, told
+    assert codes == [0, 0] and files.read_json(tmp_path / "run" / "manifest.json")["bad_steps"] == 1, told
     assert "step 2: not finite, left out" in told[0] and "train.jsonl:" in next(
         t for t in told[1].splitlines() if "step 2: not finite" in t
     )
     first, second, third = (adapter(tmp_path / "run" / "checkpoints" / f"000000{n}") for n in (1, 2, 3))
-    assert all(np.array_equal(first[k], second[k]) for k in first) and not all(np.array_equal(second[k], third[k]) for k in third)
+    assert all(np.array_equal(first[k], second[k]) for k in first) and not all(
+        np.array_equal(second[k], third[k]) for k in third
+    )
 
 
 @pytest.mark.slow
@@ -178,4 +210,6 @@ def test_mlx_launch_starts_it(model_directory, data, tmp_path):
          *map(str, flags("sft", model_directory, data, tmp_path / "run", iters=4))],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert done.returncode == 0 and rundir.read_json(tmp_path / "run" / "manifest.json")["ranks"] == 2, done.stdout + done.stderr
+    assert done.returncode == 0 and files.read_json(tmp_path / "run" / "manifest.json")["ranks"] == 2, (
+        done.stdout + done.stderr
+    )

@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 
 from mlx_dmpo.data.formats import load_examples
-from mlx_dmpo.data.prompts import build_group
-from mlx_dmpo.encode import Encoder
 from mlx_dmpo.errors import UserError
+from mlx_dmpo.model.encode import Encoder
+from mlx_dmpo.prompts.pairwise import build_group
 from mlx_dmpo.records import RankingExample
 
 EXAMPLE = RankingExample(
-    "u", "movie", tuple("amber lantern river glass winter garden".split()), "iron", ("echo", "silver"), None, "d.jsonl:7"
+    "u",
+    "movie",
+    tuple("amber lantern river glass winter garden".split()),
+    "iron",
+    ("echo", "silver"),
+    None,
+    "d.jsonl:7",
 )
 
 PLAIN = (
@@ -54,7 +60,10 @@ def with_template(tokenizer):
 
 def answers(encoder, group):
     """Text of each branch's masked tokens."""
-    return [encoder.tokenizer.decode(t[len(t) - n :].tolist()) for t, n in zip(group.tails, group.answer_lengths, strict=True)]
+    return [
+        encoder.tokenizer.decode(t[len(t) - n :].tolist())
+        for t, n in zip(group.tails, group.answer_lengths, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -65,17 +74,24 @@ def test_templates(with_template, name):
     assert answers(encoder, group) == [b.answer + "<|im_end|>" for b in text.branches]
     assert group.pairs.tolist() == [list(p) for p in text.pairs]
     for tail, n, branch in zip(group.tails, group.answer_lengths, text.branches, strict=True):
-        prompt = encoder.tokenizer.apply_chat_template(list(branch.messages), add_generation_prompt=True, enable_thinking=False)
+        prompt = encoder.tokenizer.apply_chat_template(
+            list(branch.messages), add_generation_prompt=True, enable_thinking=False
+        )
         assert np.concatenate([group.prefix, tail])[:-n].tolist() == prompt
         assert len(tail) > n  # the position that predicts the answer's first token
     firsts = {tail[0] for tail in group.tails}
-    assert len(firsts) > 1 or min(len(t) - n for t, n in zip(group.tails, group.answer_lengths, strict=True)) == 1  # nothing more is shared
+    assert (
+        len(firsts) > 1 or min(len(t) - n for t, n in zip(group.tails, group.answer_lengths, strict=True)) == 1
+    )  # nothing more is shared
 
 
 def test_chosen_only_keeps_the_chosen_answers(tokenizer):
     encoder = Encoder(tokenizer)
     group = encoder.encode(EXAMPLE, [(True,), (False,)], chosen_only=True)
-    assert answers(encoder, group) == [" <Title:iron> ,  <Title:echo> <|im_end|>", " <Title:iron> ,  <Title:silver> <|im_end|>"]
+    assert answers(encoder, group) == [
+        " <Title:iron> ,  <Title:echo> <|im_end|>",
+        " <Title:iron> ,  <Title:silver> <|im_end|>",
+    ]
     assert group.pairs.shape == (0, 2)
 
 
@@ -86,9 +102,7 @@ def test_a_template_that_changes_the_prompt_is_refused(with_template):
 
 
 def test_a_template_without_end_of_turn_is_refused(with_template):
-    template = (
-        "{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{%- endfor %}{%- if add_generation_prompt %}assistant: {%- endif %}"
-    )
+    template = "{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{%- endfor %}{%- if add_generation_prompt %}assistant: {%- endif %}"
     with pytest.raises(UserError, match="no end-of-turn"):
         Encoder(with_template(template)).encode(EXAMPLE, [(True,)] * 2)
 
@@ -118,7 +132,9 @@ def test_only_the_oldest_history_is_cut(tokenizer):
         assert answers(encoder, group) == answers(encoder, full)
         # as few as possible: one more item would not have fitted
         more = (
-            Encoder(tokenizer).encode_group(build_group(EXAMPLE, [(True,)] * 2, drop_history=group.dropped - 1)) if group.dropped else None
+            Encoder(tokenizer).encode_group(build_group(EXAMPLE, [(True,)] * 2, drop_history=group.dropped - 1))
+            if group.dropped
+            else None
         )
         assert more is None or len(more.prefix) + max(map(len, more.tails)) > limit
         lengths.add(group.dropped)
@@ -137,7 +153,9 @@ def test_the_real_qwen3_template_and_tokenizer(shared):
         orders = [(flag,) for flag in example.positive_first]
         group = encoder.encode(example, orders)
         assert answers(encoder, group) == [b.answer + "<|im_end|>" for b in build_group(example, orders).branches]
-        prompt = encoder.tokenizer.decode(np.concatenate([group.prefix, group.tails[0]])[: -group.answer_lengths[0]].tolist())
+        prompt = encoder.tokenizer.decode(
+            np.concatenate([group.prefix, group.tails[0]])[: -group.answer_lengths[0]].tolist()
+        )
         assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
         separate.append(group.separate_tokens / group.shared_tokens)
     assert np.mean(separate) > 3  # what running the history once saves, on real histories

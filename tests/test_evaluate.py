@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_dmpo import evaluate, metrics, rundir
-from mlx_dmpo import model as models
-from mlx_dmpo.cli import main
+from mlx_dmpo.cli.main import main
 from mlx_dmpo.config import EvaluateSettings
-from mlx_dmpo.data import formats, prompts
+from mlx_dmpo.data import formats
+from mlx_dmpo.judge import evaluate, metrics
+from mlx_dmpo.machine import files
+from mlx_dmpo.model import loading
+from mlx_dmpo.prompts import pairwise
 
 
 @pytest.fixture
@@ -34,19 +36,24 @@ def by_hand(base, branch):
 
 def test_scores_are_the_models_own(settings):
     result = evaluate.evaluate(settings)
-    rows = rundir.read_lines(Path(settings.out) / "scores.jsonl")
+    rows = files.read_lines(Path(settings.out) / "scores.jsonl")
     examples = formats.load_examples(settings.data, "test")
-    assert [(r["user"], r["positive"], r["negative"]) for r in rows] == [(e.user, e.positive, n) for e in examples for n in e.negatives]
-    base = models.load(settings)
+    assert [(r["user"], r["positive"], r["negative"]) for r in rows] == [
+        (e.user, e.positive, n) for e in examples for n in e.negatives
+    ]
+    base = loading.load(settings)
     row = 0
     for example in examples[:4]:
-        group = prompts.build_group(example, [(True, False)] * len(example.negatives))
+        group = pairwise.build_group(example, [(True, False)] * len(example.negatives))
         for k in range(len(example.negatives)):
             for order, name in enumerate(("positive_first", "positive_second")):
                 chosen, rejected = group.branches[4 * k + 2 * order : 4 * k + 2 * order + 2]
                 assert rows[row][name]["chosen_logp"] == pytest.approx(by_hand(base, chosen), abs=5e-4)
                 assert rows[row][name]["rejected_logp"] == pytest.approx(by_hand(base, rejected), abs=5e-4)
-            summed = sum(rows[row][n]["chosen_logp"] - rows[row][n]["rejected_logp"] for n in ("positive_first", "positive_second"))
+            summed = sum(
+                rows[row][n]["chosen_logp"] - rows[row][n]["rejected_logp"]
+                for n in ("positive_first", "positive_second")
+            )
             assert rows[row]["margin"] == pytest.approx(summed, abs=1e-9)
             row += 1
     assert result == metrics.ranking_metrics(rows) == json.loads((Path(settings.out) / "metrics.json").read_text())

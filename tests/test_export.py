@@ -20,14 +20,18 @@ import yaml
 from mlx.utils import tree_flatten
 from tiny import save_adapter
 
-from mlx_dmpo import evaluate, export, rundir, train
-from mlx_dmpo import model as models
-from mlx_dmpo.batches import first_negatives, pad_groups
 from mlx_dmpo.config import EvaluateSettings, ExportSettings, SftSettings
+from mlx_dmpo.core.scorer import plain_logps
+from mlx_dmpo.core.tree import pad_groups
 from mlx_dmpo.data import formats
-from mlx_dmpo.encode import Encoder
 from mlx_dmpo.errors import UserError
-from mlx_dmpo.scoring import sequence_logps
+from mlx_dmpo.judge import evaluate
+from mlx_dmpo.machine import files, run_directory
+from mlx_dmpo.model import loading, saving
+from mlx_dmpo.model.encode import Encoder
+from mlx_dmpo.prompts.orders import first_negatives
+from mlx_dmpo.tools import export, model_card, peft
+from mlx_dmpo.train import run as train_run
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +64,7 @@ def answers(model, tokenizer, data_directory):
     encoder = Encoder(tokenizer)
     examples = [first_negatives(e, 1) for e in formats.load_examples(data_directory, "test")[:2]]
     batch = pad_groups([encoder.encode(e, [(True, False)]) for e in examples])
-    logps = np.array(sequence_logps(model.eval(), batch))
+    logps = np.array(plain_logps(model.eval(), batch))
     return logps[batch.answer_mask.any(axis=-1)]
 
 
@@ -87,7 +91,9 @@ def in_mlx_lm(model, data_directory, adapter=None):
 )
 def test_a_fused_model_equals_base_and_adapter_in_mlx_lm(how, model_directory, data_directory, tmp_path):
     adapter = save_adapter(model_directory, tmp_path / "adapter", **how)
-    done = export.export(ExportSettings(adapter_path=str(adapter), data=str(data_directory), out=str(tmp_path / "out"), examples=2))
+    done = export.export(
+        ExportSettings(adapter_path=str(adapter), data=str(data_directory), out=str(tmp_path / "out"), examples=2)
+    )
     expected = in_mlx_lm(model_directory, data_directory, adapter)
     np.testing.assert_allclose(in_mlx_lm(tmp_path / "out", data_directory), expected, atol=5e-4)
     assert np.abs(in_mlx_lm(model_directory, data_directory) - expected).max() > 1e-2  # the adapter does something
@@ -103,7 +109,13 @@ def test_a_fused_directory_holds_what_the_base_holds_but_code(settings, adapter,
     weights = {k: v.astype(mx.bfloat16) for k, v in mx.load(str(base / "model.safetensors")).items()}
     mx.save_safetensors(str(base / "model.safetensors"), weights)
     path = export.export(replace(settings, model=str(base))).path
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE.txt"):
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "LICENSE.txt",
+    ):
         assert (path / name).read_bytes() == (base / name).read_bytes()
     assert not list(path.rglob("*.py")) and not list(path.rglob(".*"))
     stored = mx.load(str(path / "model.safetensors"))
@@ -132,7 +144,9 @@ def test_a_quantised_base_three_ways(quantized_directory, data_directory, tmp_pa
     kept = export.export(replace(settings, out=str(tmp_path / "kept"), keep_quantized=True))
     base = mx.load(str(quantized_directory / "model.safetensors"))
     again = mx.load(str(kept.path / "model" / "model.safetensors"))
-    assert base.keys() == again.keys() and all(mx.array_equal(base[k], again[k]) and base[k].dtype == again[k].dtype for k in base)
+    assert base.keys() == again.keys() and all(
+        mx.array_equal(base[k], again[k]) and base[k].dtype == again[k].dtype for k in base
+    )
     np.testing.assert_array_equal(in_mlx_lm(kept.path / "model", data_directory, kept.path / "adapter"), expected)
     assert not (kept.path / "config.json").exists()  # so that the base alone is not taken for the export
     assert kept.difference.largest == 0
@@ -150,16 +164,18 @@ def test_the_difference_is_counted_by_hand():
     after = before.copy()
     after[0, 0, 0] -= 0.25
     after[1, 1, 0] += 0.75  # margins 0.5 - 1.0 = -0.5 become 0.5 - 0.25 = 0.25
-    found = export.difference(before, after)
-    assert found == export.Difference(8, 2, 0.75, 0.125, 0.75, 1)
+    found = model_card.difference(before, after)
+    assert found == model_card.Difference(8, 2, 0.75, 0.125, 0.75, 1)
     assert "largest difference 0.75 nats, mean 0.12" in str(found) and "1 of 2 pairs ranked otherwise" in str(found)
 
 
 def test_a_base_quantised_at_load_is_quantised_again(sft_run, data_directory, tmp_path):
     """The run's manifest tells how; without it the fused weights would be of another model."""
-    done = export.export(ExportSettings(adapter_path=str(sft_run), data=str(data_directory), out=str(tmp_path / "out"), examples=2))
+    done = export.export(
+        ExportSettings(adapter_path=str(sft_run), data=str(data_directory), out=str(tmp_path / "out"), examples=2)
+    )
     assert done.difference.largest < 5e-4
-    base = models.load(SftSettings(model=str(json.loads((sft_run / "adapter_config.json").read_text())["model"])))
+    base = loading.load(SftSettings(model=str(json.loads((sft_run / "adapter_config.json").read_text())["model"])))
     plain = np.array(base.model.model.embed_tokens.weight)
     fused = np.array(mx.load(str(done.path / "model.safetensors"))["model.embed_tokens.weight"])
     assert 1e-3 < np.abs(plain - fused).max() < 0.1
@@ -176,14 +192,21 @@ def sft_run(model_directory, data_directory, tmp_path_factory):
         quantize=4,
         quantize_group_size=32,
     )
-    return train.train(settings, "test")
+    return train_run.train(settings, "test")
 
 
 def test_an_adapter_of_mlx_lms_own(settings, adapter, model_directory):
     """mlx_lm.lora writes all its arguments into adapter_config.json, and no manifest."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     lora = {k: config["lora_parameters"][k] for k in ("rank", "scale", "dropout")}
-    theirs = {"model": str(model_directory), "train": True, "fine_tune_type": "lora", "num_layers": 16, "seed": 0, "lora_parameters": lora}
+    theirs = {
+        "model": str(model_directory),
+        "train": True,
+        "fine_tune_type": "lora",
+        "num_layers": 16,
+        "seed": 0,
+        "lora_parameters": lora,
+    }
     (adapter / "adapter_config.json").write_text(json.dumps(theirs))
     done = export.export(settings)
     assert done.difference.largest < 5e-4
@@ -208,13 +231,18 @@ def test_peft_tensors_are_ours_turned_round(settings, adapter, model_directory):
     """Worked without torch: W + alpha/r B A of the PEFT file is the fused model's weight."""
     fused = mx.load(str(export.export(settings).path / "model.safetensors"))
     path = export.export(replace(settings, to="peft", out=settings.out + "-peft")).path
-    tensors, config = mx.load(str(path / "adapter_model.safetensors")), json.loads((path / "adapter_config.json").read_text())
+    tensors, config = (
+        mx.load(str(path / "adapter_model.safetensors")),
+        json.loads((path / "adapter_config.json").read_text()),
+    )
     base = mx.load(str(model_directory / "model.safetensors"))
     assert (config["r"], config["lora_alpha"]) == (4, 6) and config["layers_to_transform"] is None
     for name, weight in base.items():
         stem = f"base_model.model.{name.removesuffix('.weight')}"
         if f"{stem}.lora_A.weight" in tensors:
-            update = config["lora_alpha"] / config["r"] * tensors[f"{stem}.lora_B.weight"] @ tensors[f"{stem}.lora_A.weight"]
+            update = (
+                config["lora_alpha"] / config["r"] * tensors[f"{stem}.lora_B.weight"] @ tensors[f"{stem}.lora_A.weight"]
+            )
             assert np.abs(np.array(weight + update - fused[name])).max() < 1e-6 < np.abs(np.array(update)).max()
     assert len(tensors) == 2 * 7 * 3
 
@@ -251,17 +279,21 @@ def test_what_peft_cannot_express_is_refused(how, message, model_directory, tmp_
 
 
 def test_another_family_is_refused_for_peft(settings, monkeypatch):
-    monkeypatch.setattr(export, "PEFT_FAMILIES", ("llama",))
+    monkeypatch.setattr(peft, "PEFT_FAMILIES", ("llama",))
     with pytest.raises(UserError, match="layers of qwen3"):
         export.export(replace(settings, to="peft"))
 
 
 def test_untied_embeddings_and_head_reach_peft(tmp_path, data_directory):
     base = tiny.save_model(tmp_path / "untied", tied=False)
-    adapter = save_adapter(base, tmp_path / "adapter", num_layers=1, keys=("model.embed_tokens", "lm_head", "self_attn.q_proj"))
+    adapter = save_adapter(
+        base, tmp_path / "adapter", num_layers=1, keys=("model.embed_tokens", "lm_head", "self_attn.q_proj")
+    )
     done = export.export(ExportSettings(adapter_path=str(adapter), data=str(data_directory), to="peft", examples=2))
     config = json.loads((done.path / "adapter_config.json").read_text())
-    assert config["target_modules"] == ["lm_head", "model.embed_tokens", "self_attn.q_proj"] and config["layers_to_transform"] == [2]
+    assert config["target_modules"] == ["lm_head", "model.embed_tokens", "self_attn.q_proj"] and config[
+        "layers_to_transform"
+    ] == [2]
     assert done.difference.largest < 1e-4
     tensors = mx.load(str(done.path / "adapter_model.safetensors"))
     assert tensors["base_model.model.model.embed_tokens.lora_embedding_A"].shape == (4, tiny.COMMON["vocab_size"])
@@ -270,7 +302,9 @@ def test_untied_embeddings_and_head_reach_peft(tmp_path, data_directory):
 
 def test_reading_peft_back_sees_a_wrong_file(settings, adapter, monkeypatch):
     """The comparison is with what the file says, not with what is in memory."""
-    monkeypatch.setattr(export, "peft_tensors", lambda model, made=export.peft_tensors: {k: 1.5 * v for k, v in made(model).items()})
+    monkeypatch.setattr(
+        export, "peft_tensors", lambda model, made=peft.peft_tensors: {k: 1.5 * v for k, v in made(model).items()}
+    )
     assert export.export(replace(settings, to="peft")).difference.largest > 0.05
 
 
@@ -292,21 +326,30 @@ def test_the_card_tells_results_with_intervals_and_no_paths(sft_run, model_direc
     evaluations = []
     for name, chosen in (("own", str(sft_run)), ("base", "")):
         out = tmp_path / f"eval <script>|{name}"
-        made = EvaluateSettings(model=str(model_directory), data=str(data_directory), adapter_path=chosen, out=str(out), resamples=100)
+        made = EvaluateSettings(
+            model=str(model_directory), data=str(data_directory), adapter_path=chosen, out=str(out), resamples=100
+        )
         evaluations.append((str(out), evaluate.evaluate(made)))
     done = export.export(
-        ExportSettings(adapter_path=str(sft_run), out=str(tmp_path / "out"), examples=0, eval=tuple(path for path, _ in evaluations))
+        ExportSettings(
+            adapter_path=str(sft_run),
+            out=str(tmp_path / "out"),
+            examples=0,
+            eval=tuple(path for path, _ in evaluations),
+        )
     )
     card = (done.path / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["library_name"] == "mlx" and "base_model" not in front  # a directory is no hub name
     own, base = (result["pair_accuracy"] for _, result in evaluations)
     line = next(line for line in card.splitlines() if line.startswith("| pair accuracy |"))
-    assert line.replace("\\", "") == f"| pair accuracy | {own['value']:.3f} [{own['low']:.3f}, {own['high']:.3f}] | " + (
+    assert line.replace(
+        "\\", ""
+    ) == f"| pair accuracy | {own['value']:.3f} [{own['low']:.3f}, {own['high']:.3f}] | " + (
         f"{base['value']:.3f} [{base['low']:.3f}, {base['high']:.3f}] |"
     )
     assert "| this model | base (tiny) |" in card
-    assert rundir.sha256(data_directory / "train.jsonl") in card and "| learning\\_rate | 0.01 |" in card
+    assert files.sha256(data_directory / "train.jsonl") in card and "| learning\\_rate | 0.01 |" in card
     assert "Not compared" in card
     assert "<b>" not in card and "sft\\|&lt;b&gt;" in card
     assert str(tmp_path) not in card and str(model_directory) not in card and str(sft_run.parent) not in card
@@ -332,12 +375,14 @@ def test_an_earlier_export_stands_until_the_new_one_is_whole(settings, tmp_path,
     with pytest.raises(UserError, match="holds an export"):
         export.export(settings)
     with monkeypatch.context() as patched:
-        patched.setattr(models, "save_model", lambda *a, **k: 1 / 0)
+        patched.setattr(saving, "save_model", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             export.export(replace(settings, overwrite=True))
     assert {f.name: f.read_bytes() for f in first.iterdir()} == kept
     again = export.export(replace(settings, overwrite=True, to="peft")).path
-    assert again == first and not (again / "model.safetensors").exists() and (again / "adapter_model.safetensors").exists()
+    assert (
+        again == first and not (again / "model.safetensors").exists() and (again / "adapter_model.safetensors").exists()
+    )
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
 
 
@@ -354,14 +399,14 @@ def test_a_link_is_followed_and_stays(settings, tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     export.export(replace(settings, out=str(tmp_path / "link"), examples=0))
-    assert (tmp_path / "link").is_symlink() and rundir.is_complete(tmp_path / "real")
+    assert (tmp_path / "link").is_symlink() and run_directory.is_complete(tmp_path / "real")
 
 
 LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-from mlx_dmpo.cli import main
+from mlx_dmpo.cli.main import main
 main(sys.argv[1:])
 """
 
@@ -372,7 +417,9 @@ def test_a_full_disk_leaves_no_half_export(adapter, data_directory, tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
     out = tmp_path / "out"
     arguments = ["export", "--adapter-path", adapter, "--data", data_directory, "--out", out]
-    run = subprocess.run([sys.executable, "-c", LIMITED, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
     assert run.returncode == 2 and "cannot be written" in run.stderr and "Traceback" not in run.stderr, run.stderr
     assert not out.exists() and not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
 
@@ -386,7 +433,9 @@ def test_the_base_is_the_one_that_the_adapter_names(settings, adapter, model_dir
         (adapter / "adapter_config.json").write_text(json.dumps({**config, "model": name}))
 
     rename("mlx-community/Qwen3-0.6B-4bit")
-    with pytest.raises(UserError, match=r"add --model mlx-community/Qwen3-0\.6B-4bit"):  # a stranger's adapter fetches nothing
+    with pytest.raises(
+        UserError, match=r"add --model mlx-community/Qwen3-0\.6B-4bit"
+    ):  # a stranger's adapter fetches nothing
         export.export(settings)
     rename(["a list"])
     with pytest.raises(UserError, match="add --model MODEL"):
@@ -412,8 +461,8 @@ def test_the_hubs_own_links_are_followed(settings, model_directory, tmp_path):
     snapshot.mkdir(parents=True)
     (repository / "blobs").mkdir()
     for file in model_directory.iterdir():
-        shutil.copyfile(file, repository / "blobs" / rundir.sha256(file))
-        (snapshot / file.name).symlink_to(repository / "blobs" / rundir.sha256(file))
+        shutil.copyfile(file, repository / "blobs" / files.sha256(file))
+        (snapshot / file.name).symlink_to(repository / "blobs" / files.sha256(file))
     path = export.export(replace(settings, model=str(snapshot))).path
     assert not any(f.is_symlink() for f in path.iterdir()) and (path / "tokenizer.json").is_file()
 
@@ -429,7 +478,9 @@ def thinking_export(tmp_path_factory, data_directory):
     directory = tmp_path_factory.mktemp("thinking")
     base = tiny.save_model(directory / "base")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<think>", "</think>"]}, replace_extra_special_tokens=False
+    )
     tokenizer.chat_template = (
         "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}"
         "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
@@ -446,7 +497,10 @@ def thinking_export(tmp_path_factory, data_directory):
     _, wrapped = load(str(done.path))
     assert wrapped.has_thinking
     message = [{"role": "user", "content": export._placeholder_prompt([], export.prompts.DOMAINS)}]
-    lengths = [len(wrapped.apply_chat_template(message, add_generation_prompt=True, enable_thinking=on)) for on in (False, True)]
+    lengths = [
+        len(wrapped.apply_chat_template(message, add_generation_prompt=True, enable_thinking=on))
+        for on in (False, True)
+    ]
     assert lengths[0] > lengths[1]
     return done, lengths[0], message
 
@@ -454,9 +508,15 @@ def thinking_export(tmp_path_factory, data_directory):
 def test_the_generate_command_runs_as_trained(thinking_export):
     done, length, _ = thinking_export
     program, *arguments = shlex.split(done.commands[0])
-    assert program == "mlx_lm.generate" and arguments[arguments.index("--chat-template-config") + 1] == '{"enable_thinking": false}'
+    assert (
+        program == "mlx_lm.generate"
+        and arguments[arguments.index("--chat-template-config") + 1] == '{"enable_thinking": false}'
+    )
     run = subprocess.run(
-        [sys.executable, "-m", "mlx_lm", "generate", *arguments, "--verbose", "True"], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "mlx_lm", "generate", *arguments, "--verbose", "True"],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     assert int(re.search(r"Prompt: (\d+) tokens", run.stdout)[1]) == length
@@ -467,12 +527,17 @@ def test_the_server_command_runs_as_trained(thinking_export):
 
     done, length, message = thinking_export
     program, *arguments = shlex.split(done.commands[1])
-    assert program == "mlx_lm.server" and arguments[arguments.index("--chat-template-args") + 1] == '{"enable_thinking": false}'
+    assert (
+        program == "mlx_lm.server"
+        and arguments[arguments.index("--chat-template-args") + 1] == '{"enable_thinking": false}'
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments[arguments.index("--port") + 1] = str(port)
-    server = subprocess.Popen([sys.executable, "-m", "mlx_lm", "server", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlx_lm", "server", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/v1/chat/completions",

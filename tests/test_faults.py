@@ -27,8 +27,10 @@ import tiny
 from test_distributed import RANK, adapter, flags
 from test_resume import Crash, count_points, metrics, same, settings_of
 
-from mlx_dmpo import checkpoint, rundir, train
 from mlx_dmpo.errors import UserError
+from mlx_dmpo.machine import files, run_directory
+from mlx_dmpo.train import checkpoint, trainer
+from mlx_dmpo.train import run as train_run
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +60,22 @@ def lose_metrics(run):
 
 # name: (what happens to the disk before step 4, what the line must say, how it is mended)
 DISKS = {
-    "full, in a checkpoint": (lambda patch, run: patch.setattr(checkpoint, "save_arrays", half_written), "free some space", None),
-    "quota, at a rename": (lambda patch, run: patch.setattr(checkpoint.os, "rename", refuse(errno.EDQUOT)), "free some space", None),
-    "read-only": (lambda patch, run: patch.setattr(rundir.os, "replace", refuse(errno.EROFS)), "make it writable", None),
-    "permission lost": (lambda patch, run: patch.setattr(rundir.tempfile, "mkstemp", refuse(errno.EACCES)), "make it writable", None),
+    "full, in a checkpoint": (
+        lambda patch, run: patch.setattr(checkpoint, "save_arrays", half_written),
+        "free some space",
+        None,
+    ),
+    "quota, at a rename": (
+        lambda patch, run: patch.setattr(checkpoint.os, "rename", refuse(errno.EDQUOT)),
+        "free some space",
+        None,
+    ),
+    "read-only": (lambda patch, run: patch.setattr(files.os, "replace", refuse(errno.EROFS)), "make it writable", None),
+    "permission lost": (
+        lambda patch, run: patch.setattr(files.tempfile, "mkstemp", refuse(errno.EACCES)),
+        "make it writable",
+        None,
+    ),
     "a link in the place of metrics": (
         lambda patch, run: lose_metrics(run),
         "remove the link",
@@ -74,8 +88,10 @@ DISKS = {
 @pytest.mark.parametrize("name", DISKS)
 def test_a_disk_that_refuses(name, model_directory, data, tmp_path, monkeypatch):
     happens, told, mend = DISKS[name]
-    settings = settings_of("sft", model_directory, data, tmp_path / "run", save_every=1, val_batches=0, steps_per_report=2)
-    original = train.Trainer._step
+    settings = settings_of(
+        "sft", model_directory, data, tmp_path / "run", save_every=1, val_batches=0, steps_per_report=2
+    )
+    original = trainer.Trainer._step
 
     def step(self, groups, number):
         if number == 4:
@@ -84,10 +100,12 @@ def test_a_disk_that_refuses(name, model_directory, data, tmp_path, monkeypatch)
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(UserError, match=r"run/\S* ?.*cannot be written.*" + told + ".*, then go on with --resume") as error,
+        pytest.raises(
+            UserError, match=r"run/\S* ?.*cannot be written.*" + told + ".*, then go on with --resume"
+        ) as error,
     ):
-        patch.setattr(train.Trainer, "_step", step)
-        train.train(settings, "test")
+        patch.setattr(trainer.Trainer, "_step", step)
+        train_run.train(settings, "test")
     assert "\n" not in str(error.value)
     if name == "directory removed":
         assert not (tmp_path / "run").exists()
@@ -97,8 +115,8 @@ def test_a_disk_that_refuses(name, model_directory, data, tmp_path, monkeypatch)
     assert checkpoint.newest(tmp_path / "run").state.step == 3
     if mend:
         mend(tmp_path / "run")
-    path = train.train(replace(settings, resume=True), "test")
-    whole = train.train(replace(settings, adapter_path=str(tmp_path / "whole")), "test")
+    path = train_run.train(replace(settings, resume=True), "test")
+    whole = train_run.train(replace(settings, adapter_path=str(tmp_path / "whole")), "test")
     assert (path / "adapters.safetensors").read_bytes() == (whole / "adapters.safetensors").read_bytes()
     if not mend:
         same(path, whole)
@@ -107,13 +125,14 @@ def test_a_disk_that_refuses(name, model_directory, data, tmp_path, monkeypatch)
 def test_a_line_that_fits_only_in_part_is_not_appended(tmp_path):
     """A file-size limit, as a full disk, takes the beginning of a write."""
     path = tmp_path / "metrics.jsonl"
-    rundir.append_line(path, '{"step": 1}')
+    files.append_line(path, '{"step": 1}')
     code = f"""
 import resource, pathlib
-from mlx_dmpo import errors, rundir
+from mlx_dmpo import errors
+from mlx_dmpo.machine import files
 resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
 try:
-    rundir.append_line(pathlib.Path({str(path)!r}), '{{"step": 2, "loss": 0.5}}')
+    files.append_line(pathlib.Path({str(path)!r}), '{{"step": 2, "loss": 0.5}}')
 except errors.WriteError as error:
     print(error)
 """
@@ -122,9 +141,9 @@ except errors.WriteError as error:
 
 
 def test_a_report_that_cannot_be_written_is_one_line(tmp_path, model_directory, data):
-    from mlx_dmpo.report import write_report
+    from mlx_dmpo.report.page import write_report
 
-    path = train.train(settings_of("sft", model_directory, data, tmp_path / "run", iters=1), "test")
+    path = train_run.train(settings_of("sft", model_directory, data, tmp_path / "run", iters=1), "test")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"file/report.html: cannot be written"):
         write_report([path], tmp_path / "file" / "report.html")
@@ -135,7 +154,11 @@ def command(*arguments, limit=None):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     done = subprocess.run(
-        [sys.executable, RANK, *map(str, arguments)], capture_output=True, text=True, timeout=300, preexec_fn=limited if limit else None
+        [sys.executable, RANK, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=limited if limit else None,
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -159,16 +182,23 @@ def test_a_full_disk_and_a_read_only_one(model_directory, data, tmp_path):
         arguments = flags("dmpo", model_directory, data, run, iters=6, save_every=1)
         assert command(*flags("dmpo", model_directory, data, whole, iters=6, save_every=1))[0] == 0
         assert command("--at", 3, "term", *arguments)[0] == 143
-        code, told = command(*arguments, "--resume", limit=150_000)  # more than the adapter, less than the optimiser's state
-        assert code == 2 and "cannot be written (File too large): free some space, then go on with --resume" in one_line(told), told
+        code, told = command(
+            *arguments, "--resume", limit=150_000
+        )  # more than the adapter, less than the optimiser's state
+        assert (
+            code == 2
+            and "cannot be written (File too large): free some space, then go on with --resume" in one_line(told)
+        ), told
         readable(run)
         assert checkpoint.newest(run).state.step == 3
         if mounted:
             with open(run.parent / "ballast", "wb") as file:
                 file.write(bytes(shutil.disk_usage(run.parent).free - 250_000))
             code, told = command(*arguments, "--resume")
-            assert code == 2 and "cannot be written (No space left on device): free some space, then go on with --resume" in one_line(
-                told
+            assert (
+                code == 2
+                and "cannot be written (No space left on device): free some space, then go on with --resume"
+                in one_line(told)
             ), told
             readable(run)
             assert checkpoint.newest(run).state.step == 3
@@ -192,11 +222,11 @@ def test_a_full_disk_and_a_read_only_one(model_directory, data, tmp_path):
 def readable(directory):
     """Every file under its final name is whole: parsed to its end. -> how many. One that goes meanwhile is no matter."""
     found = 0
-    for place, names, files in os.walk(directory):
+    for place, names, found_files in os.walk(directory):
         names[:] = [name for name in names if not name.startswith(".")]
-        if Path(place).parent.name == rundir.CHECKPOINTS:  # it came whole, by a rename, and goes by one
-            assert rundir.MANIFEST in files or not Path(place).exists(), place
-        for path in (Path(place) / name for name in files if not name.startswith(".")):
+        if Path(place).parent.name == run_directory.CHECKPOINTS:  # it came whole, by a rename, and goes by one
+            assert run_directory.MANIFEST in found_files or not Path(place).exists(), place
+        for path in (Path(place) / name for name in found_files if not name.startswith(".")):
             try:
                 data = path.read_bytes()
             except FileNotFoundError:
@@ -209,7 +239,11 @@ def readable(directory):
 def whole_file(path, data):
     if path.suffix == ".safetensors":
         header = int.from_bytes(data[:8], "little")
-        ends = [entry["data_offsets"][1] for name, entry in json.loads(data[8 : 8 + header]).items() if name != "__metadata__"]
+        ends = [
+            entry["data_offsets"][1]
+            for name, entry in json.loads(data[8 : 8 + header]).items()
+            if name != "__metadata__"
+        ]
         assert len(data) == 8 + header + max(ends), path
     elif path.suffix == ".json":
         json.loads(data)
@@ -232,12 +266,20 @@ class Server:
 
     def __init__(self):
         self.process = subprocess.Popen(
-            [sys.executable, RANK, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, RANK, "serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
 
     def start(self, phases, cache, arguments):
         phases.write_text(f"{'start':<12}")
-        print(json.dumps([str(phases), {"MLX_DMPO_CACHE": str(cache)}, [str(a) for a in arguments]]), file=self.process.stdin, flush=True)
+        print(
+            json.dumps([str(phases), {"MLX_DMPO_CACHE": str(cache)}, [str(a) for a in arguments]]),
+            file=self.process.stdin,
+            flush=True,
+        )
         return int(self._answer("pid"))
 
     def end(self):
@@ -268,7 +310,17 @@ def test_thirty_kills(kind, kills, server, model_directory, data, tmp_path):
     home.mkdir()
 
     def arguments(path):
-        return flags(kind, model_directory, data, path, iters=12, save_every=2, steps_per_eval=3, val_batches=4, steps_per_report=5)
+        return flags(
+            kind,
+            model_directory,
+            data,
+            path,
+            iters=12,
+            save_every=2,
+            steps_per_eval=3,
+            val_batches=4,
+            steps_per_report=5,
+        )
 
     begun = time.monotonic()
     server.start(tmp_path / "phase", home / "cache", arguments(home / "whole"))
@@ -309,7 +361,9 @@ def test_thirty_kills(kind, kills, server, model_directory, data, tmp_path):
             if server.end() == -signal.SIGKILL:
                 died[at] += 1
             readable(home)
-            server.start(phase, cache, [*arguments(run), "--resume"] if not rundir.is_complete(run) else ["--version"])
+            server.start(
+                phase, cache, [*arguments(run), "--resume"] if not run_directory.is_complete(run) else ["--version"]
+            )
             assert server.end() == 0
             same(run, home / "whole")
             equal += died.total() > equal
@@ -331,17 +385,17 @@ def test_thirty_kills(kind, kills, server, model_directory, data, tmp_path):
 def test_a_run_that_dies_at_any_point_goes_on(kind, model_directory, data, tmp_path, monkeypatch):
     """At every call of every function in `count_points`, one run after another."""
     change = dict(iters=3, save_every=1)
-    whole = train.train(settings_of(kind, model_directory, data, tmp_path / "whole", **change), "test")
+    whole = train_run.train(settings_of(kind, model_directory, data, tmp_path / "whole", **change), "test")
     with monkeypatch.context() as patch:
         passed = count_points(patch)
-        train.train(settings_of(kind, model_directory, data, tmp_path / "counted", **change), "test")
+        train_run.train(settings_of(kind, model_directory, data, tmp_path / "counted", **change), "test")
     settings = settings_of(kind, model_directory, data, tmp_path / "broken", **change)
     for at in range(1, len(passed) + 1):
         with monkeypatch.context() as patch, pytest.raises(Crash):
             patch.setenv("MLX_DMPO_CACHE", str(tmp_path / f"cache{at}"))
             count_points(patch, {at})
-            train.train(replace(settings, overwrite=True), "test")
-        same(train.train(replace(settings, resume=True), "test"), whole)
+            train_run.train(replace(settings, overwrite=True), "test")
+        same(train_run.train(replace(settings, resume=True), "test"), whole)
         shutil.rmtree(settings.adapter_path)
     print(f"{kind}: died at each of {len(passed)} points ({dict(Counter(passed))}), equal each time")
 
@@ -350,14 +404,21 @@ def test_a_run_that_dies_at_any_point_goes_on(kind, model_directory, data, tmp_p
 
 
 def resident_mb():
-    return int(subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True).stdout) / 1024
+    return (
+        int(
+            subprocess.run(
+                ["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        / 1024
+    )
 
 
 @pytest.mark.slow
 def test_memory_stays_flat_over_2000_steps(model_directory, data, tmp_path, monkeypatch):
     """The peak of the last 500 steps is at most 1.02 x that of steps 100-500, in MLX's memory; the process's may not grow either."""
     peaks, resident = [], {}
-    original = train.Trainer._step
+    original = trainer.Trainer._step
 
     def measured(self, groups, step):
         mx.reset_peak_memory()
@@ -367,12 +428,16 @@ def test_memory_stays_flat_over_2000_steps(model_directory, data, tmp_path, monk
             resident[step] = resident_mb()
         return numbers
 
-    monkeypatch.setattr(train.Trainer, "_step", measured)
-    change = dict(iters=2000, grad_accumulation_steps=1, save_every=100, steps_per_eval=100, val_batches=2, steps_per_report=10)
-    path = train.train(settings_of("dmpo", model_directory, data, tmp_path / "run", **change), "test")
+    monkeypatch.setattr(trainer.Trainer, "_step", measured)
+    change = dict(
+        iters=2000, grad_accumulation_steps=1, save_every=100, steps_per_eval=100, val_batches=2, steps_per_report=10
+    )
+    path = train_run.train(settings_of("dmpo", model_directory, data, tmp_path / "run", **change), "test")
     assert len(peaks) == 2000 and len(metrics(path)) == 220
     early, late = max(peaks[100:500]), max(peaks[1500:])
-    before, after = (max(v for k, v in resident.items() if low <= k <= high) for low, high in ((100, 500), (1500, 2000)))
+    before, after = (
+        max(v for k, v in resident.items() if low <= k <= high) for low, high in ((100, 500), (1500, 2000))
+    )
     print(
         f"MLX peak: steps 100-500 {early / 1e6:.2f} MB, last 500 {late / 1e6:.2f} MB ({late / early:.4f}); process {before:.0f} -> {after:.0f} MB ({after / before:.3f})"
     )

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from mlx_dmpo.data import formats, prompts
+from mlx_dmpo.data import formats
 from mlx_dmpo.errors import UserError
+from mlx_dmpo.prompts import pairwise
 from mlx_dmpo.records import RankingExample
 
 EXAMPLE = RankingExample("u", "movie", ("Heat", "Ronin"), "Collateral", ("Bambi", "Dumbo", "Gigi"), (True, False, True))
@@ -15,7 +16,7 @@ def released(example, kind="pair"):
     rows = []
     for negative, first in zip(example.negatives, example.positive_first, strict=True):
         one = RankingExample(example.user, example.domain, example.history, example.positive, (negative,))
-        chosen, rejected = prompts.build_group(one, [(first,)]).branches
+        chosen, rejected = pairwise.build_group(one, [(first,)]).branches
         output = [chosen.answer, rejected.answer] if kind == "pair" else chosen.answer
         rows.append({"instruction": chosen.messages[0]["content"], "input": "", "output": output})
     return rows
@@ -56,7 +57,9 @@ def test_objects_one_after_another(tmp_path, between):
 
 def test_own_format_round_trip(tmp_path):
     file = tmp_path / "own.jsonl"
-    file.write_text(json.dumps(EXAMPLE.to_json()) + "\r\n\n" + json.dumps(EXAMPLE.to_json()) + "\n", encoding="utf-8-sig")
+    file.write_text(
+        json.dumps(EXAMPLE.to_json()) + "\r\n\n" + json.dumps(EXAMPLE.to_json()) + "\n", encoding="utf-8-sig"
+    )
     found = formats.load_examples(file)
     assert [e.source for e in found] == [f"{file}:1", f"{file}:3"]
     assert all(e.user == "u" and same(e, EXAMPLE) for e in found)
@@ -97,7 +100,9 @@ def test_a_mixed_file_names_the_first_row_that_differs(tmp_path):
         formats.load_examples(file)
 
 
-@pytest.mark.parametrize("text", ["[", "[{]", '{"user": ', "\x00\x01", "[]", "null", "3", '"text"', "[[[[", "{" * 5000, "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["[", "[{]", '{"user": ', "\x00\x01", "[]", "null", "3", '"text"', "[[[[", "{" * 5000, "[" * 100_000]
+)
 def test_what_is_no_data_is_one_line(tmp_path, text):
     file = tmp_path / "bad.jsonl"
     file.write_text(text)

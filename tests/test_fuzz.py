@@ -11,10 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_dmpo import config, export, report
-from mlx_dmpo import model as models
-from mlx_dmpo.data import formats, prompts
+from mlx_dmpo import config
+from mlx_dmpo.data import formats
 from mlx_dmpo.errors import UserError
+from mlx_dmpo.model import adapters
+from mlx_dmpo.prompts import pairwise
+from mlx_dmpo.report import page as report_page
+from mlx_dmpo.report import read, tables
+from mlx_dmpo.tools import export
 
 text = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surrogates too, which JSON can spell
 number = st.one_of(st.integers(), st.floats(), st.sampled_from([0, 1, -1, 10**400, 1e308, float("nan"), float("inf")]))
@@ -55,14 +59,28 @@ def spoiled(sound):
     lines = st.lists(made, min_size=1, max_size=3).map("\n".join)
     cut = st.tuples(lines, st.integers(0, 400)).map(lambda pair: pair[0][: pair[1]])
     return st.one_of(
-        st.binary(max_size=60), text.map(lambda t: t.encode("utf-8", "surrogatepass")), lines.map(str.encode), cut.map(str.encode)
+        st.binary(max_size=60),
+        text.map(lambda t: t.encode("utf-8", "surrogatepass")),
+        lines.map(str.encode),
+        cut.map(str.encode),
     )
 
 
-OWN = {"user": "u", "domain": "movie", "history": ["a", "b"], "positive": "p", "negatives": ["c", "d"], "positive_first": [True, False]}
+OWN = {
+    "user": "u",
+    "domain": "movie",
+    "history": ["a", "b"],
+    "positive": "p",
+    "negatives": ["c", "d"],
+    "positive_first": [True, False],
+}
 EXAMPLE = formats.RankingExample("u", "movie", ("a", "b"), "p", ("c",))
-PROMPT = prompts.pair_prompt(EXAMPLE, "c", True, prompts.DOMAINS["movie"])
-RELEASED = {"instruction": PROMPT, "input": "", "output": [prompts.ranking_answer("p", "c"), prompts.ranking_answer("c", "p")]}
+PROMPT = pairwise.pair_prompt(EXAMPLE, "c", True, pairwise.DOMAINS["movie"])
+RELEASED = {
+    "instruction": PROMPT,
+    "input": "",
+    "output": [pairwise.ranking_answer("p", "c"), pairwise.ranking_answer("c", "p")],
+}
 SETTINGS = {
     "model": "m",
     "batch_size": 4,
@@ -83,24 +101,36 @@ ADAPTER = {
     "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]},
 }
 METRIC = {"value": 0.5, "low": 0.4, "high": 0.6}
-METRICS = {"n": 2, "k": 1, "users": 2, "ties": 0, **{name: METRIC for name, _, _ in report.COLUMNS}}
+METRICS = {"n": 2, "k": 1, "users": 2, "ties": 0, **{name: METRIC for name, _, _ in tables.COLUMNS}}
 LOGPS = {"chosen_logp": -1.0, "rejected_logp": -2.0}
-SCORE = {"user": "u", "positive": "p", "negative": "n", "positive_first": LOGPS, "positive_second": LOGPS, "margin": 2.0}
+SCORE = {
+    "user": "u",
+    "positive": "p",
+    "negative": "n",
+    "positive_first": LOGPS,
+    "positive_second": LOGPS,
+    "margin": 2.0,
+}
 TRAINING = {"step": 1, "epoch": 0.5, "loss": 0.6, "margin": 0.1, "pair_accuracy": 0.5, "valid_loss": 0.7}
-MANIFEST = {"command": "mlx-dmpo sft", "config": {"seed": 0, "quantize": 4, "quantize_mode": "affine"}, "adapter": "a", "seconds": 1.5}
+MANIFEST = {
+    "command": "mlx-dmpo sft",
+    "config": {"seed": 0, "quantize": 4, "quantize_mode": "affine"},
+    "adapter": "a",
+    "seconds": 1.5,
+}
 
 
 def read_config(directory, data):
     (directory / "c.yaml").write_bytes(data)
     found = config.resolve(config.DmpoSettings, directory / "c.yaml", {})
-    prompts.with_domains(found.domains)
+    pairwise.with_domains(found.domains)
 
 
 def read_rows(directory, data):
     (directory / "d.jsonl").write_bytes(data)
-    domains = prompts.DOMAINS
+    domains = pairwise.DOMAINS
     for example in formats.load_examples(directory / "d.jsonl", domains=domains):
-        prompts.build_group(example, [(True, False)] * len(example.negatives), domains)
+        pairwise.build_group(example, [(True, False)] * len(example.negatives), domains)
 
 
 def read_rows_past_bad_ones(directory, data):
@@ -111,7 +141,7 @@ def read_rows_past_bad_ones(directory, data):
 def read_adapter(directory, data):
     (directory / "adapter_config.json").write_bytes(data)
     (directory / "adapters.safetensors").write_bytes(b"")
-    stored = models.read_adapter_config(directory)
+    stored = adapters.read_adapter_config(directory)
     (directory / "manifest.json").write_bytes(data)
     export._base_of(config.ExportSettings(adapter_path=str(directory), model="m"), stored)
 
@@ -124,12 +154,12 @@ def read_manifest(directory, data):
 def read_metrics(directory, data):
     (directory / "metrics.json").write_bytes(data)
     (directory / "manifest.json").write_text(json.dumps(MANIFEST))
-    report.results_table({"e": report.read_evaluation(directory)[0]})
+    tables.results_table({"e": read.read_evaluation(directory)[0]})
 
 
 def read_scores(directory, data):
     (directory / "scores.jsonl").write_bytes(data)
-    report._read(directory / "scores.jsonl", report._score)
+    read._read(directory / "scores.jsonl", read._score)
 
 
 READERS = {
@@ -147,7 +177,12 @@ def fuzz(read, inputs, count):
     outcomes = {"read": 0, "refused": 0}
 
     @settings(
-        max_examples=count, deadline=None, database=None, derandomize=count < 500, suppress_health_check=list(HealthCheck), print_blob=False
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=count < 500,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
     )
     @given(inputs)
     def run(data):
@@ -172,7 +207,7 @@ def test_readers(read, count):
 def write_report(directory, files):
     for name, data in files.items():
         (directory / name).write_bytes(data)
-    report.write_report([directory], directory / "report.html")
+    report_page.write_report([directory], directory / "report.html")
 
 
 def as_lines(sound):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from mlx_dmpo import losses
-from mlx_dmpo.batches import pad_groups
 from mlx_dmpo.config import DmpoSettings, SftSettings
-from mlx_dmpo.train import objective
+from mlx_dmpo.core import losses
+from mlx_dmpo.core.tree import pad_groups
+from mlx_dmpo.train.objective import objective
 
 MARGIN, MASK = mx.array([[0.5, -0.1]]), mx.ones((1, 2))
 PREFERENCE = [losses.dpo, losses.dmpo, losses.s_dpo]
@@ -33,7 +33,9 @@ def test_dmpo_averages_inside_the_sigmoid():
 
 
 def test_dpo_averages_outside():
-    assert float(losses.dpo(MARGIN, MASK)[0]) == pytest.approx((softplus(-0.5) + softplus(0.1)) / 2, rel=1e-5)  # .609234
+    assert float(losses.dpo(MARGIN, MASK)[0]) == pytest.approx(
+        (softplus(-0.5) + softplus(0.1)) / 2, rel=1e-5
+    )  # .609234
 
 
 def test_s_dpo_by_hand():

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from test_resume import adapter, settings_of
 
-from mlx_dmpo import memory, train
 from mlx_dmpo.config import EvaluateSettings
 from mlx_dmpo.errors import UserError
+from mlx_dmpo.machine import memory
+from mlx_dmpo.train import run as train_run
+from mlx_dmpo.train import step as train_step
+from mlx_dmpo.train import trainer
 
 MESSAGES = [  # as MLX's Metal, CUDA and CPU allocators word it
     "[metal::malloc] Attempting to allocate 8000000000 bytes which is greater than the maximum allowed buffer size of 4000000000 bytes.",
@@ -28,7 +31,7 @@ def settings(model_directory, data_directory, tmp_path):
 
 def too_large(monkeypatch, groups, message, failed):
     """Micro-batches of more than `groups` groups do not fit."""
-    original = train.value_and_grad
+    original = train_step.value_and_grad
 
     def made(*arguments, **how):
         step_function = original(*arguments, **how)
@@ -41,21 +44,23 @@ def too_large(monkeypatch, groups, message, failed):
 
         return step
 
-    monkeypatch.setattr(train, "value_and_grad", made)
+    monkeypatch.setattr(trainer, "value_and_grad", made)
 
 
 def test_allocation_failures_are_known_by_their_words():
-    assert all(memory.is_allocation_failure(RuntimeError(message)) for message in MESSAGES) and memory.is_allocation_failure(MemoryError())
-    assert not memory.is_allocation_failure(RuntimeError("[matmul] shapes do not match")) and not memory.is_allocation_failure(
-        ValueError(MESSAGES[0])
-    )
+    assert all(
+        memory.is_allocation_failure(RuntimeError(message)) for message in MESSAGES
+    ) and memory.is_allocation_failure(MemoryError())
+    assert not memory.is_allocation_failure(
+        RuntimeError("[matmul] shapes do not match")
+    ) and not memory.is_allocation_failure(ValueError(MESSAGES[0]))
 
 
 def test_a_micro_batch_that_does_not_fit_is_split_and_the_step_is_the_same(settings, tmp_path, monkeypatch):
-    whole = adapter(train.train(replace(settings, adapter_path=str(tmp_path / "whole")), "test"))
+    whole = adapter(train_run.train(replace(settings, adapter_path=str(tmp_path / "whole")), "test"))
     failed = []
     too_large(monkeypatch, 2, MESSAGES[2], failed)
-    split = adapter(train.train(settings, "test"))
+    split = adapter(train_run.train(settings, "test"))
     assert failed == [4] * 3  # two micro-batches in the first step, one in the second
     assert max(float(np.abs(whole[k] - split[k]).max()) for k in whole) < 1e-6
 
@@ -63,9 +68,10 @@ def test_a_micro_batch_that_does_not_fit_is_split_and_the_step_is_the_same(setti
 def test_what_still_does_not_fit_is_told_with_what_helps(settings, monkeypatch):
     too_large(monkeypatch, 1, MESSAGES[0], [])
     with pytest.raises(
-        UserError, match=r"memory: this needs about 8\.0 GB .*: try, in this order, --batch-size 2 --grad-accumulation-steps 4, "
+        UserError,
+        match=r"memory: this needs about 8\.0 GB .*: try, in this order, --batch-size 2 --grad-accumulation-steps 4, ",
     ) as error:
-        train.train(settings, "test")
+        train_run.train(settings, "test")
     flags = ["--batch-size", "--num-negatives", "--grad-checkpoint", "--num-layers", "--max-seq-length"]
     places = [str(error.value).index(flag) for flag in flags]
     assert places == sorted(places)
@@ -79,17 +85,25 @@ def test_memory_limit_is_kept(settings, tmp_path):
     peaks = {}
     for size in (1, 4):
         mx.reset_peak_memory()
-        train.train(
-            replace(settings, batch_size=size, grad_accumulation_steps=8 // size, val_batches=0, adapter_path=str(tmp_path / f"{size}")),
+        train_run.train(
+            replace(
+                settings,
+                batch_size=size,
+                grad_accumulation_steps=8 // size,
+                val_batches=0,
+                adapter_path=str(tmp_path / f"{size}"),
+            ),
             "test",
         )
         peaks[size] = mx.get_peak_memory() / 1e9
     assert peaks[1] < 0.6 * peaks[4]
     before = mx.get_memory_limit()
     with pytest.raises(UserError, match=r"memory: this needs about .* GB .*--memory-limit is .*: try"):
-        train.train(replace(settings, memory_limit=0.9 * peaks[1]), "test")
+        train_run.train(replace(settings, memory_limit=0.9 * peaks[1]), "test")
     assert mx.get_memory_limit() == before
-    path = train.train(replace(settings, memory_limit=0.95 * peaks[4], adapter_path=str(tmp_path / "split")), "test")
+    path = train_run.train(
+        replace(settings, memory_limit=0.95 * peaks[4], adapter_path=str(tmp_path / "split")), "test"
+    )
     whole, split = adapter(tmp_path / "4"), adapter(path)
     assert max(float(np.abs(whole[k] - split[k]).max()) for k in whole) < 1e-6
 
@@ -97,7 +111,7 @@ def test_memory_limit_is_kept(settings, tmp_path):
 def test_another_error_is_no_matter_of_memory(settings, monkeypatch):
     too_large(monkeypatch, 0, "[matmul] shapes do not match", [])
     with pytest.raises(RuntimeError, match="shapes"):
-        train.train(settings, "test")
+        train_run.train(settings, "test")
 
 
 @pytest.mark.parametrize("gigabytes", [0.0, 8.0])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlx_dmpo import metrics
+from mlx_dmpo.judge import metrics
 
 
 def row(user, first, second, positive="p", **more):
@@ -12,7 +12,15 @@ def row(user, first, second, positive="p", **more):
         "positive_first": {"chosen_logp": first, "rejected_logp": 0.0},
         "positive_second": {"chosen_logp": second, "rejected_logp": 0.0},
     }
-    return {"user": user, "domain": "movie", "positive": positive, "negative": "n", **orders, "margin": first + second, **more}
+    return {
+        "user": user,
+        "domain": "movie",
+        "positive": positive,
+        "negative": "n",
+        **orders,
+        "margin": first + second,
+        **more,
+    }
 
 
 HAND = [row("a", 3.0, -1.0), row("b", 2.0, -4.0), row("c", 1.0, -1.0), row("d", -1.0, 5.0)]
@@ -54,7 +62,9 @@ def test_a_pure_position_bias_is_seen_and_cancels():
     assert biased["pair_accuracy"]["value"] == pytest.approx(plain["pair_accuracy"]["value"])
     assert biased["auc"]["value"] == pytest.approx(plain["auc"]["value"])
     assert abs(plain["position_bias"]["value"]) < 1e-9 and biased["position_bias"]["value"] > 0.4
-    assert biased["pair_accuracy_positive_first"]["value"] > 0.95 > 0.1 > biased["pair_accuracy_positive_second"]["value"]
+    assert (
+        biased["pair_accuracy_positive_first"]["value"] > 0.95 > 0.1 > biased["pair_accuracy_positive_second"]["value"]
+    )
 
 
 def test_intervals_cover_the_truth_about_95_times_in_100():
@@ -92,7 +102,9 @@ def test_the_release_auc_is_driven_by_title_length():
     for i in range(400):
         length = rng.uniform(5, 50)
         chosen, rejected = -length, -length + rng.normal(0, 0.1)
-        rows.append(row(str(i), chosen - rejected, 0.0) | {"positive_first": {"chosen_logp": chosen, "rejected_logp": rejected}})
+        rows.append(
+            row(str(i), chosen - rejected, 0.0) | {"positive_first": {"chosen_logp": chosen, "rejected_logp": rejected}}
+        )
     assert metrics.release_auc(rows, 0) == pytest.approx(0.5, abs=0.08)
     better = [
         r
@@ -107,7 +119,12 @@ def test_the_release_auc_is_driven_by_title_length():
     ]
     assert metrics.release_auc(better, 0) < 0.6  # a nat of margin in every pair drowns in lengths
     assert (
-        np.mean(metrics.wins(np.array([r["positive_first"]["chosen_logp"] - r["positive_first"]["rejected_logp"] for r in better]))) > 0.99
+        np.mean(
+            metrics.wins(
+                np.array([r["positive_first"]["chosen_logp"] - r["positive_first"]["rejected_logp"] for r in better])
+            )
+        )
+        > 0.99
     )
 
 

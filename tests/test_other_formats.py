@@ -13,12 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bad_input import run
 
-from mlx_dmpo.data import formats, prompts, readers
+from mlx_dmpo.data import formats, readers
 from mlx_dmpo.data.convert import split_users
 from mlx_dmpo.errors import UserError
+from mlx_dmpo.prompts import pairwise
 from mlx_dmpo.records import PreferenceGroup, RankingExample
 
-SONGS = prompts.with_domains({"song": {"topic": "music", "items": "songs", "consumed": "listened to", "consuming": "listening to"}})
+SONGS = pairwise.with_domains(
+    {"song": {"topic": "music", "items": "songs", "consumed": "listened to", "consuming": "listening to"}}
+)
 ASKED = {"role": "user", "content": "Name a river."}
 AMBER, LAMP, NO = "The Amber flows north.", "A lantern.", "No."
 
@@ -33,13 +36,17 @@ def gpt(text, who="gpt"):
 
 def prompt(first, second, history=("amber", "iron"), domain="movie"):
     example = RankingExample("u", domain, history, first, (second,))
-    return prompts.pair_prompt(example, second, True, SONGS[domain])
+    return pairwise.pair_prompt(example, second, True, SONGS[domain])
 
 
 def released(positive, negative, positive_first=True, history=("amber", "iron"), chosen_only=False):
     pair = (positive, negative) if positive_first else (negative, positive)
-    answers = [prompts.ranking_answer(positive, negative), prompts.ranking_answer(negative, positive)]
-    return {"instruction": prompt(*pair, history=history), "input": "", "output": answers[0] if chosen_only else answers}
+    answers = [pairwise.ranking_answer(positive, negative), pairwise.ranking_answer(negative, positive)]
+    return {
+        "instruction": prompt(*pair, history=history),
+        "input": "",
+        "output": answers[0] if chosen_only else answers,
+    }
 
 
 def tallrec(liked, disliked, target, answer, kind="movie"):
@@ -199,14 +206,18 @@ def test_free_text_from_the_hub(name, monkeypatch):
 
     def load_dataset(name, config):
         asked.append((name, config))
-        return datasets.DatasetDict({"train": datasets.Dataset.from_list(rows), "validation": datasets.Dataset.from_list(rows * 3)})
+        return datasets.DatasetDict(
+            {"train": datasets.Dataset.from_list(rows), "validation": datasets.Dataset.from_list(rows * 3)}
+        )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     check_text(formats.load("who/what", "train"), *expected)
     assert formats.load("who/what:half", "valid").rows == 3 * len(rows)
     assert formats.load("who/what:half@validation", "train").rows == 3 * len(rows)
     assert asked == [("who/what", None), ("who/what", "half"), ("who/what", "half")]
-    with pytest.raises(UserError, match=r"who/what: has no split test: name one as who/what@SPLIT, of train, validation"):
+    with pytest.raises(
+        UserError, match=r"who/what: has no split test: name one as who/what@SPLIT, of train, validation"
+    ):
         formats.load("who/what", "test")
 
 
@@ -250,7 +261,12 @@ DOCUMENTED = {  # section: the formats of its examples, in order
         "TRL preferences (conversational, prompt given)",
         "TRL preferences (conversational, implicit prompt)",
     ],
-    "One answer a prompt (SFT)": ["chat rows (SFT)", "completion rows (SFT)", "alpaca rows (SFT)", "ShareGPT conversations (SFT)"],
+    "One answer a prompt (SFT)": [
+        "chat rows (SFT)",
+        "completion rows (SFT)",
+        "alpaca rows (SFT)",
+        "ShareGPT conversations (SFT)",
+    ],
 }
 
 
@@ -259,17 +275,25 @@ def test_the_documented_examples_are_read_as_documented(tmp_path):
     for section, block in documented():
         (tmp_path / "d.json").write_text(block)
         domain = "movie" if section == "S-DPO" else ""
-        name = None if "..." in block and section.startswith("The released") else formats.load(tmp_path / "d.json", domain=domain).format
+        name = (
+            None
+            if "..." in block and section.startswith("The released")
+            else formats.load(tmp_path / "d.json", domain=domain).format
+        )
         found.setdefault(section, []).append(name)
     assert found == DOCUMENTED
-    assert {name for names in DOCUMENTED.values() for name in names if name} | {"released DMPO JSON"} == {f.name for f in readers.FORMATS}
+    assert {name for names in DOCUMENTED.values() for name in names if name} | {"released DMPO JSON"} == {
+        f.name for f in readers.FORMATS
+    }
 
 
 # --- rows whose titles can be recovered
 
 
 def test_released_json_becomes_groups_of_k(tmp_path):
-    rows = [released("moon", n, flag) for n, flag in (("river", True), ("salt", False))] + [released("moon", "salt", history=("echo",))]
+    rows = [released("moon", n, flag) for n, flag in (("river", True), ("salt", False))] + [
+        released("moon", "salt", history=("echo",))
+    ]
     loaded = formats.load(write(tmp_path / "d.json", rows))
     assert loaded.format == "released DMPO JSON" and loaded.rows == 3
     first, second = loaded.examples
@@ -298,7 +322,11 @@ def other_spellings(row):
 
 @pytest.mark.parametrize("which", range(7))
 def test_the_ranking_prompt_is_understood_in_every_format(which, tmp_path):
-    rows = [released("moon", "river"), released("moon", "salt", False), released("tower", "salt", history=("echo", "iron"))]
+    rows = [
+        released("moon", "river"),
+        released("moon", "salt", False),
+        released("tower", "salt", history=("echo", "iron")),
+    ]
     plain = formats.load(write(tmp_path / "a.json", rows))
     other = formats.load(write(tmp_path / "b.json", [list(other_spellings(r))[which] for r in rows]))
     bare = lambda examples: [e.to_json() for e in examples]  # noqa: E731
@@ -337,15 +365,25 @@ def test_tallrec(tmp_path):
     }
     assert sum("hold no ranking pair" in line for line in told) == 4
     assert (
-        formats.load(write(tmp_path / "e.json", [tallrec(["a"], ["b"], "c", "Yes.", "book")]), domain="game").examples[0].domain == "game"
+        formats.load(write(tmp_path / "e.json", [tallrec(["a"], ["b"], "c", "Yes.", "book")]), domain="game")
+        .examples[0]
+        .domain
+        == "game"
     )
 
 
 def test_s_dpo(tmp_path):
-    loaded = formats.load(write(tmp_path / "d.json", [SDPO, SDPO | {"historyList": ["echo"]}]), domains=SONGS, domain="song")
+    loaded = formats.load(
+        write(tmp_path / "d.json", [SDPO, SDPO | {"historyList": ["echo"]}]), domains=SONGS, domain="song"
+    )
     assert loaded.format == "S-DPO candidate lists"
     first, second = loaded.examples
-    assert (first.domain, first.history, first.positive, first.negatives) == ("song", ("amber", "iron"), "moon", ("river", "salt"))
+    assert (first.domain, first.history, first.positive, first.negatives) == (
+        "song",
+        ("amber", "iron"),
+        "moon",
+        ("river", "salt"),
+    )
     assert second.history == ("echo",) and first.user != second.user
 
 
@@ -361,12 +399,19 @@ def test_dataset_info_maps_columns_and_tags(tmp_path):
         "plain": {"file_name": "c.json"},
     }  # fmt: skip
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))
-    a = formats.load(write(tmp_path / "a.json", [{"question": "Name a river.", "good": AMBER, "bad": LAMP, "who": "Be brief."}]))
+    a = formats.load(
+        write(tmp_path / "a.json", [{"question": "Name a river.", "good": AMBER, "bad": LAMP, "who": "Be brief."}])
+    )
     check_text(a, "LLaMA-Factory alpaca preferences", [TOPIC, ASKED], [AMBER, LAMP])
     row = {"talk": [said("Name a river.", "asker")], "good": said(AMBER, "bot"), "bad": said(LAMP, "bot")}
     check_text(formats.load(write(tmp_path / "b.json", [row])), "ShareGPT preferences", [ASKED], [AMBER, LAMP])
-    check_text(formats.load(write(tmp_path / "c.json", [TEXT["trl, standard, explicit"][0][0]])), *TEXT["trl, standard, explicit"][1:])
-    with pytest.raises(UserError, match=r'a.json:row 1: column "bad" is missing: dataset_info.json names it as the rejected of mine'):
+    check_text(
+        formats.load(write(tmp_path / "c.json", [TEXT["trl, standard, explicit"][0][0]])),
+        *TEXT["trl, standard, explicit"][1:],
+    )
+    with pytest.raises(
+        UserError, match=r'a.json:row 1: column "bad" is missing: dataset_info.json names it as the rejected of mine'
+    ):
         formats.load(write(tmp_path / "a.json", [{"question": "Name a river.", "good": AMBER, "who": "Be brief."}]))
     info["mine"]["columns"]["tools"] = "tools"
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))
@@ -408,11 +453,17 @@ def test_a_mixed_file_names_the_first_row_that_differs(seed, tmp_path):
 def converted(capsys, path, out, *flags):
     code, told, err = run(capsys, "prepare", "convert", path, "--out", out, *flags)
     assert code == 0, err
-    return {s: (out / f"{s}.jsonl").read_bytes() for s in ("train", "valid", "test") if (out / f"{s}.jsonl").exists()}, told, err
+    return (
+        {s: (out / f"{s}.jsonl").read_bytes() for s in ("train", "valid", "test") if (out / f"{s}.jsonl").exists()},
+        told,
+        err,
+    )
 
 
 def test_convert_keeps_every_example_and_splits_users(tmp_path, capsys):
-    rows = [released("moon", n, flag, (f"title {u}",)) for u in range(20) for n, flag in (("river", True), ("salt", False))]
+    rows = [
+        released("moon", n, flag, (f"title {u}",)) for u in range(20) for n, flag in (("river", True), ("salt", False))
+    ]
     path = write(tmp_path / "d.json", rows)
     files, told, err = converted(capsys, path, tmp_path / "out", "--valid", "0.2", "--test", "0.1")
     splits = {s: formats.load(tmp_path / "out", s).examples for s in files}
@@ -434,7 +485,13 @@ def test_convert_takes_whole_files_as_splits(tmp_path, capsys):
     for n, name in enumerate(("a", "b", "c")):
         write(tmp_path / f"{name}.json", [released("moon", "river", history=(f"{name} {i}",)) for i in range(n + 2)])
     files, *_ = converted(
-        capsys, tmp_path / "a.json", tmp_path / "out", "--valid-data", tmp_path / "b.json", "--test-data", tmp_path / "c.json"
+        capsys,
+        tmp_path / "a.json",
+        tmp_path / "out",
+        "--valid-data",
+        tmp_path / "b.json",
+        "--test-data",
+        tmp_path / "c.json",
     )
     assert {s: text.count(b"\n") for s, text in files.items()} == {"train": 2, "valid": 3, "test": 4}
     files, *_ = converted(capsys, tmp_path / "a.json", tmp_path / "out", "--valid", "0", "--test", "0", "--overwrite")
@@ -536,40 +593,54 @@ def test_convert_needs_out_and_keeps_what_is_finished(tmp_path, capsys):
 
 
 def test_a_conversion_killed_in_the_middle_does_not_look_complete(tmp_path, capsys, monkeypatch):
-    from mlx_dmpo import rundir
+    from mlx_dmpo.machine import files
 
     path = write(tmp_path / "d.json", [released("moon", "river", history=(str(i),)) for i in range(9)])
-    original = rundir.write_text
+    original = files.write_text
 
     def full(where, text):
         if where.name == "valid.jsonl":
             raise KeyboardInterrupt
         original(where, text)
 
-    monkeypatch.setattr(rundir, "write_text", full)
+    monkeypatch.setattr(files, "write_text", full)
     code, _, _ = run(capsys, "prepare", "convert", path, "--out", tmp_path / "out")
     assert code == 130 and not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_bad_rows_are_left_out_by_name_only(tmp_path):
-    rows = [TEXT["trl, standard, explicit"][0][0], {"prompt": "q", "chosen": "a"}, KINDS["chat"], TEXT["trl, standard, explicit"][0][0]]
+    rows = [
+        TEXT["trl, standard, explicit"][0][0],
+        {"prompt": "q", "chosen": "a"},
+        KINDS["chat"],
+        TEXT["trl, standard, explicit"][0][0],
+    ]
     told = []
     loaded = formats.load(write(tmp_path / "d.json", rows), skip_bad_rows=True, notice=told.append)
     assert (loaded.rows, loaded.bad, len(loaded.examples)) == (4, 2, 2)
-    assert [line.split(": ")[1].rsplit("/", 1)[1] for line in told[:2]] == ["d.json:row 2", "d.json:row 3"] and "2 of 4 rows" in told[-1]
+    assert [line.split(": ")[1].rsplit("/", 1)[1] for line in told[:2]] == [
+        "d.json:row 2",
+        "d.json:row 3",
+    ] and "2 of 4 rows" in told[-1]
 
 
 # --- fuzz: nothing but UserError escapes
 
 WORDS = st.sampled_from(
     sorted(
-        {key for row in KINDS.values() for key in row} | set(SDPO) | {"rejected1", "label", "role", "content", "from", "value", "kto_tag"}
+        {key for row in KINDS.values() for key in row}
+        | set(SDPO)
+        | {"rejected1", "label", "role", "content", "from", "value", "kto_tag"}
     )
 )
 TEXTS = st.one_of(
     st.text(max_size=8),
-    st.sampled_from(["user", "gpt", "Yes.", "a::b", "\ud800", AMBER, KINDS["released"]["instruction"], *KINDS["released"]["output"]]),
-    st.sampled_from([KINDS["tallrec"]["input"], "User Preference: ", "You are an assistant working on movie recommendations."]),
+    st.sampled_from(
+        ["user", "gpt", "Yes.", "a::b", "\ud800", AMBER, KINDS["released"]["instruction"], *KINDS["released"]["output"]]
+    ),
+    st.sampled_from(
+        [KINDS["tallrec"]["input"], "User Preference: ", "You are an assistant working on movie recommendations."]
+    ),
 )
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS),

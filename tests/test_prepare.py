@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from mlx_dmpo import config, report, rundir
-from mlx_dmpo.cli import main
+from mlx_dmpo import config
+from mlx_dmpo.cli.main import main
 from mlx_dmpo.data import release, sources
 from mlx_dmpo.data.formats import load_examples
+from mlx_dmpo.machine import files, run_directory
+from mlx_dmpo.report import charts
 
 SMALL = ["--train-users", "3", "--valid-users", "3", "--test-users", "6"]
 SPLITS = ("train", "valid", "test")
@@ -36,7 +38,9 @@ def prepare(capsys, *arguments):
 
 
 def data(directory):
-    return {name: (directory / name).read_bytes() for name in ("train.jsonl", "valid.jsonl", "test.jsonl", "items.jsonl")}
+    return {
+        name: (directory / name).read_bytes() for name in ("train.jsonl", "valid.jsonl", "test.jsonl", "items.jsonl")
+    }
 
 
 # --- what it writes
@@ -56,14 +60,14 @@ def test_each_form_end_to_end(name, tmp_path, capsys):
     assert (len(example.history), len(example.negatives)) == (7, 5)
     assert {example.positive, *example.history, *example.negatives} <= titles
     assert (tmp_path / "out" / "summary.png").read_bytes()[:4] == b"\x89PNG"
-    manifest = rundir.read_json(tmp_path / "out" / "manifest.json")
+    manifest = files.read_json(tmp_path / "out" / "manifest.json")
     (domain,) = manifest["domains"].values()
     assert domain["counts"]["examples"] == {"train": 3, "valid": 3, "test": 6} and len(domain["rules"]) == 7
-    assert set(manifest["inputs"].values()) == {rundir.sha256(p) for p in (tmp_path / "raw").iterdir()}
+    assert set(manifest["inputs"].values()) == {files.sha256(p) for p in (tmp_path / "raw").iterdir()}
 
 
 def test_all_timed_forms_give_the_same_examples(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(report, "plot_preparation", lambda charts, path: None)  # drawn elsewhere
+    monkeypatch.setattr(charts, "plot_preparation", lambda charts, path: None)  # drawn elsewhere
     found = set()
     for name in invented.FORMS:
         if not name.startswith(("book", "lastfm")):
@@ -84,7 +88,9 @@ def test_the_block_size_changes_no_byte(block, tmp_path, capsys, monkeypatch):
 
 def test_flags_and_yaml_are_one(tmp_path, capsys):
     invented.movielens_100k(tmp_path / "raw")
-    (tmp_path / "c.yaml").write_text("train_users: 3\nvalid_users: 3\ntest_users: 6\ntitle_years: false\nnum_negatives: 2\norder: file\n")
+    (tmp_path / "c.yaml").write_text(
+        "train_users: 3\nvalid_users: 3\ntest_users: 6\ntitle_years: false\nnum_negatives: 2\norder: file\n"
+    )
     prepare(capsys, "movielens", tmp_path / "raw", "-c", tmp_path / "c.yaml", "--out", tmp_path / "a")
     flags = ["--no-title-years", "--num-negatives", "2", "--order", "file"]
     prepare(capsys, "movielens", tmp_path / "raw", *flags, *SMALL, "--out", tmp_path / "b")
@@ -96,7 +102,15 @@ def test_flags_and_yaml_are_one(tmp_path, capsys):
 def test_two_domains_in_one_directory(tmp_path, capsys):
     invented.movielens_1m(tmp_path / "old")
     invented.lastfm(tmp_path / "songs")
-    two = ["movielens", tmp_path / "old", f"lastfm:{tmp_path / 'songs'}", "--domains", "movie,music", "--min-liked", "2"]
+    two = [
+        "movielens",
+        tmp_path / "old",
+        f"lastfm:{tmp_path / 'songs'}",
+        "--domains",
+        "movie,music",
+        "--min-liked",
+        "2",
+    ]
     prepare(capsys, *two, "--train-domains", "movie", "--test-domains", "music", "--out", tmp_path / "out", *SMALL)
     found = {split: load_examples(tmp_path / "out", split) for split in SPLITS}
     assert {split: {e.domain for e in of_split} for split, of_split in found.items()} == {
@@ -110,7 +124,7 @@ def test_two_domains_in_one_directory(tmp_path, capsys):
     prepare(capsys, *two, "--out", tmp_path / "both", "--train-users", "2", "--valid-users", "2", "--test-users", "2")
     found = {split: load_examples(tmp_path / "both", split) for split in SPLITS}
     assert all(sorted(e.domain for e in of_split) == ["movie"] * 2 + ["music"] * 2 for of_split in found.values())
-    domains = rundir.read_json(tmp_path / "both" / "manifest.json")["domains"]
+    domains = files.read_json(tmp_path / "both" / "manifest.json")["domains"]
     assert list(domains) == ["movie", "music"]
 
 
@@ -135,18 +149,23 @@ def test_hard_negatives_from_an_evaluations_scores(tmp_path, capsys):
     for e in examples:
         margins = {n: draw.uniform(-5, 5) for n in e.negatives}
         hardest[e.user] = sorted(margins, key=margins.get)[:2]
-        lines += [{"user": e.user, "domain": "movie", "positive": e.positive, "negative": n, "margin": m} for n, m in margins.items()]
+        lines += [
+            {"user": e.user, "domain": "movie", "positive": e.positive, "negative": n, "margin": m}
+            for n, m in margins.items()
+        ]
     (tmp_path / "scores.jsonl").write_text(invented.json_lines(lines))
     scored = ["--num-negatives", "2", "--negatives", f"scores:{tmp_path / 'scores.jsonl'}"]
     out = prepare(capsys, "movielens", tmp_path / "raw", *scored, "--out", tmp_path / "hard", *SMALL)
     assert {e.user: list(e.negatives) for e in load_examples(tmp_path / "hard", "train")} == hardest
     assert "negatives by margin: 3 of 3 train users, 0 of 3 valid users, 0 of 6 test users" in out
-    assert "scores.jsonl" in rundir.read_json(tmp_path / "hard" / "manifest.json")["inputs"]
+    assert "scores.jsonl" in files.read_json(tmp_path / "hard" / "manifest.json")["inputs"]
 
 
 def test_merged_titles_are_told_and_listed(tmp_path, capsys):
     invented.movielens_100k(tmp_path / "raw")
-    text = (tmp_path / "raw" / "u.item").read_text("latin-1").replace("River 1, The (1961)", "The &nbsp;Lantern 0 (1960)")
+    text = (
+        (tmp_path / "raw" / "u.item").read_text("latin-1").replace("River 1, The (1961)", "The &nbsp;Lantern 0 (1960)")
+    )
     (tmp_path / "raw" / "u.item").write_text(text, "latin-1")
     out = prepare(capsys, "movielens", tmp_path / "raw", "--out", tmp_path / "out", *SMALL)
     assert "count as one (all in items.jsonl): 1: The Lantern 0 (1960) (" in out
@@ -165,8 +184,19 @@ def test_ml_100k(shared, tmp_path, capsys):
 
 
 def test_the_seven_released_files_byte_for_byte(shared, tmp_path, capsys):
-    prepare(capsys, "movielens", shared / "data" / "ml-1m-label-coded", "--recipe", "dmpo-release", "--out", tmp_path / "out")
-    names = [release.NAME.format(kind) for kind in ("sft_ranking", "eval_ranking", *(f"dpo_ranking_{k}" for k in range(1, 6)))]
+    prepare(
+        capsys,
+        "movielens",
+        shared / "data" / "ml-1m-label-coded",
+        "--recipe",
+        "dmpo-release",
+        "--out",
+        tmp_path / "out",
+    )
+    names = [
+        release.NAME.format(kind)
+        for kind in ("sft_ranking", "eval_ranking", *(f"dpo_ranking_{k}" for k in range(1, 6)))
+    ]
     assert sorted(p.name for p in (tmp_path / "out").glob("*.json") if p.name != "manifest.json") == sorted(names)
     for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (shared / "data" / "dmpo-release" / name).read_bytes(), name
@@ -266,14 +296,24 @@ WRONG = {
     "gzip damaged": ("movielens_1m_gz", flipped("ratings.dat.gz"), [], ["ratings.dat.gz", "gzip"]),
     "titles cut short": ("amazon_2018", truncated("meta_Lamps.json.gz"), [], ["meta_Lamps.json.gz", "cut short"]),
     "wrong separator": ("movielens_100k", put("u.data", "1,2,3,4\n"), [], ["u.data:1", "'\\t'"]),
-    "a header where there is none": ("movielens_1m", put("ratings.dat", "user::movie::rating::time\n"), [], ["ratings.dat:1"]),
+    "a header where there is none": (
+        "movielens_1m",
+        put("ratings.dat", "user::movie::rating::time\n"),
+        [],
+        ["ratings.dat:1"],
+    ),
     "no separator": ("table_csv", put("ratings.csv", "rating\n5\n"), [], ["ratings.csv:1", "no separator"]),
     "no titles file": ("movielens_100k", removed("u.item"), [], ["holds no titles", "u.item"]),
     "no ratings file": ("movielens_100k", removed("u.data"), [], ["no MovieLens files", "ratings.csv"]),
     "two ratings files": ("movielens_1m", copied("ratings.dat", "ratings2.dat"), [], ["several", "ratings2.dat"]),
     "no items in common": ("movielens_100k", put("u.item", "x|Amber|\n"), [], ["u.item", "no title for any item"]),
     "titles of nothing": ("movielens_100k", put("u.item", "100| \x07 |\n"), [], ["u.item", "no title for any item"]),
-    "a titles line without ::": ("movielens_1m", put("movies.dat", "100::Amber::x\n101 River\n"), [], ["movies.dat:2", "'::'"]),
+    "a titles line without ::": (
+        "movielens_1m",
+        put("movies.dat", "100::Amber::x\n101 River\n"),
+        [],
+        ["movies.dat:2", "'::'"],
+    ),
     "rating NaN": ("movielens_100k", cell_of("u.data", 7, 2, "nan", "\t"), [], ["u.data:7", "rating", "'nan'"]),
     "rating infinite": ("movielens_20m", cell_of("ratings.csv", 9, 2, "inf"), [], ["ratings.csv:9", "'inf'"]),
     "rating empty": ("movielens_20m", cell_of("ratings.csv", 9, 2, ""), [], ["ratings.csv:9", "rating"]),
@@ -281,16 +321,46 @@ WRONG = {
     "user empty": ("table_csv", cell_of("ratings.csv", 4, 0, ""), [], ["ratings.csv:4", "the user is missing"]),
     "item empty": ("table_csv", cell_of("ratings.csv", 4, 1, " "), [], ["ratings.csv:4", "the item is missing"]),
     "time in words": ("table_csv", cell_of("ratings.csv", 4, 3, "noon"), [], ["ratings.csv:4", "'noon'"]),
-    "too few columns": ("movielens_20m", edit("ratings.csv", "\n1,", "\n7\n1,"), [], ["ratings.csv:", "1 columns instead of 4"]),
-    "too many columns": ("movielens_1m", cell_of("ratings.dat", 5, 3, "9::9", "::"), [], ["ratings.dat:5", "5 columns instead of 4"]),
+    "too few columns": (
+        "movielens_20m",
+        edit("ratings.csv", "\n1,", "\n7\n1,"),
+        [],
+        ["ratings.csv:", "1 columns instead of 4"],
+    ),
+    "too many columns": (
+        "movielens_1m",
+        cell_of("ratings.dat", 5, 3, "9::9", "::"),
+        [],
+        ["ratings.dat:5", "5 columns instead of 4"],
+    ),
     "empty file": ("movielens_20m", put("ratings.csv", ""), [], ["ratings.csv", "empty"]),
-    "header only": ("movielens_20m", put("ratings.csv", "userId,movieId,rating,timestamp\n"), [], ["ratings.csv", "no rows"]),
+    "header only": (
+        "movielens_20m",
+        put("ratings.csv", "userId,movieId,rating,timestamp\n"),
+        [],
+        ["ratings.csv", "no rows"],
+    ),
     "blank first line": ("table_csv", put("ratings.csv", "\n1,2,3\n"), [], ["ratings.csv:1", "blank"]),
     "binary file": ("movielens_100k", put("u.data", bytes(range(256)) * 9), [], ["u.data", "binary"]),
-    "binary later on": ("table_csv", put("ratings.csv", b"user,item,rating\n" + b"1,2,3\n" * 20000 + b"\xff\xfe\n"), [], ["ratings.csv"]),
+    "binary later on": (
+        "table_csv",
+        put("ratings.csv", b"user,item,rating\n" + b"1,2,3\n" * 20000 + b"\xff\xfe\n"),
+        [],
+        ["ratings.csv"],
+    ),
     "zip archive": ("table_csv", put("ratings.csv", b"PK\x03\x04" + bytes(60)), [], ["ratings.csv", "zip", "unpack"]),
-    "UTF-16": ("table_csv", put("ratings.csv", "user,item,rating\n1,2,3\n".encode("utf-16")), [], ["ratings.csv", "UTF-16"]),
-    "latin-1 table": ("table_csv", put("ratings.csv", "user,item,rating\né,2,3\n".encode("latin-1")), [], ["ratings.csv", "UTF-8"]),
+    "UTF-16": (
+        "table_csv",
+        put("ratings.csv", "user,item,rating\n1,2,3\n".encode("utf-16")),
+        [],
+        ["ratings.csv", "UTF-16"],
+    ),
+    "latin-1 table": (
+        "table_csv",
+        put("ratings.csv", "user,item,rating\né,2,3\n".encode("latin-1")),
+        [],
+        ["ratings.csv", "UTF-8"],
+    ),
     "open quote": (
         "table_csv",
         put("ratings.csv", 'user,item,rating\n1,2,3\n1,"2,3\n' + "1,2,3\n" * 9),
@@ -298,9 +368,24 @@ WRONG = {
         ["ratings.csv:3", "2 columns instead of 3 over 10 lines", "quote"],
     ),
     "JSON broken": ("amazon_2018", edit("Lamps_5.json.gz", '"overall"', "overall"), [], ["Lamps_5.json.gz:1", "JSON"]),
-    "JSON without the rating": ("amazon_2023", edit("Lamps.jsonl", '{"rating"', '{"x"'), [], ["Lamps.jsonl:1", '"rating"']),
-    "JSON rating a list": ("amazon_2023", edit("Lamps.jsonl", '"rating": ', '"rating": [1], "x": '), [], ["Lamps.jsonl:1", '"rating"']),
-    "JSON rating NaN": ("amazon_2023", edit("Lamps.jsonl", '"rating": ', '"rating": NaN, "x": '), [], ["Lamps.jsonl:1", "rating"]),
+    "JSON without the rating": (
+        "amazon_2023",
+        edit("Lamps.jsonl", '{"rating"', '{"x"'),
+        [],
+        ["Lamps.jsonl:1", '"rating"'],
+    ),
+    "JSON rating a list": (
+        "amazon_2023",
+        edit("Lamps.jsonl", '"rating": ', '"rating": [1], "x": '),
+        [],
+        ["Lamps.jsonl:1", '"rating"'],
+    ),
+    "JSON rating NaN": (
+        "amazon_2023",
+        edit("Lamps.jsonl", '"rating": ', '"rating": NaN, "x": '),
+        [],
+        ["Lamps.jsonl:1", "rating"],
+    ),
     "JSON that is not UTF-8": (
         "amazon_2023",
         lambda folder: (folder / "Lamps.jsonl").write_bytes(
@@ -321,9 +406,19 @@ WRONG = {
     ),
     "lastfm with two columns": ("lastfm", put("user_artists.dat", "1\t2\n"), [], ["user_artists.dat:1", "weight"]),
     "books without ISBN": ("bookcrossing_copy", edit("Books.csv", "ISBN", "Number"), [], ["Books.csv:1", '"ISBN"']),
-    "no book was rated": ("bookcrossing_copy", put("Ratings.csv", "User-ID,ISBN,Book-Rating\n1,100,0\n"), [], ["Ratings.csv", "no row"]),
+    "no book was rated": (
+        "bookcrossing_copy",
+        put("Ratings.csv", "User-ID,ISBN,Book-Rating\n1,100,0\n"),
+        [],
+        ["Ratings.csv", "no row"],
+    ),
     "no user column": ("table_csv", edit("ratings.csv", "user_id", "x"), [], ["ratings.csv", "--user-column"]),
-    "no such column": ("table_csv", nothing, ["--rating-column", "liking"], ["--rating-column", '"liking"', "timestamp"]),
+    "no such column": (
+        "table_csv",
+        nothing,
+        ["--rating-column", "liking"],
+        ["--rating-column", '"liking"', "timestamp"],
+    ),
     "no title column": ("table_csv", edit("items.csv", "title", "x"), [], ["items.csv", "--title-column"]),
     "no items file": ("table_csv", removed("items.csv"), [], ["items.csv", "no such file"]),
     "a folder for a table": (
@@ -332,14 +427,39 @@ WRONG = {
         [],
         ["folder"],
     ),
-    "every rating the same": ("table_csv", put("ratings.csv", "user,item_id,rating\n1,100,1\n1,101,1\n"), [], ["every rating is 1"]),
+    "every rating the same": (
+        "table_csv",
+        put("ratings.csv", "user,item_id,rating\n1,100,1\n1,101,1\n"),
+        [],
+        ["every rating is 1"],
+    ),
     "Parquet cut short": ("table_parquet", truncated("ratings.parquet"), [], ["ratings.parquet", "Parquet"]),
-    "nobody is eligible": ("movielens_100k", nothing, ["--min-liked", "9"], ["0 of 12", "12 fewer than 9 liked", "--min-liked"]),
-    "too few are eligible": ("movielens_100k", nothing, ["--train-users", "12"], ["no user left for valid", "12 of 12", "--train-users"]),
+    "nobody is eligible": (
+        "movielens_100k",
+        nothing,
+        ["--min-liked", "9"],
+        ["0 of 12", "12 fewer than 9 liked", "--min-liked"],
+    ),
+    "too few are eligible": (
+        "movielens_100k",
+        nothing,
+        ["--train-users", "12"],
+        ["no user left for valid", "12 of 12", "--train-users"],
+    ),
     "time where there is none": ("bookcrossing_dump", nothing, ["--order", "time"], ["--order", "no timestamps"]),
-    "two rules for liked": ("movielens_100k", nothing, ["--liked-above", "3", "--liked-quantile", "0.5"], ["--liked-quantile"]),
+    "two rules for liked": (
+        "movielens_100k",
+        nothing,
+        ["--liked-above", "3", "--liked-quantile", "0.5"],
+        ["--liked-quantile"],
+    ),
     "unknown negatives": ("movielens_100k", nothing, ["--negatives", "hard"], ["--negatives", "'hard'"]),
-    "all of the drawn": ("movielens_100k", nothing, ["--negatives", "uniform", "--num-negatives", "0"], ["--num-negatives"]),
+    "all of the drawn": (
+        "movielens_100k",
+        nothing,
+        ["--negatives", "uniform", "--num-negatives", "0"],
+        ["--num-negatives"],
+    ),
     "window too small": ("movielens_100k", nothing, ["--max-interactions", "9"], ["--max-interactions"]),
     "few-shot of none": ("movielens_100k", nothing, ["--train-users", "0", "--few-shot", "16"], ["--few-shot"]),
     "one name too many": ("movielens_100k", nothing, ["--domains", "movie,game"], ["--domains", "2 names for 1 paths"]),
@@ -362,11 +482,26 @@ WRONG = {
         ["--negatives", "scores:{raw}/s.jsonl"],
         ["s.jsonl:2", "twice"],
     ),
-    "scores broken": ("movielens_100k", put("s.jsonl", "{oops\n"), ["--negatives", "scores:{raw}/s.jsonl"], ["s.jsonl:1", "JSON"]),
+    "scores broken": (
+        "movielens_100k",
+        put("s.jsonl", "{oops\n"),
+        ["--negatives", "scores:{raw}/s.jsonl"],
+        ["s.jsonl:1", "JSON"],
+    ),
     "scores missing": ("movielens_100k", nothing, ["--negatives", "scores:{raw}/s.jsonl"], ["s.jsonl", "no such file"]),
-    "recipe with another rule": ("movielens_1m", nothing, ["--recipe", "dmpo-release", "--order", "file"], ["recipe", "fixes every rule"]),
+    "recipe with another rule": (
+        "movielens_1m",
+        nothing,
+        ["--recipe", "dmpo-release", "--order", "file"],
+        ["recipe", "fixes every rule"],
+    ),
     "recipe of another size": ("movielens_100k", nothing, ["--recipe", "dmpo-release", "--unset"], ["MovieLens-1M"]),
-    "recipe of a part": ("movielens_1m", nothing, ["--recipe", "dmpo-release", "--unset"], ["no more than 100 eligible users"]),
+    "recipe of a part": (
+        "movielens_1m",
+        nothing,
+        ["--recipe", "dmpo-release", "--unset"],
+        ["no more than 100 eligible users"],
+    ),
 }
 
 
@@ -387,11 +522,26 @@ def test_wrong_input_is_one_line(name, tmp_path, capsys):
 
 # --- what it goes on with, and tells: name -> (form, change, arguments, what the summary says)
 TOLD = {
-    "a byte order mark": ("movielens_20m", lambda f: put("ratings.csv", b"\xef\xbb\xbf" + (f / "ratings.csv").read_bytes())(f), [], ""),
+    "a byte order mark": (
+        "movielens_20m",
+        lambda f: put("ratings.csv", b"\xef\xbb\xbf" + (f / "ratings.csv").read_bytes())(f),
+        [],
+        "",
+    ),
     "CRLF": ("movielens_1m", lambda f: edit("ratings.dat", "\n", "\r\n", -1)(f), [], ""),
     "CRLF and titles": ("movielens_100k", lambda f: edit("u.item", "\n", "\r\n", -1)(f), [], ""),
-    "an item without title": ("movielens_100k", edit("u.item", "100|", "999|"), [], "ratings left out: no title for 1 items"),
-    "a rating twice": ("movielens_100k", lambda f: edit("u.data", "", (f / "u.data").read_text(), 1)(f), [], "180 ratings left out"),
+    "an item without title": (
+        "movielens_100k",
+        edit("u.item", "100|", "999|"),
+        [],
+        "ratings left out: no title for 1 items",
+    ),
+    "a rating twice": (
+        "movielens_100k",
+        lambda f: edit("u.data", "", (f / "u.data").read_text(), 1)(f),
+        [],
+        "180 ratings left out",
+    ),
     "bad rows that may be skipped": (
         "movielens_100k",
         edit("u.data", "", "1\t2\tnan\t4\n"),
@@ -407,13 +557,37 @@ def test_what_can_be_mended_is_told(name, tmp_path, capsys):
     form, change, given, expected = TOLD[name]
     source, path, arguments = invented.form(form, tmp_path / "raw")
     change(tmp_path / "raw")
-    out = prepare(capsys, source, path, *arguments, *SMALL, "--min-liked", "4", "--min-disliked", "4", *given, "--out", tmp_path / "out")
+    out = prepare(
+        capsys,
+        source,
+        path,
+        *arguments,
+        *SMALL,
+        "--min-liked",
+        "4",
+        "--min-disliked",
+        "4",
+        *given,
+        "--out",
+        tmp_path / "out",
+    )
     assert expected in out and "\x1b" not in out
     text = "".join((tmp_path / "out" / f"{split}.jsonl").read_text() for split in SPLITS)
     assert len(text.splitlines()) == 12 and "\\u001b" not in text and "\x1b" not in text
     if not expected and "escapes" not in name:  # the same as from the undamaged files
         invented.form(form, tmp_path / "sound")
-        prepare(capsys, source, tmp_path / "sound", *SMALL, "--min-liked", "4", "--min-disliked", "4", "--out", tmp_path / "again")
+        prepare(
+            capsys,
+            source,
+            tmp_path / "sound",
+            *SMALL,
+            "--min-liked",
+            "4",
+            "--min-disliked",
+            "4",
+            "--out",
+            tmp_path / "again",
+        )
         assert data(tmp_path / "out") == data(tmp_path / "again")
 
 
@@ -430,15 +604,15 @@ def test_output_that_cannot_be(tmp_path, capsys):
     assert code == 2 and "--overwrite" in err and data(tmp_path / "out") == before
     # a mistake loses nothing of what --overwrite would replace
     code, _, err = run(capsys, *given, "--min-liked", "12", "--out", tmp_path / "out", "--overwrite")
-    assert code == 2 and data(tmp_path / "out") == before and rundir.is_complete(tmp_path / "out")
+    assert code == 2 and data(tmp_path / "out") == before and run_directory.is_complete(tmp_path / "out")
     prepare(capsys, *given[1:], "--seed", "1", "--out", tmp_path / "out", "--overwrite", "--valid-users", "0")
     assert not (tmp_path / "out" / "valid.jsonl").exists()
 
 
 KILLED = """
 import os, signal, sys
-from mlx_dmpo import rundir
-from mlx_dmpo.cli import main
+from mlx_dmpo.machine import files
+from mlx_dmpo.cli.main import main
 from mlx_dmpo.data import sources
 
 def at(module, name, calls):
@@ -452,23 +626,25 @@ def at(module, name, calls):
     setattr(module, name, counted)
 
 where, calls = sys.argv.pop(1).split(":")
-at({"rundir": rundir, "sources": sources}[where.split(".")[0]], where.split(".")[1], int(calls))
+at({"files": files, "sources": sources}[where.split(".")[0]], where.split(".")[1], int(calls))
 main()
 """
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-@pytest.mark.parametrize("place", ["sources._codes:1", "sources._titles:0", *(f"rundir.atomic:{n}" for n in range(7))])
+@pytest.mark.parametrize("place", ["sources._codes:1", "sources._titles:0", *(f"files.atomic:{n}" for n in range(7))])
 def test_killed_anywhere_it_looks_unfinished(place, tmp_path, capsys):
     """While reading, and before each write: config, train, valid, test, items, picture, manifest. Then the command again does it all."""
     invented.movielens_100k(tmp_path / "raw")
     arguments = ["prepare", "movielens", str(tmp_path / "raw"), *SMALL, "--out", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-c", KILLED, place, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, place, *arguments], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not rundir.is_complete(tmp_path / "out")
-    assert (tmp_path / "out").exists() == place.startswith("rundir")
+    assert not run_directory.is_complete(tmp_path / "out")
+    assert (tmp_path / "out").exists() == place.startswith("files")
     prepare(capsys, *arguments[1:])
-    assert rundir.is_complete(tmp_path / "out")
+    assert run_directory.is_complete(tmp_path / "out")
     prepare(capsys, *arguments[1:-1], tmp_path / "other")
     assert data(tmp_path / "out") == data(tmp_path / "other")
 
@@ -482,7 +658,7 @@ def test_help_teaches(capsys):
 
 
 def test_every_source_has_its_command():
-    from mlx_dmpo.cli import prepare as group
+    from mlx_dmpo.cli.main import prepare as group
 
     assert set(sources.SOURCES) <= set(group.commands)
     assert config.PrepareSettings().negatives == "disliked"
@@ -494,5 +670,15 @@ def test_a_parquet_file_of_dictionaries_and_nulls(tmp_path, capsys):
     pa.parquet.write_table(table, tmp_path / "r.parquet")
     code, _, err = run(capsys, "prepare", "table", tmp_path / "r.parquet", "--out", tmp_path / "out", *SMALL)
     assert code == 2 and "r.parquet:row 1" in err
-    out = prepare(capsys, "table", tmp_path / "r.parquet", "--out", tmp_path / "out", *SMALL, "--skip-bad-rows", "--min-liked", "4")
+    out = prepare(
+        capsys,
+        "table",
+        tmp_path / "r.parquet",
+        "--out",
+        tmp_path / "out",
+        *SMALL,
+        "--skip-bad-rows",
+        "--min-liked",
+        "4",
+    )
     assert "179 ratings of 24 titles" in out

@@ -2,9 +2,10 @@
 
 import pytest
 
-from mlx_dmpo.data import formats, prompts
+from mlx_dmpo.data import formats
 from mlx_dmpo.data.rows import read_rows
 from mlx_dmpo.errors import UserError
+from mlx_dmpo.prompts import pairwise
 from mlx_dmpo.records import RankingExample
 
 MOVIE = RankingExample("u", "movie", ("Heat ", "Ronin"), "Gigi ", ("Tarzan ",))
@@ -12,7 +13,7 @@ GAME = RankingExample("u", "game", ("Doom",), "Quake", ("Myst",))
 
 
 def prompt(example, positive_first):
-    return prompts.build_group(example, [(positive_first,)]).branches[0].messages[0]["content"]
+    return pairwise.build_group(example, [(positive_first,)]).branches[0].messages[0]["content"]
 
 
 def test_movie_wording():
@@ -32,38 +33,47 @@ def test_game_wording():
 
 def test_answers_name_the_liked_item_first_whatever_the_order():
     for positive_first in (True, False):
-        chosen, rejected = prompts.build_group(MOVIE, [(positive_first,)]).branches
+        chosen, rejected = pairwise.build_group(MOVIE, [(positive_first,)]).branches
         assert chosen.answer == " <Title:Gigi > ,  <Title:Tarzan > "
         assert rejected.answer == " <Title:Tarzan > ,  <Title:Gigi > "
 
 
 def test_both_orders_put_two_prompts_a_pair_into_the_group():
     example = RankingExample("u", "movie", ("a",), "p", ("q", "r"))
-    group = prompts.build_group(example, [(True, False), (True, False)])
+    group = pairwise.build_group(example, [(True, False), (True, False)])
     assert group.pairs == ((0, 1), (2, 3), (4, 5), (6, 7))
     assert len({b.messages[0]["content"] for b in group.branches}) == 4
 
 
-@pytest.mark.parametrize("title", ["a > b", "  spaces ", "Ünïcode – 東京", "a, b", "a.  and  b", "{history}", "tab\there", "x> <Title:y"])
+@pytest.mark.parametrize(
+    "title", ["a > b", "  spaces ", "Ünïcode – 東京", "a, b", "a.  and  b", "{history}", "tab\there", "x> <Title:y"]
+)
 def test_odd_titles_survive_the_round_trip(title):
     example = RankingExample("u", "movie", ("plain", title), title + "!", ("other",))
-    parsed = prompts.parse_prompt(prompt(example, True))
-    assert (parsed.domain, parsed.history, parsed.first, parsed.second) == ("movie", ("plain", title), title + "!", "other")
+    parsed = pairwise.parse_prompt(prompt(example, True))
+    assert (parsed.domain, parsed.history, parsed.first, parsed.second) == (
+        "movie",
+        ("plain", title),
+        title + "!",
+        "other",
+    )
 
 
 def test_other_wordings_are_not_parsed():
-    assert prompts.parse_prompt("Say hello.") is None
-    assert prompts.parse_prompt(prompt(MOVIE, True).replace("watching", "eating")) is None
+    assert pairwise.parse_prompt("Say hello.") is None
+    assert pairwise.parse_prompt(prompt(MOVIE, True).replace("watching", "eating")) is None
 
 
 def test_a_domain_is_data():
-    domains = prompts.with_domains({"song": {"topic": "music", "items": "songs", "consumed": "listened to", "consuming": "listening to"}})
+    domains = pairwise.with_domains(
+        {"song": {"topic": "music", "items": "songs", "consumed": "listened to", "consuming": "listening to"}}
+    )
     example = RankingExample("u", "song", ("Yesterday",), "Help!", ("Airbag",))
-    text = prompts.build_group(example, [(True,)], domains).branches[0].messages[0]["content"]
+    text = pairwise.build_group(example, [(True,)], domains).branches[0].messages[0]["content"]
     assert "working on music recommendations" in text and "songs they have listened to" in text
-    assert prompts.parse_prompt(text, domains).domain == "song"
+    assert pairwise.parse_prompt(text, domains).domain == "song"
     with pytest.raises(UserError, match="song"):
-        prompts.build_group(example, [(True,)])
+        pairwise.build_group(example, [(True,)])
 
 
 def test_every_released_prompt_is_rebuilt_to_the_letter(shared):
@@ -74,7 +84,7 @@ def test_every_released_prompt_is_rebuilt_to_the_letter(shared):
         rows = [row for _, row in read_rows(file, "test")]
         example_rows = 0
         for example in formats.load_examples(file):
-            group = prompts.build_group(example, [(flag,) for flag in example.positive_first])
+            group = pairwise.build_group(example, [(flag,) for flag in example.positive_first])
             for k in range(len(example.negatives)):
                 row = rows[example_rows]
                 chosen, rejected = group.branches[2 * k : 2 * k + 2]

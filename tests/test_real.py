@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_dmpo.cli import main
+from mlx_dmpo.cli.main import main
 from mlx_dmpo.data.rows import read_rows
 
 HEAD = 6  # rows of a file in the quick tests
@@ -26,7 +26,19 @@ def run(*arguments):
 def chain(model, sft_data, dmpo_data, test_data, out, *more, training=()):
     """sft, dmpo, evaluate, as a user types them; the evaluation's metrics."""
     run("sft", "--model", model, "--data", sft_data, "--adapter-path", out / "sft", *training, *more)
-    run("dmpo", "--model", model, "--data", dmpo_data, "--start-adapter", out / "sft", "--adapter-path", out / "dmpo", *training, *more)
+    run(
+        "dmpo",
+        "--model",
+        model,
+        "--data",
+        dmpo_data,
+        "--start-adapter",
+        out / "sft",
+        "--adapter-path",
+        out / "dmpo",
+        *training,
+        *more,
+    )
     run("evaluate", "--model", model, "--data", test_data, "--adapter-path", out / "dmpo", *more)
     return json.loads((out / "dmpo" / "eval" / "metrics.json").read_text())
 
@@ -41,7 +53,10 @@ def head(file, directory, rows=HEAD):
 @pytest.mark.parametrize("kind", ["data_ml_1m", "Amazon_Movie"])
 def test_released_files_on_a_movielens_model(shared, tmp_path, kind):
     release = shared / "data" / "dmpo-release"
-    files = [head(release / f"rec_{kind}_{name}.json", tmp_path / "data") for name in ("sft_ranking", "dpo_ranking_3", "eval_ranking")]
+    files = [
+        head(release / f"rec_{kind}_{name}.json", tmp_path / "data")
+        for name in ("sft_ranking", "dpo_ranking_3", "eval_ranking")
+    ]
     found = chain(shared / "models" / "ml1m-qwen3", *files, tmp_path, training=("--epochs", "1"))
     assert (found["n"], found["k"]) == (HEAD, 1)
 
@@ -59,7 +74,15 @@ def test_whole_released_files(shared, tmp_path, kind):
         first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
         assert 0 < first["loss"] < 1
     run(
-        "evaluate", "--model", model, "--data", release / f"rec_{kind}_eval_ranking.json", "--adapter-path", out, "--out", tmp_path / "eval"
+        "evaluate",
+        "--model",
+        model,
+        "--data",
+        release / f"rec_{kind}_eval_ranking.json",
+        "--adapter-path",
+        out,
+        "--out",
+        tmp_path / "eval",
     )
     found = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert found["n"] == 1000 and found["auc_release"]["value"] is not None
@@ -92,7 +115,9 @@ def real_vocabulary(shared, tmp_path_factory):
         shutil.copy(shared / "models" / "qwen3-tokenizer" / name, directory)
     mx.random.seed(0)
     model = qwen3.Model(qwen3.ModelArgs.from_dict(config))
-    mx.save_safetensors(str(directory / "model.safetensors"), dict(tree_flatten(model.parameters())), metadata={"format": "mlx"})
+    mx.save_safetensors(
+        str(directory / "model.safetensors"), dict(tree_flatten(model.parameters())), metadata={"format": "mlx"}
+    )
     (directory / "config.json").write_text(json.dumps(config))
     quantised = directory.parent / "4bit"
     convert(str(directory), str(quantised), quantize=True, q_bits=4, q_group_size=64)
@@ -107,7 +132,7 @@ def test_the_real_tokenizer_and_vocabulary(shared, real_vocabulary, tmp_path, pr
     files = [head(release / f"rec_data_ml_1m_{name}.json", tmp_path / "data", 4) for name in names]
     found = chain(real_vocabulary[precision], *files, tmp_path, training=("--iters", "1"))
     assert found["n"] == 4
-    assert "every sequence is run alone" not in capsys.readouterr().err  # the shared road took it
+    assert "every sequence is run alone" not in capsys.readouterr().err  # the shared-prefix scorer took it
     if precision == "4bit":
         assert "quantization" in json.loads((real_vocabulary["4bit"] / "config.json").read_text())
         with pytest.raises(SystemExit) as stop:

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 import tiny
 
-from mlx_dmpo import checkpoint, reference, rundir, train
 from mlx_dmpo.config import DmpoSettings, SftSettings
 from mlx_dmpo.errors import Interrupted, UserError
-from mlx_dmpo.stopping import Stop
+from mlx_dmpo.machine import files, run_directory
+from mlx_dmpo.machine.interrupts import Stop
+from mlx_dmpo.model import score
+from mlx_dmpo.train import checkpoint, trainer
+from mlx_dmpo.train import run as train_run
 
 TIMES = {"groups_per_second", "tokens_per_second", "peak_memory_gb"}
 
@@ -54,7 +57,9 @@ def same(a, b):
     assert (a / "adapters.safetensors").read_bytes() == (b / "adapters.safetensors").read_bytes()
     assert metrics(a) == metrics(b)
     wanted = ("steps", "best_step", "bad_steps")
-    assert [rundir.read_json(a / "manifest.json")[k] for k in wanted] == [rundir.read_json(b / "manifest.json")[k] for k in wanted]
+    assert [files.read_json(a / "manifest.json")[k] for k in wanted] == [
+        files.read_json(b / "manifest.json")[k] for k in wanted
+    ]
 
 
 def count_points(monkeypatch, crash_at=()):
@@ -72,23 +77,23 @@ def count_points(monkeypatch, crash_at=()):
 
         monkeypatch.setattr(owner, name, call)
 
-    point(train.Trainer, "_micro_batch")
-    point(rundir, "append_line")
+    point(trainer.Trainer, "_micro_batch")
+    point(files, "append_line")
     point(checkpoint, "save_arrays")
-    point(rundir, "write_json")
+    point(files, "write_json")
     point(checkpoint.os, "rename")
     point(checkpoint, "prune")
-    point(train, "right_pairs")  # in steps and in the middle of validations
-    point(reference, "in_halves")
+    point(trainer, "right_pairs")  # in steps and in the middle of validations
+    point(score, "in_halves")
     return passed
 
 
 @pytest.mark.parametrize("kind", ["sft", "dmpo"])
 def test_a_run_that_dies_anywhere_goes_on_to_the_same_end(kind, model_directory, small_data, tmp_path, monkeypatch):
-    whole = train.train(settings_of(kind, model_directory, small_data, tmp_path / "whole"), "test")
+    whole = train_run.train(settings_of(kind, model_directory, small_data, tmp_path / "whole"), "test")
     with monkeypatch.context() as patch:
         passed = count_points(patch)
-        train.train(settings_of(kind, model_directory, small_data, tmp_path / "counted"), "test")
+        train_run.train(settings_of(kind, model_directory, small_data, tmp_path / "counted"), "test")
     assert {"_micro_batch", "append_line", "save_arrays", "rename", "right_pairs", "in_halves"} <= set(passed)
     spread = range(len(passed) // 6, len(passed), len(passed) // 3)  # test_faults.py: at all of them
     settings = settings_of(kind, model_directory, small_data, tmp_path / "broken")
@@ -96,11 +101,11 @@ def test_a_run_that_dies_anywhere_goes_on_to_the_same_end(kind, model_directory,
         monkeypatch.setenv("MLX_DMPO_CACHE", str(tmp_path / f"cache{at}"))
         with monkeypatch.context() as patch, pytest.raises(Crash):
             count_points(patch, {at})
-            train.train(replace(settings, overwrite=True), "test")
+            train_run.train(replace(settings, overwrite=True), "test")
         with monkeypatch.context() as patch, pytest.raises(Crash):  # and again, a little later
             count_points(patch, {4})
-            train.train(replace(settings, resume=True), "test")
-        same(train.train(replace(settings, resume=True), "test"), whole)
+            train_run.train(replace(settings, resume=True), "test")
+        same(train_run.train(replace(settings, resume=True), "test"), whole)
         shutil.rmtree(settings.adapter_path)
 
 
@@ -109,11 +114,11 @@ def test_every_optimizer_goes_on(optimizer, model_directory, small_data, tmp_pat
     change = dict(optimizer=optimizer, iters=2, save_every=1, steps_per_eval=9, val_batches=0)
     if optimizer == "sgd":
         change["optimizer_config"] = {"momentum": 0.9}
-    whole = train.train(settings_of("sft", model_directory, small_data, tmp_path / "whole", **change), "test")
+    whole = train_run.train(settings_of("sft", model_directory, small_data, tmp_path / "whole", **change), "test")
     settings = settings_of("sft", model_directory, small_data, tmp_path / "broken", **change)
     with monkeypatch.context() as patch, pytest.raises(Crash):
         passed = []
-        original = train.Trainer._step
+        original = trainer.Trainer._step
 
         def second(self, *arguments):
             passed.append(1)
@@ -121,9 +126,9 @@ def test_every_optimizer_goes_on(optimizer, model_directory, small_data, tmp_pat
                 raise Crash
             return original(self, *arguments)
 
-        patch.setattr(train.Trainer, "_step", second)
-        train.train(settings, "test")
-    same(train.train(replace(settings, resume=True), "test"), whole)
+        patch.setattr(trainer.Trainer, "_step", second)
+        train_run.train(settings, "test")
+    same(train_run.train(replace(settings, resume=True), "test"), whole)
 
 
 def test_dropout_and_patience_go_on(model_directory, small_data, tmp_path, monkeypatch):
@@ -138,17 +143,19 @@ def test_dropout_and_patience_go_on(model_directory, small_data, tmp_path, monke
         lr_schedule="constant",
         max_grad_norm=0.0,
     )
-    whole = train.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole", **change), "test")
-    assert rundir.read_json(whole / "manifest.json")["steps"] < 9
+    whole = train_run.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole", **change), "test")
+    assert files.read_json(whole / "manifest.json")["steps"] < 9
     settings = settings_of("dmpo", model_directory, small_data, tmp_path / "broken", **change)
     with monkeypatch.context() as patch, pytest.raises(Crash):
         count_points(patch, {40})
-        train.train(settings, "test")
-    same(train.train(replace(settings, resume=True), "test"), whole)
+        train_run.train(settings, "test")
+    same(train_run.train(replace(settings, resume=True), "test"), whole)
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(model_directory, small_data, tmp_path, monkeypatch):
-    change = dict(iters=6, save_every=1, steps_per_eval=1, learning_rate=0.5, lr_schedule="constant", max_grad_norm=0.0, warmup=0)
+    change = dict(
+        iters=6, save_every=1, steps_per_eval=1, learning_rate=0.5, lr_schedule="constant", max_grad_norm=0.0, warmup=0
+    )
     losses = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])  # of the validations: the second is the best
 
     def validate(self):
@@ -157,22 +164,26 @@ def test_the_last_checkpoints_and_the_best_are_kept(model_directory, small_data,
         if self.state.best is None or value < self.state.best[0]:
             self.state.best = (value, self.state.step)
 
-    monkeypatch.setattr(train.Trainer, "validate", validate)
-    path = train.train(settings_of("dmpo", model_directory, small_data, tmp_path / "run", **change), "test")
-    best = rundir.read_json(path / "manifest.json")["best_step"]
+    monkeypatch.setattr(trainer.Trainer, "validate", validate)
+    path = train_run.train(settings_of("dmpo", model_directory, small_data, tmp_path / "run", **change), "test")
+    best = files.read_json(path / "manifest.json")["best_step"]
     kept = sorted(p.name for p in (path / "checkpoints").iterdir())
     assert best == 2 and kept == ["0000002", "0000005", "0000006"]
     for name in kept:
         assert checkpoint.read(path / "checkpoints" / name).state.step == int(name)
-    assert (path / "adapters.safetensors").read_bytes() == (path / "checkpoints" / kept[0] / "adapters.safetensors").read_bytes()
-    train.models.load_adapter(train.models.load(settings_of("sft", model_directory, small_data, "x")), path / "checkpoints" / kept[1])
+    assert (path / "adapters.safetensors").read_bytes() == (
+        path / "checkpoints" / kept[0] / "adapters.safetensors"
+    ).read_bytes()
+    trainer.models.load_adapter(
+        trainer.models.load(settings_of("sft", model_directory, small_data, "x")), path / "checkpoints" / kept[1]
+    )
 
 
 @pytest.fixture
 def unfinished(model_directory, small_data, tmp_path, monkeypatch):
     """Settings of a DMPO run that died with a checkpoint at step 2 and one at step 4."""
     settings = settings_of("dmpo", model_directory, small_data, tmp_path / "run")
-    original = train.Trainer._step
+    original = trainer.Trainer._step
 
     def fifth(self, groups, step):
         if step == 5:
@@ -180,8 +191,8 @@ def unfinished(model_directory, small_data, tmp_path, monkeypatch):
         return original(self, groups, step)
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(train.Trainer, "_step", fifth)
-        train.train(settings, "test")
+        patch.setattr(trainer.Trainer, "_step", fifth)
+        train_run.train(settings, "test")
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["0000002", "0000004"]
     return replace(settings, resume=True)
 
@@ -197,13 +208,15 @@ def test_what_changes_the_course_is_refused_and_the_rest_is_not(unfinished, tmp_
         "steps_per_eval": 1,
     }.items():
         with pytest.raises(UserError, match=f"--resume: .*{name} .*would change"):
-            train.train(replace(unfinished, **{name: value}), "test")
+            train_run.train(replace(unfinished, **{name: value}), "test")
     moved = tmp_path / "moved.jsonl"
     shutil.copytree(unfinished.data, tmp_path / "moved")
     rows = (tmp_path / "moved" / "train.jsonl").read_text().splitlines()
     with pytest.raises(UserError, match="train data is not what the run began with"):
         moved.write_text("\n".join(rows[1:] + rows[:1]) + "\n")
-        train.train(replace(unfinished, data=str(moved), valid_data=str(tmp_path / "moved" / "valid.jsonl")), "test")
+        train_run.train(
+            replace(unfinished, data=str(moved), valid_data=str(tmp_path / "moved" / "valid.jsonl")), "test"
+        )
     free = dict(
         data=str(tmp_path / "moved"),
         steps_per_report=1,
@@ -213,36 +226,38 @@ def test_what_changes_the_course_is_refused_and_the_rest_is_not(unfinished, tmp_
         val_batches=1,
         grad_checkpoint=True,
     )
-    path = train.train(replace(unfinished, **free), "test")
-    assert rundir.is_complete(path)
+    path = train_run.train(replace(unfinished, **free), "test")
+    assert run_directory.is_complete(path)
     assert "resume" not in (path / "config.yaml").read_text()
 
 
 def test_a_run_is_not_begun_anew_by_chance(unfinished):
     with pytest.raises(UserError, match=r"unfinished run.*--resume"):
-        train.train(replace(unfinished, resume=False), "test")
+        train_run.train(replace(unfinished, resume=False), "test")
     with pytest.raises(UserError, match="keep one of them"):
-        train.train(replace(unfinished, overwrite=True), "test")
-    path = train.train(unfinished, "test")
+        train_run.train(replace(unfinished, overwrite=True), "test")
+    path = train_run.train(unfinished, "test")
     with pytest.raises(UserError, match="nothing to resume"):
-        train.train(unfinished, "test")
-    train.train(replace(unfinished, resume=False, overwrite=True, iters=1), "test")
+        train_run.train(unfinished, "test")
+    train_run.train(replace(unfinished, resume=False, overwrite=True, iters=1), "test")
     assert [p.name for p in (path / "checkpoints").iterdir()] == ["0000001"]
 
 
 def test_a_damaged_checkpoint_is_named_and_left_out(unfinished, model_directory, small_data, tmp_path, capsys):
-    whole = train.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole"), "test")
+    whole = train_run.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole"), "test")
     weights = tmp_path / "run" / "checkpoints" / "0000004" / "adapters.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     (tmp_path / "run" / ".partial-left-behind").write_text("by a killed process")
-    same(train.train(unfinished, "test"), whole)
+    same(train_run.train(unfinished, "test"), whole)
     assert "0000004/adapters.safetensors: is damaged" in capsys.readouterr().err
     assert not list((tmp_path / "run").rglob(".partial-*"))
 
 
 def test_resume_without_a_checkpoint_begins_at_step_0(model_directory, small_data, tmp_path, capsys):
-    path = train.train(settings_of("sft", model_directory, small_data, tmp_path / "run", iters=1, resume=True), "test")
-    assert rundir.is_complete(path) and "holds no checkpoint" in capsys.readouterr().err
+    path = train_run.train(
+        settings_of("sft", model_directory, small_data, tmp_path / "run", iters=1, resume=True), "test"
+    )
+    assert run_directory.is_complete(path) and "holds no checkpoint" in capsys.readouterr().err
 
 
 # --- Ctrl-C and SIGTERM
@@ -250,15 +265,19 @@ def test_resume_without_a_checkpoint_begins_at_step_0(model_directory, small_dat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("where", ["_micro_batch", "right_pairs"])
-def test_a_signal_ends_the_step_saves_and_says_how_to_resume(number, where, model_directory, small_data, tmp_path, monkeypatch):
-    whole = train.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole"), "test")
+def test_a_signal_ends_the_step_saves_and_says_how_to_resume(
+    number, where, model_directory, small_data, tmp_path, monkeypatch
+):
+    whole = train_run.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole"), "test")
     settings = settings_of("dmpo", model_directory, small_data, tmp_path / "run")
-    owner = train.Trainer if where == "_micro_batch" else train
+    owner = trainer.Trainer if where == "_micro_batch" else trainer
     original, calls = getattr(owner, where), []
 
     def signalled(*arguments):
         calls.append(arguments)
-        if (len(calls) == 6 and where == "_micro_batch") or (where == "right_pairs" and len(calls) == 6):  # the third step; in a validation
+        if (len(calls) == 6 and where == "_micro_batch") or (
+            where == "right_pairs" and len(calls) == 6
+        ):  # the third step; in a validation
             os.kill(os.getpid(), number)
             time.sleep(0.2)  # the thread that watches takes note
         return original(*arguments)
@@ -266,16 +285,17 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_resume(number, where, mode
     with (
         monkeypatch.context() as patch,
         pytest.raises(
-            Interrupted, match=r"stopped at step \d of 5, saved at \d: go on with mlx-dmpo dmpo -c .*config.yaml --resume"
+            Interrupted,
+            match=r"stopped at step \d of 5, saved at \d: go on with mlx-dmpo dmpo -c .*config.yaml --resume",
         ) as stop,
     ):
         patch.setattr(owner, where, signalled)
-        train.train(settings, "test")
+        train_run.train(settings, "test")
     assert stop.value.signal == number
-    assert not rundir.is_complete(tmp_path / "run")
+    assert not run_directory.is_complete(tmp_path / "run")
     step = int(str(stop.value).split()[3])
     assert checkpoint.newest(tmp_path / "run").state.step == step
-    same(train.train(replace(settings, resume=True), "test"), whole)
+    same(train_run.train(replace(settings, resume=True), "test"), whole)
 
 
 def test_handlers_are_put_back():
@@ -284,7 +304,9 @@ def test_handlers_are_put_back():
         assert signal.getsignal(signal.SIGINT) != before[0][0]
     assert ([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], signal.set_wakeup_fd(-1)) == before
     found = []
-    thread = threading.Thread(target=lambda: found.append(Stop().__enter__().asked))  # a notebook's thread cannot take signals
+    thread = threading.Thread(
+        target=lambda: found.append(Stop().__enter__().asked)
+    )  # a notebook's thread cannot take signals
     thread.start()
     thread.join()
     assert found == [0]
@@ -295,16 +317,16 @@ def test_handlers_are_put_back():
 
 def test_two_runs_into_one_directory(unfinished, tmp_path):
     with (
-        rundir.RunDirectory(tmp_path / "run", "test", unfinished, resume=True),
+        run_directory.RunDirectory(tmp_path / "run", "test", unfinished, resume=True),
         pytest.raises(UserError, match=f"process {os.getpid()} is writing it"),
     ):
-        train.train(unfinished, "test")
-    train.train(unfinished, "test")
+        train_run.train(unfinished, "test")
+    train_run.train(unfinished, "test")
 
 
 def test_a_lock_goes_with_its_process(tmp_path):
-    hold = "import os, sys; from mlx_dmpo import rundir; r = rundir.RunDirectory(sys.argv[1], 'test', {}); os.kill(os.getpid(), 9)"
+    hold = "import os, sys; from mlx_dmpo.machine import run_directory; r = run_directory.RunDirectory(sys.argv[1], 'test', {}); os.kill(os.getpid(), 9)"
     child = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)])
     assert child.wait() == -signal.SIGKILL
     assert (tmp_path / ".lock").read_text() == str(child.pid)
-    rundir.RunDirectory(tmp_path, "test", {}).close()
+    run_directory.RunDirectory(tmp_path, "test", {}).close()

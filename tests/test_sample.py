@@ -10,19 +10,28 @@ import pytest
 from test_bad_input import run
 from test_other_formats import write
 
-from mlx_dmpo import model as models
-from mlx_dmpo import sample
 from mlx_dmpo.config import EvaluateSettings, SampleSettings
 from mlx_dmpo.errors import UserError
-from mlx_dmpo.evaluate import evaluate
+from mlx_dmpo.judge.evaluate import evaluate
+from mlx_dmpo.model import generate, loading
+from mlx_dmpo.tools import sample
 
-TEXT = [{"prompt": "Name a river.", "chosen": "Amber.", "rejected": "No."}, {"prompt": "A garden?", "chosen": "Winter.", "rejected": "No."}]
+TEXT = [
+    {"prompt": "Name a river.", "chosen": "Amber.", "rejected": "No."},
+    {"prompt": "A garden?", "chosen": "Winter.", "rejected": "No."},
+]
 
 
 @pytest.fixture
 def settings(model_directory, data_directory, tmp_path):
     return SampleSettings(
-        model=str(model_directory), data=str(data_directory), out=str(tmp_path / "s.jsonl"), n=3, max_tokens=12, limit=4, batch_size=3
+        model=str(model_directory),
+        data=str(data_directory),
+        out=str(tmp_path / "s.jsonl"),
+        n=3,
+        max_tokens=12,
+        limit=4,
+        batch_size=3,
     )
 
 
@@ -40,12 +49,14 @@ def plain_logp(base, prompt, tokens):
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 def test_log_probs_are_those_of_the_whole_sequence(settings, temperature):
     """One prompt cache for n answers, several prompts of different length at once = each sequence alone."""
-    base = models.load(settings)
+    base = loading.load(settings)
     base.model.eval()
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 255, length).tolist() for length in (2, 9, 31)]
     end = base.tokenizer.eos_token_ids
-    drawn = models.sample_answers(base, prompts, 4, temperature=temperature, top_p=0.9, top_k=30, max_tokens=20, seed=1)
+    drawn = generate.sample_answers(
+        base, prompts, 4, temperature=temperature, top_p=0.9, top_k=30, max_tokens=20, seed=1
+    )
     assert [len(answers) for answers in drawn] == [4, 4, 4]
     for prompt, answers in zip(prompts, drawn, strict=True):
         for a in answers:
@@ -61,19 +72,25 @@ def test_log_probs_are_those_of_the_whole_sequence(settings, temperature):
 
 
 def test_top_k_of_one_is_greedy(settings):
-    base = models.load(settings)
+    base = loading.load(settings)
     how = dict(top_p=1.0, max_tokens=8)
-    one = models.sample_answers(base, [[5, 6, 7]], 2, temperature=2.0, top_k=1, seed=3, **how)
-    assert {a.tokens for a in one[0]} == {models.sample_answers(base, [[5, 6, 7]], 1, temperature=0.0, top_k=0, seed=0, **how)[0][0].tokens}
+    one = generate.sample_answers(base, [[5, 6, 7]], 2, temperature=2.0, top_k=1, seed=3, **how)
+    assert {a.tokens for a in one[0]} == {
+        generate.sample_answers(base, [[5, 6, 7]], 1, temperature=0.0, top_k=0, seed=0, **how)[0][0].tokens
+    }
 
 
 def test_an_answer_that_ends_is_finished(settings, monkeypatch):
-    base = models.load(settings)
-    greedy = models.sample_answers(base, [[5, 6, 7]], 1, temperature=0.0, top_p=1.0, top_k=0, max_tokens=6, seed=0)[0][0]
+    base = loading.load(settings)
+    greedy = generate.sample_answers(base, [[5, 6, 7]], 1, temperature=0.0, top_p=1.0, top_k=0, max_tokens=6, seed=0)[
+        0
+    ][0]
     stop = greedy.tokens[3]
     first = greedy.tokens.index(stop)
     monkeypatch.setattr(base.tokenizer, "_eos_token_ids", {stop})
-    ended = models.sample_answers(base, [[5, 6, 7]], 1, temperature=0.0, top_p=1.0, top_k=0, max_tokens=6, seed=0)[0][0]
+    ended = generate.sample_answers(base, [[5, 6, 7]], 1, temperature=0.0, top_p=1.0, top_k=0, max_tokens=6, seed=0)[0][
+        0
+    ]
     assert ended.finished and ended.tokens == greedy.tokens[:first]
     assert ended.logp == pytest.approx(plain_logp(base, [5, 6, 7], greedy.tokens[: first + 1]), abs=1e-3)
 
@@ -86,7 +103,9 @@ def test_a_model_that_cannot_be_batched_is_one_line(settings, monkeypatch):
 
     monkeypatch.setattr(cache, "make_prompt_cache", lambda model, size=None: [Alone() for _ in model.layers])
     with pytest.raises(UserError, match="does not yet support batching"):
-        models.sample_answers(models.load(settings), [[5, 6]], 2, temperature=1.0, top_p=1.0, top_k=0, max_tokens=2, seed=0)
+        generate.sample_answers(
+            loading.load(settings), [[5, 6]], 2, temperature=1.0, top_p=1.0, top_k=0, max_tokens=2, seed=0
+        )
 
 
 def test_repeatable_by_seed_and_shaped_as_promised(settings, tmp_path):
@@ -98,7 +117,10 @@ def test_repeatable_by_seed_and_shaped_as_promised(settings, tmp_path):
         (e["user"], e["positive"], n) for e in examples for n in e["negatives"]
     ]
     for r in found:
-        assert set(r) == {"user", "domain", "positive", "negative", "positive_first", "prompt", "answers"} and len(r["answers"]) == 3
+        assert (
+            set(r) == {"user", "domain", "positive", "negative", "positive_first", "prompt", "answers"}
+            and len(r["answers"]) == 3
+        )
         shown = [r["positive"], r["negative"]] if r["positive_first"] else [r["negative"], r["positive"]]
         assert r["prompt"][0]["content"].endswith(f"the two movies  <Title:{shown[0]}>  and  <Title:{shown[1]}> .")
         assert all(set(a) == {"text", "logp", "finished", "ordering", "right"} and a["logp"] < 0 for a in r["answers"])
@@ -117,22 +139,26 @@ def test_ordering():
 
 def test_answers_that_rank_are_parsed(settings, monkeypatch):
     """A policy that answers as it was trained to: stands in for one by its tokens."""
-    real = models.sample_answers
+    real = generate.sample_answers
 
     def trained(base, prompts, n, **how):
         drawn = real(base, prompts, n, **how)
         for prompt, answers in zip(prompts, drawn, strict=True):
             text = base.tokenizer.decode(prompt)
-            pair = text[text.rindex("the two movies ") + len("the two movies ") : text.rindex(".<|im_end|>")].replace(" and ", ", ")
-            answers[0] = models.Answer(tuple(base.tokenizer.encode(pair, add_special_tokens=False)), -1.0, True)
+            pair = text[text.rindex("the two movies ") + len("the two movies ") : text.rindex(".<|im_end|>")].replace(
+                " and ", ", "
+            )
+            answers[0] = generate.Answer(tuple(base.tokenizer.encode(pair, add_special_tokens=False)), -1.0, True)
         return drawn
 
-    monkeypatch.setattr(models, "sample_answers", trained)
+    monkeypatch.setattr(generate, "sample_answers", trained)
     path, told = sample.sample(settings)
     found = lines(path)
     for r in found:
         first = r["answers"][0]
-        assert first["ordering"] == ([r["positive"], r["negative"]] if r["positive_first"] else [r["negative"], r["positive"]])
+        assert first["ordering"] == (
+            [r["positive"], r["negative"]] if r["positive_first"] else [r["negative"], r["positive"]]
+        )
         assert first["right"] == r["positive_first"]
     share = sum(r["positive_first"] for r in found) / len(found)
     assert f"{len(found)} are orderings of the two titles, {share:.3f} of these rank the positive first" in told
@@ -153,7 +179,10 @@ def test_free_text_is_answered_too(settings, tmp_path):
     path, _ = sample.sample(replace(settings, data=str(write(tmp_path / "d.jsonl", TEXT))))
     found = lines(path)
     assert [r["prompt"] for r in found] == [[{"role": "user", "content": t["prompt"]}] for t in TEXT]
-    assert all(set(r) == {"user", "domain", "prompt", "answers"} and set(r["answers"][0]) == {"text", "logp", "finished"} for r in found)
+    assert all(
+        set(r) == {"user", "domain", "prompt", "answers"} and set(r["answers"][0]) == {"text", "logp", "finished"}
+        for r in found
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import tiny
 
-from mlx_dmpo import scoring
-from mlx_dmpo.batches import by_length, pad_groups, planned
-from mlx_dmpo.scoring import choose_road, group_logps, sequence_logps
+from mlx_dmpo.core import head
+from mlx_dmpo.core import scorer as core_scorer
+from mlx_dmpo.core.scorer import plain_logps, shared_logps
+from mlx_dmpo.core.selfcheck import choose_scorer
+from mlx_dmpo.core.tree import by_length, pad_groups, planned
 
 
 def gradients(model, batch, score, seed=0, **options):
@@ -32,7 +34,11 @@ def by_hand(model, group):
     for tail, n in zip(group.tails, group.answer_lengths, strict=True):
         tokens = np.concatenate([group.prefix, tail])
         logits = np.array(model(mx.array(tokens)[None])[0], np.float64)
-        logps = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+        logps = (
+            logits
+            - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+            - logits.max(-1, keepdims=True)
+        )
         out.append(sum(logps[t - 1, tokens[t]] for t in range(len(tokens) - n, len(tokens))))
     return out
 
@@ -43,8 +49,8 @@ def by_hand(model, group):
 def test_shared_equals_plain_in_values_and_gradients(groups, bits, checkpoint):
     model = tiny.model(bits=bits)
     batch = pad_groups(groups(np.random.default_rng(1)))
-    plain, plain_gradient = gradients(model, batch, sequence_logps)
-    shared, shared_gradient = gradients(model, batch, group_logps, checkpoint=checkpoint)
+    plain, plain_gradient = gradients(model, batch, plain_logps)
+    shared, shared_gradient = gradients(model, batch, shared_logps, checkpoint=checkpoint)
     assert np.abs(shared - plain).max() <= 5e-4
     assert tiny.relative_error(shared_gradient, plain_gradient) <= 1e-4
     assert all(np.abs(v).max() > 0 for v in tiny.leaves(plain_gradient).values())  # every adapter leaf takes part
@@ -53,7 +59,7 @@ def test_shared_equals_plain_in_values_and_gradients(groups, bits, checkpoint):
 def test_plain_road_is_the_sum_of_the_answers_token_log_probs():
     model = tiny.model().eval()
     groups = tiny.ragged_groups(np.random.default_rng(2))
-    plain = np.array(sequence_logps(model, pad_groups(groups)))
+    plain = np.array(plain_logps(model, pad_groups(groups)))
     for row, group in zip(plain, groups, strict=True):
         np.testing.assert_allclose(row[: len(group.tails)], by_hand(model, group), atol=1e-4)
         assert not row[len(group.tails) :].any()
@@ -63,8 +69,8 @@ def test_plain_road_is_the_sum_of_the_answers_token_log_probs():
 def test_plain_road_checkpointed_has_the_same_gradient(checkpoint):
     model = tiny.model()
     batch = pad_groups(tiny.ragged_groups(np.random.default_rng(3)))
-    _, expected = gradients(model, batch, group_logps)
-    _, found = gradients(model, batch, sequence_logps, checkpoint=checkpoint)
+    _, expected = gradients(model, batch, shared_logps)
+    _, found = gradients(model, batch, plain_logps, checkpoint=checkpoint)
     assert tiny.relative_error(found, expected) <= 1e-4
 
 
@@ -73,11 +79,11 @@ def test_plain_road_checkpointed_has_the_same_gradient(checkpoint):
 def test_other_families_and_untied_heads(kind, tied):
     model = tiny.model(kind, tied=tied)
     batch = pad_groups(tiny.ragged_groups(np.random.default_rng(4)))
-    plain, plain_gradient = gradients(model, batch, sequence_logps)
-    shared, shared_gradient = gradients(model, batch, group_logps, checkpoint=True)
+    plain, plain_gradient = gradients(model, batch, plain_logps)
+    shared, shared_gradient = gradients(model, batch, shared_logps, checkpoint=True)
     assert np.abs(shared - plain).max() <= 5e-4
     assert tiny.relative_error(shared_gradient, plain_gradient) <= 1e-4
-    assert choose_road(model, tiny.COMMON["vocab_size"]).shared
+    assert choose_scorer(model, tiny.COMMON["vocab_size"]).shared
 
 
 @pytest.mark.parametrize("bits", [0, 4])
@@ -85,26 +91,26 @@ def test_other_families_and_untied_heads(kind, tied):
 @pytest.mark.parametrize("trained", [True, False])
 def test_chunks_of_the_head_add_up(monkeypatch, bits, tied, trained):
     """Chunks of 7 rows, with the head frozen (its slope taken with its value) or adapted (recomputed)."""
-    monkeypatch.setattr(scoring, "LOGITS_BYTES", 7 * 4 * tiny.COMMON["vocab_size"])
+    monkeypatch.setattr(head, "LOGITS_BYTES", 7 * 4 * tiny.COMMON["vocab_size"])
     model = tiny.model(bits=bits, tied=tied, lora_layers=0 if trained else 2)
     if trained:
         keys = ["self_attn.v_proj", "embed_tokens" if tied else "lm_head"]
         tiny.adapt(model, {"keys": ["model." + k if k == "embed_tokens" else k for k in keys]})
         assert any("embed_tokens" in k or "lm_head" in k for k in tiny.leaves(model.trainable_parameters()))
     batch = pad_groups(tiny.ragged_groups(np.random.default_rng(11)))
-    plain, plain_gradient = gradients(model, batch, sequence_logps)
-    shared, shared_gradient = gradients(model, batch, group_logps)
+    plain, plain_gradient = gradients(model, batch, plain_logps)
+    shared, shared_gradient = gradients(model, batch, shared_logps)
     assert np.abs(shared - plain).max() <= 5e-4
     assert tiny.relative_error(shared_gradient, plain_gradient) <= 1e-4
-    np.testing.assert_allclose(np.array(group_logps(model.eval(), batch)), plain, atol=5e-4)
+    np.testing.assert_allclose(np.array(shared_logps(model.eval(), batch)), plain, atol=5e-4)
 
 
 @pytest.mark.parametrize("bits", [0, 4])
 def test_dora(bits):
     model = tiny.model(dora=True, bits=bits)
     batch = pad_groups(tiny.ragged_groups(np.random.default_rng(5)))
-    plain, plain_gradient = gradients(model, batch, sequence_logps)
-    shared, shared_gradient = gradients(model, batch, group_logps, checkpoint=True)
+    plain, plain_gradient = gradients(model, batch, plain_logps)
+    shared, shared_gradient = gradients(model, batch, shared_logps, checkpoint=True)
     assert np.abs(shared - plain).max() <= 5e-4
     assert tiny.relative_error(shared_gradient, plain_gradient) <= 1e-4
 
@@ -112,33 +118,33 @@ def test_dora(bits):
 def test_dropout_is_drawn_alike_when_a_layer_is_recomputed():
     model = tiny.model(dropout=0.5)
     batch = pad_groups(tiny.equal_groups(np.random.default_rng(6)))
-    values, expected = gradients(model, batch, group_logps, dropout_seed=7)
-    again, found = gradients(model, batch, group_logps, dropout_seed=7, checkpoint=True)
+    values, expected = gradients(model, batch, shared_logps, dropout_seed=7)
+    again, found = gradients(model, batch, shared_logps, dropout_seed=7, checkpoint=True)
     np.testing.assert_allclose(again, values, atol=1e-4)
     assert tiny.relative_error(found, expected) <= 1e-4
-    other, _ = gradients(model, batch, group_logps, dropout_seed=8)
+    other, _ = gradients(model, batch, shared_logps, dropout_seed=8)
     assert np.abs(other - values).max() > 1e-2  # dropout is on at all
 
 
 def test_a_groups_score_does_not_depend_on_its_batch():
     model = tiny.model()
     groups = tiny.ragged_groups(np.random.default_rng(8))
-    together = np.array(group_logps(model, pad_groups(groups)))
+    together = np.array(shared_logps(model, pad_groups(groups)))
     for row, group in zip(together, groups, strict=True):
-        alone = np.array(group_logps(model, pad_groups([group])))[0]
+        alone = np.array(shared_logps(model, pad_groups([group])))[0]
         np.testing.assert_allclose(row[: len(alone)], alone, atol=5e-4)
 
 
 def test_planned_sizes_and_padding_do_not_matter():
     model = tiny.model()
     groups = tiny.ragged_groups(np.random.default_rng(9))
-    expected, expected_gradient = gradients(model, pad_groups(groups), group_logps)
+    expected, expected_gradient = gradients(model, pad_groups(groups), shared_logps)
     batch = pad_groups(groups, lambda size, coarse: -(-size // 20) * 20)
     assert {len(batch.tokens) % 20, batch.prefix_index.shape[1] % 20, batch.answer_mask.shape[2] % 20} == {0}
     assert 0 < batch.padding_share < 0.2
     batch.tokens[batch.starts[-1] :] = 99
     batch.answer_targets[batch.answer_mask == 0] = 99
-    found, gradient = gradients(model, batch, group_logps, checkpoint=True)
+    found, gradient = gradients(model, batch, shared_logps, checkpoint=True)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert tiny.relative_error(gradient, expected_gradient) <= 1e-4
 
@@ -146,8 +152,8 @@ def test_planned_sizes_and_padding_do_not_matter():
 def test_an_unknown_family_falls_back_and_says_so():
     model = tiny.model()
     model.model_type = "phi9"
-    road = choose_road(model, tiny.COMMON["vocab_size"])
-    assert road.logps is sequence_logps and "phi9" in road.reason
+    scorer = choose_scorer(model, tiny.COMMON["vocab_size"])
+    assert scorer.logps is plain_logps and "phi9" in scorer.reason
 
 
 def test_a_model_that_computes_otherwise_falls_back(monkeypatch):
@@ -156,18 +162,18 @@ def test_a_model_that_computes_otherwise_falls_back(monkeypatch):
     attention = type(model.model.layers[0].self_attn)
     original = attention.__call__
     monkeypatch.setattr(attention, "__call__", lambda self, *a, **k: 1.1 * original(self, *a, **k))
-    road = choose_road(model, tiny.COMMON["vocab_size"])
-    assert road.logps is sequence_logps and "differs" in road.reason
-    assert choose_road(model, tiny.COMMON["vocab_size"], "plain").logps is sequence_logps
+    scorer = choose_scorer(model, tiny.COMMON["vocab_size"])
+    assert scorer.logps is plain_logps and "differs" in scorer.reason
+    assert choose_scorer(model, tiny.COMMON["vocab_size"], "plain").logps is plain_logps
 
 
 def test_half_precision_stays_on_the_shared_road():
     model = tiny.model()
     model.set_dtype(mx.bfloat16)
-    road = choose_road(model, tiny.COMMON["vocab_size"])
-    assert road.shared, road.reason
+    scorer = choose_scorer(model, tiny.COMMON["vocab_size"])
+    assert scorer.shared, scorer.reason
     batch = pad_groups(tiny.equal_groups(np.random.default_rng(10)))
-    assert scoring.group_logps(model, batch).dtype == mx.float32
+    assert core_scorer.shared_logps(model, batch).dtype == mx.float32
 
 
 @pytest.mark.parametrize("bits", [0, 4])
@@ -177,25 +183,25 @@ def test_half_precision_stays_on_the_shared_road():
 def test_frozen_outputs_change_nothing(groups, bits, checkpoint, budget):
     """No room, room for some groups, room for all; met again in another batch, order and padding."""
     model = tiny.model(bits=bits)
-    assert scoring.frozen_layers(model) == 1
+    assert core_scorer.frozen_layers(model) == 1
     groups = groups(np.random.default_rng(12))
-    plain, plain_gradient = gradients(model, pad_groups(groups), sequence_logps)
-    frozen = scoring.FrozenOutputs(model, budget)
+    plain, plain_gradient = gradients(model, pad_groups(groups), plain_logps)
+    frozen = core_scorer.FrozenOutputs(model, budget)
     for again in range(2):
         batch = pad_groups(groups, planned if again else lambda size, coarse: size)
-        found, gradient = gradients(model, batch, group_logps, checkpoint=checkpoint, frozen=frozen(batch))
+        found, gradient = gradients(model, batch, shared_logps, checkpoint=checkpoint, frozen=frozen(batch))
         assert np.abs(found - plain).max() <= 5e-4
         assert tiny.relative_error(gradient, plain_gradient) <= 1e-4
     assert frozen.bytes <= budget and (budget == 0) == (not frozen.kept)
     assert budget < 1e9 or len(frozen.kept) == len(groups)
     reverse = pad_groups(groups[::-1])
-    assert np.abs(np.array(group_logps(model, reverse, frozen=frozen(reverse)))[::-1] - plain).max() <= 5e-4
+    assert np.abs(np.array(shared_logps(model, reverse, frozen=frozen(reverse)))[::-1] - plain).max() <= 5e-4
 
 
 def test_every_layer_is_run_where_the_embedding_trains():
     model = tiny.model(lora_layers=0)
     tiny.adapt(model, {"keys": ["model.embed_tokens", "self_attn.v_proj"]}, layers=1)
-    assert scoring.frozen_layers(model) == 0
+    assert core_scorer.frozen_layers(model) == 0
 
 
 def test_planned_sizes_are_few_and_pad_little():

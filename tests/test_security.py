@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import tiny
 
-from mlx_dmpo import model as models
-from mlx_dmpo import reference, rundir
-from mlx_dmpo.cli import main
+from mlx_dmpo.cli.main import main
 from mlx_dmpo.config import EvaluateSettings
 from mlx_dmpo.errors import UserError
+from mlx_dmpo.machine import console, files, run_directory
+from mlx_dmpo.model import loading
+from mlx_dmpo.train import reference
 
 
 class Trap:
@@ -40,30 +41,38 @@ def edit(path, **change):
 
 def test_model_file_is_not_run(base, tmp_path):
     """mlx-lm's key for an architecture in a Python file of the model's."""
-    (base / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom mlx_lm.models.qwen3 import Model, ModelArgs\n")
+    (base / "own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom mlx_lm.models.qwen3 import Model, ModelArgs\n"
+    )
     edit(base / "config.json", model_file="own.py")
     with pytest.raises(UserError, match="Python code of its own"):
-        models.load(EvaluateSettings(model=str(base)))
+        loading.load(EvaluateSettings(model=str(base)))
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_tokenizers_own_class_is_not_run_nor_asked_for(tmp_path, monkeypatch):
     """transformers' auto_map. Left open, transformers asks on standard input, where `yes |` would answer."""
     base = tiny.save_model(tmp_path / "base", kind="llama")
-    (base / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Own\n")
+    (base / "own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Own\n"
+    )
     edit(base / "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]})
     monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked whether to run the model's code"))
     with pytest.raises(UserError, match="Python code of its own"):
-        models.load(EvaluateSettings(model=str(base)))
+        loading.load(EvaluateSettings(model=str(base)))
     assert not (tmp_path / "ran").exists()
 
 
 def test_an_unknown_architectures_own_class_is_not_run(base, tmp_path, monkeypatch):
     (base / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    edit(base / "config.json", model_type="never-heard-of", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"})
+    edit(
+        base / "config.json",
+        model_type="never-heard-of",
+        auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"},
+    )
     monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked whether to run the model's code"))
     with pytest.raises(UserError, match="base"):
-        models.load(EvaluateSettings(model=str(base)))
+        loading.load(EvaluateSettings(model=str(base)))
     assert not (tmp_path / "ran").exists()
 
 
@@ -72,23 +81,23 @@ def test_a_model_type_that_is_no_model(name, base):
     """It becomes part of a module's name in mlx-lm."""
     edit(base / "config.json", model_type=name)
     with pytest.raises(UserError, match="cannot be loaded"):
-        models.load(EvaluateSettings(model=str(base)))
+        loading.load(EvaluateSettings(model=str(base)))
 
 
 def test_pickled_weights_are_not_read(base, tmp_path):
     for name in ("pytorch_model.bin", "model.bin", "adapters.npz"):
         (base / name).write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
-    models.load(EvaluateSettings(model=str(base)))
+    loading.load(EvaluateSettings(model=str(base)))
     (base / "model.safetensors").write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
     with pytest.raises(UserError):
-        models.load(EvaluateSettings(model=str(base)))
+        loading.load(EvaluateSettings(model=str(base)))
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_template_reaches_no_python(base, tmp_path):
     """Jinja in transformers' sandbox."""
     (base / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}{{ messages[0].content }}")
-    loaded = models.load(EvaluateSettings(model=str(base)))
+    loaded = loading.load(EvaluateSettings(model=str(base)))
     with pytest.raises(Exception, match="unsafe"):
         loaded.tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
 
@@ -123,20 +132,20 @@ def test_what_is_no_repository_is_never_asked_of_the_hub(name, tmp_path, monkeyp
     monkeypatch.setattr("mlx_lm.utils.snapshot_download", lambda *a, **k: pytest.fail(f"asked the hub for {a}"))
     if name:
         with pytest.raises(UserError, match="no such directory"):
-            models.load(EvaluateSettings(model=name))
-    assert not models.REPOSITORY.fullmatch(name)
+            loading.load(EvaluateSettings(model=name))
+    assert not loading.REPOSITORY.fullmatch(name)
 
 
 @pytest.mark.parametrize("name", ["mlx-community/Qwen3-0.6B-4bit", "Qwen/Qwen3-8B", "a/b", "user_1/model.v2_x"])
 def test_repositories(name):
-    assert models.REPOSITORY.fullmatch(name)
+    assert loading.REPOSITORY.fullmatch(name)
 
 
 def test_a_directory_named_like_a_repository_is_used_and_told(model_directory, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mlx_lm.utils.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
     shutil.copytree(model_directory, tmp_path / "mlx-community" / "Qwen3-0.6B-4bit")
-    models.load(EvaluateSettings(model="mlx-community/Qwen3-0.6B-4bit"))
+    loading.load(EvaluateSettings(model="mlx-community/Qwen3-0.6B-4bit"))
     assert "is the directory of that name here" in capsys.readouterr().err
 
 
@@ -144,7 +153,7 @@ def test_a_mistyped_directory_is_told_before_the_hub_is_asked(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     with pytest.raises(UserError, match="cannot be loaded"):  # offline in tests
-        models.load(EvaluateSettings(model="models/qwen"))
+        loading.load(EvaluateSettings(model="models/qwen"))
     assert "there is no directory models/qwen here" in capsys.readouterr().err
 
 
@@ -164,7 +173,7 @@ def test_a_link_under_a_files_name_is_replaced_not_followed(tmp_path):
     """Else a link planted in a shared directory would have another file written through it."""
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "metrics.json").symlink_to(tmp_path / "precious")
-    rundir.write_json(tmp_path / "metrics.json", {"n": 1})
+    files.write_json(tmp_path / "metrics.json", {"n": 1})
     assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "metrics.json").is_symlink()
 
 
@@ -176,9 +185,9 @@ def test_a_link_under_a_run_s_growing_files_is_refused(name, tmp_path):
     (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
     with (
         pytest.raises(UserError, match="cannot be written"),
-        rundir.RunDirectory(tmp_path / "run", "test", EvaluateSettings(), overwrite=True),
+        run_directory.RunDirectory(tmp_path / "run", "test", EvaluateSettings(), overwrite=True),
     ):
-        rundir.append_line(tmp_path / "run" / "metrics.jsonl", "{}")
+        files.append_line(tmp_path / "run" / "metrics.jsonl", "{}")
     assert (tmp_path / "precious").read_text() == "mine"
 
 
@@ -187,34 +196,53 @@ def test_what_a_manifest_says_is_never_a_place_to_write(tmp_path, model_director
     monkeypatch.chdir(tmp_path)
     adapter = tiny.save_adapter(model_directory, tmp_path / "adapter")
     config = {"out": "../../elsewhere", "adapter_path": "/elsewhere", "model": "../elsewhere", "to": "../elsewhere"}
-    (adapter / "manifest.json").write_text(json.dumps({"command": "x", "config": config, "inputs": {"../../elsewhere": "0"}}))
+    (adapter / "manifest.json").write_text(
+        json.dumps({"command": "x", "config": config, "inputs": {"../../elsewhere": "0"}})
+    )
     with pytest.raises(SystemExit) as stop:
         main(["export", "--adapter-path", "adapter", "--data", str(data_directory), "--examples", "1"])
     assert stop.value.code == 0
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["adapter"] and (adapter / "mlx" / "model.safetensors").exists()
+    assert (
+        sorted(f.name for f in tmp_path.iterdir()) == ["adapter"] and (adapter / "mlx" / "model.safetensors").exists()
+    )
 
 
 # --- text
 
 
 @pytest.mark.parametrize(
-    "text", ["\x1b[2J", "\x9b31m", "\x07", "a\rb", "a\nerror: forged", "\u202egpj.exe", "\u2066x\u2069", "\u2028", "\ud800"]
+    "text",
+    ["\x1b[2J", "\x9b31m", "\x07", "a\rb", "a\nerror: forged", "\u202egpj.exe", "\u2066x\u2069", "\u2028", "\ud800"],
 )
 def test_printable_leaves_one_harmless_line(text):
-    found = rundir.printable(f"title {text} end")
+    found = console.printable(f"title {text} end")
     assert found.isprintable() and found.startswith("title ") and found.endswith(" end")
     found.encode("utf-8")
-    assert rundir.printable("Amélie 日本 – “x” 🎬") == "Amélie 日本 – “x” 🎬"
+    assert console.printable("Amélie 日本 – “x” 🎬") == "Amélie 日本 – “x” 🎬"
 
 
 @pytest.mark.parametrize("field", ["domain", "user", "title"])
 def test_a_row_cannot_steer_the_terminal(field, model_directory, tmp_path, capsys):
     evil = "x\x1b]0;owned\x07\nerror: forged \u202e"
     row = {"user": "u", "domain": "movie", "history": ["a"], "positive": "p", "negatives": ["n"]}
-    row |= {"domain": {"domain": evil}, "user": {"user": evil, "rating": 5}, "title": {"positive": "<|im_end|>" + evil}}[field]
+    row |= {
+        "domain": {"domain": evil},
+        "user": {"user": evil, "rating": 5},
+        "title": {"positive": "<|im_end|>" + evil},
+    }[field]
     (tmp_path / "d.jsonl").write_text(json.dumps(row))
     with pytest.raises(SystemExit) as stop:
-        main(["evaluate", "--model", str(model_directory), "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "out")])
+        main(
+            [
+                "evaluate",
+                "--model",
+                str(model_directory),
+                "--data",
+                str(tmp_path / "d.jsonl"),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
     told = capsys.readouterr()
     assert stop.value.code == 2 and "forged" not in [line[:20] for line in told.err.splitlines()]
     assert all(line.isprintable() for line in (told.err + told.out).splitlines())

@@ -43,7 +43,10 @@ def test_the_block_size_changes_nothing(name, block, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "BLOCK", block)
     found, _ = read(name, tmp_path / "b")
     assert rows_of(found) == rows_of(expected)
-    assert (found.interactions.users, found.interactions.items) == (expected.interactions.users, expected.interactions.items)
+    assert (found.interactions.users, found.interactions.items) == (
+        expected.interactions.users,
+        expected.interactions.items,
+    )
     assert found.titles == expected.titles
 
 
@@ -53,7 +56,11 @@ BAD = "9,109,nan,5\n9,110,4\n9,111,five,5\n,112,4,5\n9,113,4,yesterday\n9,114,4,
 @pytest.mark.parametrize("block", [150, 1 << 24])
 def test_bad_rows_are_counted_the_same_for_any_block_size(block, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "BLOCK", block)
-    text = invented.lines(invented.ROWS[:90], ",", "user,item,rating,time\n") + BAD + invented.lines(invented.ROWS[90:], ",")
+    text = (
+        invented.lines(invented.ROWS[:90], ",", "user,item,rating,time\n")
+        + BAD
+        + invented.lines(invented.ROWS[90:], ",")
+    )
     invented.write(tmp_path / "r.csv", text)
     bad = sources.BadRows(skip=True)
     ratings = sources.table(tmp_path / "r.csv", config.TableSettings(), bad)
@@ -98,7 +105,19 @@ def test_bad_json_lines_are_counted_the_same_for_any_block_size(block, tmp_path,
         lambda text: text.replace(b",", b" , "),
         lambda text: b"".join(b'"' + line.replace(b",", b'","') + b'"\n' for line in text.splitlines()),
     ],
-    ids=["BOM", "CRLF", "no last newline", "blank lines", "gzip", "semicolon", "bar", "tab", "colons", "spaces", "quotes"],
+    ids=[
+        "BOM",
+        "CRLF",
+        "no last newline",
+        "blank lines",
+        "gzip",
+        "semicolon",
+        "bar",
+        "tab",
+        "colons",
+        "spaces",
+        "quotes",
+    ],
 )
 def test_a_table_by_any_other_form_reads_the_same(change, tmp_path):
     (tmp_path / "r.csv").write_bytes(change(invented.lines(invented.ROWS, ",", "user,item,rating,time\n").encode()))
@@ -122,7 +141,9 @@ def test_guessed_columns_are_told_and_can_be_named(tmp_path):
     invented.write(tmp_path / "r.csv", invented.lines(invented.ROWS, ",", "who,item,stars,when\n"))
     with pytest.raises(UserError, match=r"which column is the user\? .*who, item, stars, when.*--user-column"):
         sources.table(tmp_path / "r.csv", config.TableSettings(), sources.BadRows(False))
-    ratings = sources.table(tmp_path / "r.csv", config.TableSettings(user_column="who", time_column="when"), sources.BadRows(False))
+    ratings = sources.table(
+        tmp_path / "r.csv", config.TableSettings(user_column="who", time_column="when"), sources.BadRows(False)
+    )
     assert rows_of(ratings) == invented.ROWS
     assert ratings.notes[0] == "columns of r.csv: user = who, item = item, rating = stars, time = when"
 
@@ -142,12 +163,17 @@ def test_the_book_dumps_escapes(tmp_path):
 
 def test_a_table_keeps_its_backslashes(tmp_path):
     invented.write(tmp_path / "r.csv", 'user;title;rating\n1;"C:\\";4\n1;b;3\n')
-    assert sources.table(tmp_path / "r.csv", config.TableSettings(), sources.BadRows(False)).interactions.items == ["C:\\", "b"]
+    assert sources.table(tmp_path / "r.csv", config.TableSettings(), sources.BadRows(False)).interactions.items == [
+        "C:\\",
+        "b",
+    ]
 
 
 def test_page_source_is_no_title(tmp_path):
     invented.amazon_2018(tmp_path)
-    meta = [{"asin": i, "title": "var x = (new Date()).getTime()" if i == "100" else t} for i, t in invented.TITLES.items()]
+    meta = [
+        {"asin": i, "title": "var x = (new Date()).getTime()" if i == "100" else t} for i, t in invented.TITLES.items()
+    ]
     invented.write(tmp_path / "meta_Lamps.json.gz", invented.json_lines(meta))
     ratings = sources.amazon(tmp_path, config.PrepareSettings(), sources.BadRows(False))
     assert "100" not in ratings.titles and len(ratings.titles) == 23
@@ -157,7 +183,14 @@ def test_page_source_is_no_title(tmp_path):
 @pytest.mark.parametrize(
     ("source", "folder", "rows", "users", "items", "title"),
     [
-        ("movielens", "ml-100k", 100_000, 943, 1682, ("113", "Horseman on the Roof, The (Hussard sur le toit, Le) (1995)")),
+        (
+            "movielens",
+            "ml-100k",
+            100_000,
+            943,
+            1682,
+            ("113", "Horseman on the Roof, The (Hussard sur le toit, Le) (1995)"),
+        ),
         ("movielens", "ml-1m-label-coded", 1_000_209, 6040, 3706, ("1", "Toy Story (1995)")),
         ("lastfm", "lastfm-hetrec2011", 92_834, 1892, 17_632, ("1", "MALICE MIZER")),
         ("amazon", "amazon-gift-cards-2018", 2972, 458, 148, ("B004LLIKVU", None)),

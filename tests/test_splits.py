@@ -1,4 +1,4 @@
-"""The splits' promises over random interaction tables, and the arrays' road against a plain one in dictionaries."""
+"""The splits' promises over random interaction tables, and the arrays' scorer against a plain one in dictionaries."""
 
 import json
 import math
@@ -21,7 +21,11 @@ USERS = [f"u{n}" for n in range(12)]
 RAW = {f"i{n}": f"title {n % 11}" for n in range(13)}  # two pairs of items share a title; i13 has none
 ITEMS = [*RAW, "i13"]
 
-tables = st.lists(st.tuples(st.sampled_from(USERS), st.sampled_from(ITEMS), st.integers(1, 5), st.integers(0, 9)), min_size=1, max_size=220)
+tables = st.lists(
+    st.tuples(st.sampled_from(USERS), st.sampled_from(ITEMS), st.integers(1, 5), st.integers(0, 9)),
+    min_size=1,
+    max_size=220,
+)
 rules = st.builds(
     config.PrepareSettings,
     order=st.sampled_from(["time", "file", "random"]),
@@ -69,7 +73,9 @@ def plainly(rows, s):
     """user -> [(title, liked, time, row)] of all the user's interactions, in order: the rules in dictionaries and lists."""
     keys = np.random.PCG64(s.seed).random_raw(len(rows))
     titled = [(u, RAW[i], r, t, n) for n, (u, i, r, t) in enumerate(rows) if i in RAW]
-    titled.sort(key=lambda row: {"time": (row[3], row[4]), "file": row[4], "random": (int(keys[row[4]]), row[4])}[s.order])
+    titled.sort(
+        key=lambda row: {"time": (row[3], row[4]), "file": row[4], "random": (int(keys[row[4]]), row[4])}[s.order]
+    )
     last = {(u, title): (r, t, n) for u, title, r, t, n in titled}
     found = defaultdict(list)
     for u, title, r, t, n in titled:
@@ -90,7 +96,11 @@ def test_the_rules_hold_in_every_table(rows, s):
     _, eligible, examples = run(rows, s)
     plain = plainly(rows, s)
     users = {split: {e.user for e in found} for split, found in examples.items()}
-    assert not users["train"] & users["valid"] and not users["train"] & users["test"] and not users["valid"] & users["test"]
+    assert (
+        not users["train"] & users["valid"]
+        and not users["train"] & users["test"]
+        and not users["valid"] & users["test"]
+    )
     drawn = s.negatives != "disliked"
 
     expected = set()
@@ -133,7 +143,10 @@ def test_few_shot_sets_are_nested_and_the_rest_stays(rows, s):
 
 def test_few_shot_may_ask_for_more_than_the_training_users():
     users = [f"u{n}" for n in range(1000)]
-    found = {n: splits.assign(users, {"train": n, "valid": 100, "test": 300}, config.PrepareSettings(), {}) for n in (16, 64, 256)}
+    found = {
+        n: splits.assign(users, {"train": n, "valid": 100, "test": 300}, config.PrepareSettings(), {})
+        for n in (16, 64, 256)
+    }
     assert [len(found[n]["train"]) for n in (16, 64, 256)] == [16, 64, 256]
     assert found[16]["train"] == found[64]["train"][:16] and found[64]["train"] == found[256]["train"][:64]
     assert found[16]["valid"] == found[256]["valid"] and found[16]["test"] == found[256]["test"]
@@ -152,7 +165,9 @@ def test_the_order_of_rows_decides_nothing_but_ties(rows, s, shuffler):
     if s.negatives == "disliked":  # drawn ones hang on the catalogue's order, which is the file's
         assert ours == theirs
     else:
-        assert [(e.user, e.history, e.positive) for e in ours["train"]] == [(e.user, e.history, e.positive) for e in theirs["train"]]
+        assert [(e.user, e.history, e.positive) for e in ours["train"]] == [
+            (e.user, e.history, e.positive) for e in theirs["train"]
+        ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -227,7 +242,11 @@ def test_what_liked_means_is_told(scale, given, told):
 
 def test_quantile_by_hand():
     """Of 1 2 3 4 the median (inverted_cdf) is 2: 3 and 4 are liked. Of 7 7 9 it is 7. A lone rating is never above itself."""
-    user, rating, start = np.array([0, 0, 0, 0, 1, 1, 1, 2]), np.array([4.0, 1, 3, 2, 7, 9, 7, 5]), np.array([0, 4, 7, 8])
+    user, rating, start = (
+        np.array([0, 0, 0, 0, 1, 1, 1, 2]),
+        np.array([4.0, 1, 3, 2, 7, 9, 7, 5]),
+        np.array([0, 4, 7, 8]),
+    )
     liked = splits.is_liked(splits.LikedRule(None, 0.5, ""), user, rating, start)
     assert liked.tolist() == [True, False, True, False, False, True, False, False]
 
@@ -237,7 +256,10 @@ def test_scores_choose_the_hardest(tmp_path):
     _, _, before = run(ROWS, replace(SETTINGS, num_negatives=0))
     a, b = before["train"][0], before["train"][1]
     margins = {a.negatives[4]: -2.0, a.negatives[1]: 0.5}
-    lines = [{"user": a.user, "domain": "movie", "positive": a.positive, "negative": n, "margin": m} for n, m in margins.items()]
+    lines = [
+        {"user": a.user, "domain": "movie", "positive": a.positive, "negative": n, "margin": m}
+        for n, m in margins.items()
+    ]
     (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     scores = splits.read_scores(tmp_path / "scores.jsonl")
     _, _, after = run(ROWS, replace(SETTINGS, negatives=f"scores:{tmp_path / 'scores.jsonl'}"), scores)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_dmpo.data.prompts import DOMAINS, pair_prompt, parse_prompt
 from mlx_dmpo.data.titles import catalogue, normalise
+from mlx_dmpo.prompts.pairwise import DOMAINS, pair_prompt, parse_prompt
 from mlx_dmpo.records import RankingExample
 
 

@@ -11,27 +11,42 @@ import pytest
 import tiny
 from mlx.utils import tree_flatten
 
-from mlx_dmpo import model as models
-from mlx_dmpo import reference, rundir, train
-from mlx_dmpo.batches import ahead, epoch_steps, pad_groups, printed_orders
 from mlx_dmpo.config import DmpoSettings, Lora, SftSettings
+from mlx_dmpo.core.scorer import plain_logps, shared_logps
+from mlx_dmpo.core.selfcheck import GroupScorer
+from mlx_dmpo.core.tree import pad_groups
 from mlx_dmpo.data import formats
-from mlx_dmpo.encode import Encoder
 from mlx_dmpo.errors import UserError
-from mlx_dmpo.scoring import Road, group_logps, sequence_logps
+from mlx_dmpo.machine import files, run_directory
+from mlx_dmpo.machine.prefetch import prefetch
+from mlx_dmpo.model import adapters, loading
+from mlx_dmpo.model.encode import Encoder
+from mlx_dmpo.prompts.orders import printed_orders
+from mlx_dmpo.train import batches, objective, optimizer, reference, trainer
+from mlx_dmpo.train import run as train_run
+from mlx_dmpo.train import step as train_step
+from mlx_dmpo.train.batches import epoch_steps
 
 
 @pytest.fixture
 def sft_settings(model_directory, data_directory, tmp_path):
     return SftSettings(
-        model=str(model_directory), data=str(data_directory), adapter_path=str(tmp_path / "sft"), epochs=2.0, learning_rate=2e-3
+        model=str(model_directory),
+        data=str(data_directory),
+        adapter_path=str(tmp_path / "sft"),
+        epochs=2.0,
+        learning_rate=2e-3,
     )
 
 
 @pytest.fixture
 def dmpo_settings(model_directory, data_directory, tmp_path):
     return DmpoSettings(
-        model=str(model_directory), data=str(data_directory), adapter_path=str(tmp_path / "dmpo"), epochs=2.0, learning_rate=2e-3
+        model=str(model_directory),
+        data=str(data_directory),
+        adapter_path=str(tmp_path / "dmpo"),
+        epochs=2.0,
+        learning_rate=2e-3,
     )
 
 
@@ -50,7 +65,7 @@ def furthest(a, b):
 
 def test_only_the_adapter_changes_and_the_base_stays_bit_identical(dmpo_settings, monkeypatch):
     kept = {}
-    original = train.prepare_policy
+    original = train_run.prepare_policy
 
     def spy(settings):
         base, resolved = original(settings)
@@ -58,8 +73,8 @@ def test_only_the_adapter_changes_and_the_base_stays_bit_identical(dmpo_settings
         kept["before"] = {k: np.array(v) for k, v in tree_flatten(base.model.parameters())}
         return base, resolved
 
-    monkeypatch.setattr(train, "prepare_policy", spy)
-    train.train(replace(dmpo_settings, quantize=4, quantize_group_size=32, grad_checkpoint=True), "test")
+    monkeypatch.setattr(train_run, "prepare_policy", spy)
+    train_run.train(replace(dmpo_settings, quantize=4, quantize_group_size=32, grad_checkpoint=True), "test")
     after = {k: np.array(v) for k, v in tree_flatten(kept["model"].parameters())}
     changed = {k for k, v in kept["before"].items() if not np.array_equal(v, after[k])}
     trainable = {k for k, _ in tree_flatten(kept["model"].trainable_parameters())}
@@ -71,13 +86,22 @@ def test_only_the_adapter_changes_and_the_base_stays_bit_identical(dmpo_settings
 def test_accumulation_does_not_change_the_step(settings, request, tmp_path):
     """4 micro-batches of 1 = 1 of 4, with groups of different shapes."""
     settings = request.getfixturevalue(settings)
-    one = train.train(replace(settings, batch_size=1, grad_accumulation_steps=4, optimizer="sgd", learning_rate=0.1), "test")
-    four = train.train(
-        replace(settings, batch_size=4, grad_accumulation_steps=1, optimizer="sgd", learning_rate=0.1, adapter_path=str(tmp_path / "four")),
+    one = train_run.train(
+        replace(settings, batch_size=1, grad_accumulation_steps=4, optimizer="sgd", learning_rate=0.1), "test"
+    )
+    four = train_run.train(
+        replace(
+            settings,
+            batch_size=4,
+            grad_accumulation_steps=1,
+            optimizer="sgd",
+            learning_rate=0.1,
+            adapter_path=str(tmp_path / "four"),
+        ),
         "test",
     )
     assert furthest(adapter(one), adapter(four)) < 1e-5
-    cut = train.train(replace(settings, batch_size=4, grad_accumulation_steps=1, optimizer="sgd", learning_rate=0.1, batch_tokens=1, adapter_path=str(tmp_path / "cut")), "test")  # fmt: skip
+    cut = train_run.train(replace(settings, batch_size=4, grad_accumulation_steps=1, optimizer="sgd", learning_rate=0.1, batch_tokens=1, adapter_path=str(tmp_path / "cut")), "test")  # fmt: skip
     assert furthest(adapter(one), adapter(cut)) == 0  # no two groups fit: the same micro-batches of 1
     ours, theirs = metric_lines(one), metric_lines(four)
     assert ours[-1]["valid_loss"] == pytest.approx(theirs[-1]["valid_loss"], abs=1e-4)
@@ -90,13 +114,17 @@ def test_host_work_is_done_on_a_thread_ahead_of_the_steps(dmpo_settings, monkeyp
     def watched(owner, name, seen):
         original = getattr(owner, name)
         monkeypatch.setattr(
-            owner, name, lambda *given, **how: seen.append(threading.current_thread() is threading.main_thread()) or original(*given, **how)
+            owner,
+            name,
+            lambda *given, **how: (
+                seen.append(threading.current_thread() is threading.main_thread()) or original(*given, **how)
+            ),
         )
 
-    watched(train.GroupSource, "epoch", encoded)
-    watched(train.Trainer, "_arrays", padded)
+    watched(batches.GroupSource, "epoch", encoded)
+    watched(trainer.Trainer, "_arrays", padded)
     watched(reference, "pad_groups", scored)
-    train.train(replace(dmpo_settings, epochs=3.0, candidate_order="epoch"), "test")
+    train_run.train(replace(dmpo_settings, epochs=3.0, candidate_order="epoch"), "test")
     assert padded and scored and not any(padded) and not any(scored)
     assert encoded.count(False) == 3
 
@@ -110,12 +138,12 @@ def test_ahead_is_ahead_and_changes_nothing():
         yield 2
         raise ValueError("the third")
 
-    taken = ahead(items())
+    taken = prefetch(items())
     assert next(taken) == 1 and second.wait(10)
     assert next(taken) == 2
     with pytest.raises(ValueError, match="the third"):
         next(taken)
-    assert list(ahead(iter(range(100)))) == list(range(100)) and list(ahead(iter(()))) == []
+    assert list(prefetch(iter(range(100)))) == list(range(100)) and list(prefetch(iter(()))) == []
 
 
 def test_who_stops_early_waits_for_nothing():
@@ -127,7 +155,7 @@ def test_who_stops_early_waits_for_nothing():
         left.set()
         yield 2
 
-    taken = ahead(items())
+    taken = prefetch(items())
     assert next(taken) == 1
     taken.close()
     assert not left.is_set()
@@ -135,30 +163,30 @@ def test_who_stops_early_waits_for_nothing():
 
 
 def test_seeds_repeat_a_run_bit_for_bit(dmpo_settings, tmp_path):
-    first = adapter(train.train(dmpo_settings, "test"))
-    again = adapter(train.train(replace(dmpo_settings, adapter_path=str(tmp_path / "again")), "test"))
-    other = adapter(train.train(replace(dmpo_settings, adapter_path=str(tmp_path / "other"), seed=1), "test"))
+    first = adapter(train_run.train(dmpo_settings, "test"))
+    again = adapter(train_run.train(replace(dmpo_settings, adapter_path=str(tmp_path / "again")), "test"))
+    other = adapter(train_run.train(replace(dmpo_settings, adapter_path=str(tmp_path / "other"), seed=1), "test"))
     assert furthest(first, again) == 0 and furthest(first, other) > 1e-4
 
 
 def test_checkpointing_and_the_plain_road_give_the_same_adapter(dmpo_settings, tmp_path):
     settings = replace(dmpo_settings, optimizer="sgd", learning_rate=0.1)
-    expected = adapter(train.train(settings, "test"))
+    expected = adapter(train_run.train(settings, "test"))
     for name, change in (
         ("recomputed", {"grad_checkpoint": True}),
         ("plain", {"scoring": "plain"}),
         ("both", {"scoring": "plain", "grad_checkpoint": True}),
     ):
-        found = adapter(train.train(replace(settings, adapter_path=str(tmp_path / name), **change), "test"))
+        found = adapter(train_run.train(replace(settings, adapter_path=str(tmp_path / name), **change), "test"))
         assert furthest(found, expected) < 1e-5, name
 
 
 def test_both_stages_learn_the_training_rows(sft_settings, dmpo_settings, data_directory):
     settings = replace(sft_settings, epochs=12.0, learning_rate=1e-2, steps_per_report=1, lr_schedule="constant")
-    sft = train.train(settings, "test")
+    sft = train_run.train(settings, "test")
     losses = [line["loss"] for line in metric_lines(sft) if "loss" in line]
     assert losses[-1] < 0.8 * losses[0]
-    dmpo = train.train(
+    dmpo = train_run.train(
         replace(
             dmpo_settings,
             start_adapter=str(sft),
@@ -178,33 +206,37 @@ def test_both_stages_learn_the_training_rows(sft_settings, dmpo_settings, data_d
 
 
 @pytest.mark.parametrize("loss", ["dpo", "dmpo", "s-dpo", "simpo"])
-@pytest.mark.parametrize("extra", [{}, {"sft_weight": 1.0, "reference_free": True, "label_smoothing": 0.1, "both_orders": True}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"sft_weight": 1.0, "reference_free": True, "label_smoothing": 0.1, "both_orders": True}]
+)
 def test_every_loss_runs(dmpo_settings, loss, extra):
-    path = train.train(replace(dmpo_settings, loss=loss, iters=2, **extra), "test")
-    assert rundir.is_complete(path) and all(math.isfinite(v) for line in metric_lines(path) for v in line.values())
+    path = train_run.train(replace(dmpo_settings, loss=loss, iters=2, **extra), "test")
+    assert run_directory.is_complete(path) and all(
+        math.isfinite(v) for line in metric_lines(path) for v in line.values()
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "adafactor", "muon", "lion"])
 def test_every_optimizer_moves_the_adapter(dmpo_settings, optimizer):
-    path = train.train(replace(dmpo_settings, optimizer=optimizer, iters=2, save_every=1), "test")
+    path = train_run.train(replace(dmpo_settings, optimizer=optimizer, iters=2, save_every=1), "test")
     first, last = (adapter(path / "checkpoints" / step) for step in ("0000001", "0000002"))
     assert furthest(first, last) > 0
 
 
 def test_a_reference_is_computed_once_and_never_met_stale(dmpo_settings, sft_settings, tmp_path, monkeypatch):
     computed = []
-    original = train.Reference
+    original = reference.Reference
 
     class Spy(original):
         def add(self, groups):
             super().add(groups)
             computed.append(self.computed)
 
-    monkeypatch.setattr(train, "Reference", Spy)
+    monkeypatch.setattr(train_run, "Reference", Spy)
     quick = replace(dmpo_settings, iters=1)
 
     def run(name, **change):
-        train.train(replace(quick, adapter_path=str(tmp_path / name), **change), "test")
+        train_run.train(replace(quick, adapter_path=str(tmp_path / name), **change), "test")
         return computed.pop()
 
     assert run("a") == 24  # 12 training and 12 validation groups
@@ -212,8 +244,8 @@ def test_a_reference_is_computed_once_and_never_met_stale(dmpo_settings, sft_set
     assert run("c", max_seq_length=95) > 0  # other tokens
     assert run("d", candidate_order="epoch") > 0  # both orders of every pair
     assert run("e", candidate_order="epoch") == 0
-    first = train.train(replace(sft_settings, adapter_path=str(tmp_path / "s1")), "test")
-    second = train.train(replace(sft_settings, adapter_path=str(tmp_path / "s2"), seed=5), "test")
+    first = train_run.train(replace(sft_settings, adapter_path=str(tmp_path / "s1")), "test")
+    second = train_run.train(replace(sft_settings, adapter_path=str(tmp_path / "s2"), seed=5), "test")
     assert run("f", start_adapter=str(first)) == 24
     assert run("g", start_adapter=str(second)) == 24  # another adapter
     assert run("h", start_adapter=str(first)) == 0
@@ -221,17 +253,19 @@ def test_a_reference_is_computed_once_and_never_met_stale(dmpo_settings, sft_set
 
 
 def test_reference_is_the_start_adapter_not_the_base(dmpo_settings, sft_settings):
-    sft = train.train(replace(sft_settings, learning_rate=2e-2, epochs=5.0), "test")
-    path = train.train(replace(dmpo_settings, start_adapter=str(sft), iters=1), "test")
+    sft = train_run.train(replace(sft_settings, learning_rate=2e-2, epochs=5.0), "test")
+    path = train_run.train(replace(dmpo_settings, start_adapter=str(sft), iters=1), "test")
     line = next(line for line in metric_lines(path) if "loss" in line)
     assert line["loss"] == pytest.approx(math.log(2), abs=1e-4)
-    free = train.train(replace(dmpo_settings, start_adapter=str(sft), iters=1, reference_free=True, beta=20.0, overwrite=True), "test")
+    free = train_run.train(
+        replace(dmpo_settings, start_adapter=str(sft), iters=1, reference_free=True, beta=20.0, overwrite=True), "test"
+    )
     assert abs(next(line for line in metric_lines(free) if "loss" in line)["loss"] - math.log(2)) > 1e-3
 
 
 def test_the_best_adapter_is_kept_and_patience_ends_the_run(sft_settings):
     """A rate that ruins the model: the first validation is the best."""
-    path = train.train(
+    path = train_run.train(
         replace(
             sft_settings,
             learning_rate=0.5,
@@ -256,30 +290,40 @@ def test_the_best_adapter_is_kept_and_patience_ends_the_run(sft_settings):
 def test_adapters_load_in_mlx_lm_with_the_same_log_probs(dmpo_settings, model_directory, data_directory):
     from mlx_lm import generate, load
 
-    path = train.train(dmpo_settings, "test")
+    path = train_run.train(dmpo_settings, "test")
     theirs, tokenizer = load(str(model_directory), adapter_path=str(path))
-    base = models.load(dmpo_settings)
-    models.load_adapter(base, path)
+    base = loading.load(dmpo_settings)
+    adapters.load_adapter(base, path)
     examples = formats.load_examples(data_directory, "test")
     encoder = Encoder(base.tokenizer)
     batch = pad_groups([encoder.encode(e, [(True, False)] * len(e.negatives)) for e in examples[:3]])
-    ours = np.array(group_logps(base.model.eval(), batch))
-    np.testing.assert_allclose(np.array(sequence_logps(theirs, batch)), ours, atol=5e-4)
+    ours = np.array(shared_logps(base.model.eval(), batch))
+    np.testing.assert_allclose(np.array(plain_logps(theirs, batch)), ours, atol=5e-4)
     bare, _ = load(str(model_directory))
-    assert np.abs(np.array(sequence_logps(bare, batch)) - ours).max() > 1e-3
+    assert np.abs(np.array(plain_logps(bare, batch)) - ours).max() > 1e-3
     assert isinstance(generate(theirs, tokenizer, prompt="amber", max_tokens=3), str)
 
 
 def test_a_run_directory_explains_and_repeats_itself(dmpo_settings, tmp_path):
     from mlx_dmpo.config import resolve
 
-    path = train.train(dmpo_settings, "mlx-dmpo dmpo")
+    path = train_run.train(dmpo_settings, "mlx-dmpo dmpo")
     manifest = json.loads((path / "manifest.json").read_text())
-    assert {"command", "config", "inputs", "versions", "device", "seconds", "finished", "steps", "best_step"} <= manifest.keys()
-    assert manifest["inputs"]["train.jsonl"] == rundir.sha256(tiny_path(dmpo_settings, "train.jsonl"))
+    assert {
+        "command",
+        "config",
+        "inputs",
+        "versions",
+        "device",
+        "seconds",
+        "finished",
+        "steps",
+        "best_step",
+    } <= manifest.keys()
+    assert manifest["inputs"]["train.jsonl"] == files.sha256(tiny_path(dmpo_settings, "train.jsonl"))
     assert (path / "training.png").read_bytes()[:4] == b"\x89PNG"
     again = resolve(DmpoSettings, path / "config.yaml", {"adapter_path": str(tmp_path / "again")})
-    assert furthest(adapter(train.train(again, "test")), adapter(path)) == 0
+    assert furthest(adapter(train_run.train(again, "test")), adapter(path)) == 0
 
 
 def tiny_path(settings, name):
@@ -289,33 +333,40 @@ def tiny_path(settings, name):
 
 
 def test_a_finished_run_is_not_overwritten_by_chance(sft_settings):
-    path = train.train(replace(sft_settings, iters=1), "test")
+    path = train_run.train(replace(sft_settings, iters=1), "test")
     before = adapter(path)
     with pytest.raises(UserError, match="finished run"):
-        train.train(replace(sft_settings, iters=1), "test")
+        train_run.train(replace(sft_settings, iters=1), "test")
     assert furthest(before, adapter(path)) == 0
 
 
 def test_start_adapter_keeps_its_shape(sft_settings, dmpo_settings):
-    sft = train.train(replace(sft_settings, iters=1, lora_parameters=Lora(rank=2, keys=("self_attn.q_proj",)), num_layers=1), "test")
-    path = train.train(replace(dmpo_settings, iters=1, start_adapter=str(sft)), "test")
+    sft = train_run.train(
+        replace(sft_settings, iters=1, lora_parameters=Lora(rank=2, keys=("self_attn.q_proj",)), num_layers=1), "test"
+    )
+    path = train_run.train(replace(dmpo_settings, iters=1, start_adapter=str(sft)), "test")
     assert {k: v.shape for k, v in adapter(path).items()} == {k: v.shape for k, v in adapter(sft).items()}
     assert len(adapter(path)) == 2
     with pytest.raises(UserError, match="lora_parameters"):
-        train.train(replace(dmpo_settings, iters=1, start_adapter=str(sft), lora_parameters=Lora(rank=4), overwrite=True), "test")
+        train_run.train(
+            replace(dmpo_settings, iters=1, start_adapter=str(sft), lora_parameters=Lora(rank=4), overwrite=True),
+            "test",
+        )
 
 
 def test_learning_rate_by_hand():
     settings = DmpoSettings(learning_rate=1.0, warmup=4, lr_schedule="linear")
-    assert [train.learning_rate(settings, s, 8) for s in range(8)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25])
+    assert [optimizer.learning_rate(settings, s, 8) for s in range(8)] == pytest.approx(
+        [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]
+    )
     settings = replace(settings, warmup=0.0, lr_schedule="cosine")
-    assert [train.learning_rate(settings, s, 4) for s in range(4)] == pytest.approx(
+    assert [optimizer.learning_rate(settings, s, 4) for s in range(4)] == pytest.approx(
         [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
     )
-    assert train.learning_rate(replace(settings, lr_schedule="constant"), 3, 4) == 1
-    assert train.learning_rate(replace(settings, warmup=0.5, lr_schedule="constant"), 0, 4) == 0.5
+    assert optimizer.learning_rate(replace(settings, lr_schedule="constant"), 3, 4) == 1
+    assert optimizer.learning_rate(replace(settings, warmup=0.5, lr_schedule="constant"), 0, 4) == 0.5
     mlx_lm_form = {"name": "cosine_decay", "warmup": 2, "warmup_init": 1e-7, "arguments": [1e-5, 10, 1e-7]}
-    assert train.learning_rate(replace(settings, lr_schedule=mlx_lm_form), 2, 12) == pytest.approx(1e-5)
+    assert optimizer.learning_rate(replace(settings, lr_schedule=mlx_lm_form), 2, 12) == pytest.approx(1e-5)
 
 
 def test_every_group_is_seen_once_an_epoch():
@@ -344,11 +395,13 @@ def test_printed_orders():
 def test_a_compiled_step_equals_the_plain_road(layers):
     """In planned shapes, with and without frozen layers below; a second batch of the same shape meets the same program."""
     model = tiny.model(lora_layers=layers)
-    loss = train.objective(DmpoSettings(sft_weight=0.5))
-    compiled = train.value_and_grad(model, Road(group_logps, True), loss, True, keep=1e9, compiled=True)
-    plain = train.value_and_grad(model, Road(sequence_logps, False), loss, False)
+    loss = objective.objective(DmpoSettings(sft_weight=0.5))
+    compiled = train_step.value_and_grad(model, GroupScorer(shared_logps, True), loss, True, keep=1e9, compiled=True)
+    plain = train_step.value_and_grad(model, GroupScorer(plain_logps, False), loss, False)
     for seed in (20, 21):
-        batch = train.padding(Road(group_logps, True), compiled=True)(tiny.equal_groups(np.random.default_rng(seed)))
+        batch = train_step.padding(GroupScorer(shared_logps, True), compiled=True)(
+            tiny.equal_groups(np.random.default_rng(seed))
+        )
         reference = np.random.default_rng(seed).normal(-30, 1, batch.answer_mask.shape[:2]).astype(np.float32)
         (total, values, margins, logps), found = compiled(batch, reference, 0.5, None)
         (total_plain, values_plain, margins_plain, logps_plain), expected = plain(batch, reference, 0.5, None)
@@ -358,19 +411,23 @@ def test_a_compiled_step_equals_the_plain_road(layers):
 
 
 def test_the_number_of_compiled_shapes_is_bounded(monkeypatch):
-    """Past the bound a step of a new shape runs as it is; one of a known shape still meets its program. Values are the plain road's."""
+    """Past the bound a step of a new shape runs as it is; one of a known shape still meets its program. Values are the plain scorer's."""
     met = []
-    monkeypatch.setattr(train, "COMPILED_SHAPES", 2)
-    monkeypatch.setattr(train.mx, "compile", lambda f: lambda *given: met.append(tuple(a.shape for a in given[1].values())) or f(*given))
-    model, loss = tiny.model(), train.objective(DmpoSettings())
-    step = train.value_and_grad(model, Road(group_logps, True), loss, False, compiled=True)
+    monkeypatch.setattr(train_step, "COMPILED_SHAPES", 2)
+    monkeypatch.setattr(
+        train_step.mx,
+        "compile",
+        lambda f: lambda *given: met.append(tuple(a.shape for a in given[1].values())) or f(*given),
+    )
+    model, loss = tiny.model(), objective.objective(DmpoSettings())
+    step = train_step.value_and_grad(model, GroupScorer(shared_logps, True), loss, False, compiled=True)
     sizes = [20, 60, 100, 140, 20]
     for size in sizes:
-        batch = train.padding(Road(group_logps, True), compiled=True)(
+        batch = train_step.padding(GroupScorer(shared_logps, True), compiled=True)(
             [tiny.group(np.random.default_rng(size), size, [size // 2] * 4, [5] * 4)]
         )
         reference = np.zeros(batch.answer_mask.shape[:2], np.float32)
         (_, values, _, _), _ = step(batch, reference, 1.0, None)
-        expected, _ = loss(sequence_logps(model, batch), mx.array(reference), batch)
+        expected, _ = loss(plain_logps(model, batch), mx.array(reference), batch)
         np.testing.assert_allclose(np.array(values), np.array(expected), atol=5e-4)
     assert len(set(met)) == 2 and len(met) == 3

@@ -7,8 +7,9 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama, qwen2, qwen3
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from mlx_dmpo.data.prompts import build_group
-from mlx_dmpo.records import EncodedGroup, RankingExample
+from mlx_dmpo.core.tree import EncodedGroup
+from mlx_dmpo.prompts.pairwise import build_group
+from mlx_dmpo.records import RankingExample
 
 COMMON = dict(
     hidden_size=64,
@@ -155,9 +156,9 @@ def write_data(directory, users=12, negatives=3, seed=0, splits=("train", "valid
 
 def save_adapter(model_directory, path, *, num_layers=-1, kind="lora", quantize=None, size=0.05, **lora):
     """A random adapter on a model directory, as sft would leave it but for its manifest."""
-    from mlx_dmpo import model as models
-    from mlx_dmpo import rundir
     from mlx_dmpo.config import Lora, SftSettings
+    from mlx_dmpo.machine import files
+    from mlx_dmpo.model import adapters, loading
 
     settings = SftSettings(
         model=str(model_directory),
@@ -167,11 +168,11 @@ def save_adapter(model_directory, path, *, num_layers=-1, kind="lora", quantize=
         quantize=quantize,
         quantize_group_size=32,
     )
-    base = models.load(settings)
-    models.add_lora(base.model, settings)
+    base = loading.load(settings)
+    adapters.add_lora(base.model, settings)
     mx.random.seed(1)
     base.model.update(tree_map(lambda p: p + size * mx.random.normal(p.shape), base.model.trainable_parameters()))
     path.mkdir(parents=True)
-    models.save_adapter(base.model, path / models.ADAPTER_WEIGHTS)
-    rundir.write_json(path / models.ADAPTER_CONFIG, models.adapter_config(settings, base))
+    adapters.save_adapter(base.model, path / adapters.ADAPTER_WEIGHTS)
+    files.write_json(path / adapters.ADAPTER_CONFIG, adapters.adapter_config(settings, base))
     return path

@@ -13,13 +13,17 @@ from statistics import median
 from typing import Any
 
 from ..errors import UserError
+from ..prompts.pairwise import DOMAINS, Domain
 from ..records import Example, PreferenceGroup, RankingExample
 from . import formats
-from .prompts import DOMAINS, Domain
 from .rows import SPLITS, has_split
 
 SHOWN = 5  # rows named by a finding
+
+
 COMMON_ENOUGH = 20  # titles below which two files need not have one in common
+
+
 ERROR, WARNING, NOTE = "error", "warning", "note"
 
 
@@ -52,7 +56,9 @@ def read_parts(data: Sequence[str], domains: Mapping[str, Domain] = DOMAINS, dom
     for name in data:
         splits = [split for split in SPLITS if has_split(name, split)]
         if not splits and Path(name).is_dir():
-            raise UserError(f"{name}: holds no train.jsonl, valid.jsonl or test.jsonl: name a prepared directory or a data file")
+            raise UserError(
+                f"{name}: holds no train.jsonl, valid.jsonl or test.jsonl: name a prepared directory or a data file"
+            )
         for split in splits or ["train"]:
             told: list[str] = []
             loaded, failed = None, []
@@ -88,9 +94,6 @@ def loose(title: str) -> str:
     return " ".join(short.casefold().split())
 
 
-# --- one part
-
-
 def check_rows(part: Part) -> Iterator[Finding]:
     for message in part.bad[:SHOWN]:
         yield Finding(ERROR, message, 1)
@@ -121,11 +124,17 @@ def check_titles(examples: Sequence[RankingExample]) -> Iterator[Finding]:
 
 def check_pairs(examples: Sequence[RankingExample]) -> Iterator[Finding]:
     inside = [e.source for e in examples if {e.positive, *e.negatives} & set(e.history)]
-    yield from _finding(WARNING, "examples have a candidate that stands in their history: the answer can be copied", inside)
+    yield from _finding(
+        WARNING, "examples have a candidate that stands in their history: the answer can be copied", inside
+    )
     twins = [
-        e.source for e in examples if loose(e.positive) and any(e.positive.casefold().split() == n.casefold().split() for n in e.negatives)
+        e.source
+        for e in examples
+        if loose(e.positive) and any(e.positive.casefold().split() == n.casefold().split() for n in e.negatives)
     ]
-    yield from _finding(WARNING, "examples have a negative that differs from the positive in case or white space only", twins)
+    yield from _finding(
+        WARNING, "examples have a negative that differs from the positive in case or white space only", twins
+    )
     seen: set[tuple[Any, ...]] = set()
     twice = []
     for e in examples:
@@ -133,7 +142,9 @@ def check_pairs(examples: Sequence[RankingExample]) -> Iterator[Finding]:
         if pairs & seen:
             twice.append(e.source)
         seen |= pairs
-    yield from _finding(WARNING, "examples repeat a pair (user, history, positive, negative) that stands above: it counts twice", twice)
+    yield from _finding(
+        WARNING, "examples repeat a pair (user, history, positive, negative) that stands above: it counts twice", twice
+    )
 
 
 def check_order(name: str, examples: Sequence[RankingExample]) -> Iterator[Finding]:
@@ -145,7 +156,11 @@ def check_order(name: str, examples: Sequence[RankingExample]) -> Iterator[Findi
     z = (share - 0.5) / math.sqrt(0.25 / len(flags))
     told = f"{name} prints the positive first in {share:.1%} of {len(flags)} pairs"
     if abs(z) > 3:
-        yield Finding(WARNING, f"{told}: position alone tells the answer; train with --both-orders or --candidate-order epoch", len(flags))
+        yield Finding(
+            WARNING,
+            f"{told}: position alone tells the answer; train with --both-orders or --candidate-order epoch",
+            len(flags),
+        )
     else:
         yield Finding(NOTE, f"{told}, which is balanced", len(flags))
 
@@ -192,9 +207,6 @@ def check_text(name: str, groups: Sequence[PreferenceGroup]) -> Iterator[Finding
         biased = pairs >= COMMON_ENOUGH and abs(share - 0.5) > 0.25
         what = f"{name}: the chosen answer is the longer one in {share:.1%} of {pairs} pairs"
         yield Finding(WARNING if biased else NOTE, what + (": length alone tells it" if biased else ""), pairs)
-
-
-# --- two parts
 
 
 def check_overlap(a: Part, b: Part) -> Iterator[Finding]:

@@ -15,8 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..prompts.pairwise import DOMAINS, Domain
 from ..records import Example, PreferenceGroup, RankingExample
-from .prompts import DOMAINS, Domain
 from .readers import OWN, REJECTED, RELEASED, S_DPO, TALLREC, Context, Unconvertible, fail, format_of
 from .rows import column_map, data_file, read_rows
 
@@ -156,5 +156,7 @@ def load_examples(
     """`load`, for what needs titles: raises UserError for free text too."""
     loaded = load(data, split, domains, skip_bad_rows, notice, domain)
     if not loaded.ranking:
-        raise UserError(f"{loaded.name}: holds {loaded.format}, no titles to rank: give ranking examples, as docs/data.md shows them")
+        raise UserError(
+            f"{loaded.name}: holds {loaded.format}, no titles to rank: give ranking examples, as docs/data.md shows them"
+        )
     return loaded.examples

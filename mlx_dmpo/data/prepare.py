@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import report, rundir
 from ..config import MovielensSettings, PrepareSettings
 from ..errors import UserError
+from ..machine import files, run_directory
+from ..prompts.pairwise import DOMAINS
 from ..records import RankingExample
+from ..report import charts
 from . import splits
-from .prompts import DOMAINS
 from .release import write_release
 from .sources import SOURCES, BadRows, Ratings
 from .splits import SPLITS
@@ -52,7 +53,9 @@ def prepare(source: str, paths: Sequence[str], settings: PrepareSettings, comman
         return write_release(Path(paths[0]), settings, command)
     inputs = _inputs(source, paths)
     scores = (
-        splits.read_scores(Path(settings.negatives.removeprefix(splits.SCORES))) if settings.negatives.startswith(splits.SCORES) else None
+        splits.read_scores(Path(settings.negatives.removeprefix(splits.SCORES)))
+        if settings.negatives.startswith(splits.SCORES)
+        else None
     )
     taken: dict[str, str] = {}
     domains: list[Domain] = []
@@ -69,10 +72,14 @@ def _check(settings: PrepareSettings) -> None:
     """What one field alone cannot say. Raises UserError."""
     if not settings.out:
         raise UserError("--out: no directory to write: name one")
-    if rundir.is_complete(Path(settings.out)) and not settings.overwrite:
+    if run_directory.is_complete(Path(settings.out)) and not settings.overwrite:
         raise UserError(f"{settings.out}: holds a finished run: name another --out, or add --overwrite")
-    if settings.negatives not in ("disliked", "uniform", "popularity") and not settings.negatives.startswith(splits.SCORES):
-        raise UserError(f"--negatives: {settings.negatives!r} is not a choice: give disliked, uniform, popularity or scores:FILE")
+    if settings.negatives not in ("disliked", "uniform", "popularity") and not settings.negatives.startswith(
+        splits.SCORES
+    ):
+        raise UserError(
+            f"--negatives: {settings.negatives!r} is not a choice: give disliked, uniform, popularity or scores:FILE"
+        )
     if settings.negatives in ("uniform", "popularity") and not settings.num_negatives:
         raise UserError("--num-negatives: 0 takes all disliked items, but these are drawn: give a number")
     if settings.few_shot and not settings.train_users:
@@ -110,7 +117,12 @@ def _name(n: int, ratings: Ratings, inputs: Sequence[Any], settings: PrepareSett
 
 
 def _domain(
-    name: str, ratings: Ratings, bad: BadRows, settings: PrepareSettings, scores: splits.Scores | None, taken: dict[str, str]
+    name: str,
+    ratings: Ratings,
+    bad: BadRows,
+    settings: PrepareSettings,
+    scores: splits.Scores | None,
+    taken: dict[str, str],
 ) -> Domain:
     """One source's ratings as examples."""
     if not len(ratings.interactions.user):
@@ -120,7 +132,9 @@ def _domain(
         bar.update()
         rule, order = splits.liked_rule(settings, ratings), splits.choose_order(settings, ratings)
         if (titles.of_item[ratings.interactions.item] < 0).all():
-            raise UserError(f"{ratings.files[-1]}: no title for any item of {ratings.files[0].name}: use the two files of one download")
+            raise UserError(
+                f"{ratings.files[-1]}: no title for any item of {ratings.files[0].name}: use the two files of one download"
+            )
         histories = splits.histories(ratings, titles, rule, order, settings.seed)
         bar.update()
         eligible, unfit = splits.eligible_users(histories, settings, len(titles.titles))
@@ -167,15 +181,22 @@ def _wanted(name: str, settings: PrepareSettings) -> dict[str, int]:
 
 def _rules(rule: splits.LikedRule, order: str, s: PrepareSettings) -> list[str]:
     """Every rule in words, for the terminal and the manifest."""
-    window = f"the last {s.max_interactions} interactions of a user" if s.max_interactions else "all interactions of a user"
-    order = {"time": "by time, ties in the file's order", "file": "in the file's order", "random": f"in random order (seed {s.seed})"}[
-        order
-    ]
+    window = (
+        f"the last {s.max_interactions} interactions of a user" if s.max_interactions else "all interactions of a user"
+    )
+    order = {
+        "time": "by time, ties in the file's order",
+        "file": "in the file's order",
+        "random": f"in random order (seed {s.seed})",
+    }[order]
     source = {
         "disliked": "of the user's disliked items among them, drawn by seed",
         "uniform": "drawn evenly from items that the user never met",
         "popularity": "drawn by popularity from items that the user never met",
-    }.get(s.negatives, f"of the user's disliked items among them, least margin in {Path(s.negatives).name} first, the rest drawn by seed")
+    }.get(
+        s.negatives,
+        f"of the user's disliked items among them, least margin in {Path(s.negatives).name} first, the rest drawn by seed",
+    )
     number = f"up to {s.num_negatives}" if s.num_negatives else "all"
     return [
         rule.told + ", all others disliked",
@@ -183,7 +204,8 @@ def _rules(rule: splits.LikedRule, order: str, s: PrepareSettings) -> list[str]:
         f"users with at least {s.min_liked} liked and {s.min_disliked} disliked among them",
         "positive: the last liked; history: the liked before it",
         f"negatives: {number} {source}",
-        f"users drawn by seed {s.seed}; nobody is in two splits" + (f"; few-shot: the first {s.few_shot} of train" if s.few_shot else ""),
+        f"users drawn by seed {s.seed}; nobody is in two splits"
+        + (f"; few-shot: the first {s.few_shot} of train" if s.few_shot else ""),
         f"titles: articles {'first' if s.title_articles else 'as they are'}, years {'kept' if s.title_years else 'dropped'}",
     ]
 
@@ -214,7 +236,9 @@ def _counts(
         "users_unfit": unfit,
         "examples": {split: len(found) for split, found in examples.items()},
         "history": {s: {"min": min(n), "median": float(np.median(n)), "max": max(n)} for s, n in lengths.items()},
-        "negatives": {s: dict(sorted(Counter(len(e.negatives) for e in es).items())) for s, es in examples.items() if es},
+        "negatives": {
+            s: dict(sorted(Counter(len(e.negatives) for e in es).items())) for s, es in examples.items() if es
+        },
     }
 
 
@@ -241,7 +265,9 @@ def _notes(
         if len(examples[split]) < number:
             yield f"{split}: {len(examples[split]):,} users instead of {number:,}: no more are eligible"
     if scored is not None:
-        yield "negatives by margin: " + ", ".join(f"{scored[split]} of {len(found)} {split} users" for split, found in examples.items())
+        yield "negatives by margin: " + ", ".join(
+            f"{scored[split]} of {len(found)} {split} users" for split, found in examples.items()
+        )
 
 
 def _items(name: str, titles: Catalogue, h: splits.Histories, popularity: np.ndarray) -> list[dict[str, Any]]:
@@ -255,7 +281,11 @@ def _charts(h: splits.Histories, popularity: np.ndarray, examples: dict[str, lis
     """The numbers behind the picture."""
     values, which = np.unique(h.rating, return_inverse=True)
     return {
-        "ratings": (values, np.bincount(which[h.liked], minlength=len(values)), np.bincount(which[~h.liked], minlength=len(values))),
+        "ratings": (
+            values,
+            np.bincount(which[h.liked], minlength=len(values)),
+            np.bincount(which[~h.liked], minlength=len(values)),
+        ),
         "per_user": np.diff(h.start),
         "popularity": popularity,
         "history": {split: [len(e.history) for e in found] for split, found in examples.items()},
@@ -263,7 +293,9 @@ def _charts(h: splits.Histories, popularity: np.ndarray, examples: dict[str, lis
     }
 
 
-def _write(domains: Sequence[Domain], scores: splits.Scores | None, settings: PrepareSettings, command: str, started: float) -> Path:
+def _write(
+    domains: Sequence[Domain], scores: splits.Scores | None, settings: PrepareSettings, command: str, started: float
+) -> Path:
     """The directory; its manifest comes last."""
     asked = {*_listed(settings.train_domains), *_listed(settings.test_domains)}
     unknown = sorted(asked - {d.name for d in domains})
@@ -271,24 +303,28 @@ def _write(domains: Sequence[Domain], scores: splits.Scores | None, settings: Pr
         raise UserError(
             f'--train-domains and --test-domains: "{unknown[0]}" is no domain here: there are {", ".join(d.name for d in domains)}'
         )
-    run = rundir.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out")
+    run = run_directory.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out")
     run.started = started
     try:
         for split in SPLITS:
             examples = [e for d in domains for e in d.examples[split]]
             (run.path / f"{split}.jsonl").unlink(missing_ok=True)
             if examples:
-                rundir.write_text(run.path / f"{split}.jsonl", _json_lines(e.to_json() for e in examples))
-        rundir.write_text(run.path / "items.jsonl", _json_lines(item for d in domains for item in d.items))
-        report.plot_preparation({d.name: d.charts for d in domains}, run.path / "summary.png")
-        for name, file in tqdm([(d.name, file) for d in domains for file in d.files], desc="hash the inputs", unit="file", disable=None):
-            run.inputs[f"{name}/{file.name}"] = rundir.sha256(file)
+                files.write_text(run.path / f"{split}.jsonl", _json_lines(e.to_json() for e in examples))
+        files.write_text(run.path / "items.jsonl", _json_lines(item for d in domains for item in d.items))
+        charts.plot_preparation({d.name: d.charts for d in domains}, run.path / "summary.png")
+        for name, file in tqdm(
+            [(d.name, file) for d in domains for file in d.files], desc="hash the inputs", unit="file", disable=None
+        ):
+            run.inputs[f"{name}/{file.name}"] = files.sha256(file)
         if scores:
             run.input(scores.path)
         told = {d.name: {"source": d.source, "rules": d.rules, "notes": d.notes, "counts": d.counts} for d in domains}
         run.finish("cpu", domains=told)
     except OSError as error:
-        raise UserError(f"{run.path}: cannot be written ({error.strerror or error}): free some space or name another --out") from None
+        raise UserError(
+            f"{run.path}: cannot be written ({error.strerror or error}): free some space or name another --out"
+        ) from None
     return run.path
 
 
@@ -309,7 +345,8 @@ def _summary(domains: Sequence[Domain]) -> Iterator[str]:
             if n:
                 h = c["history"][split]
                 k = ", ".join(
-                    f"{k} ({times:,}x)" if len(c["negatives"][split]) > 1 else str(k) for k, times in c["negatives"][split].items()
+                    f"{k} ({times:,}x)" if len(c["negatives"][split]) > 1 else str(k)
+                    for k, times in c["negatives"][split].items()
                 )
                 yield f"  {split:<5} {n:>5,} users  history {h['min']} to {h['max']}, median {h['median']:g}  k = {k}"
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError
+from ..prompts.pairwise import Domain, domain_of, parse_prompt, ranking_answer
 from ..records import Branch, Example, Message, PreferenceGroup, RankingExample
-from .prompts import Domain, domain_of, parse_prompt, ranking_answer
 
 Row = dict[str, Any]
 
@@ -56,8 +56,6 @@ def _history_user(domain: str, history: Sequence[str]) -> str:
     return "history-" + _hash([domain, *history])
 
 
-# --- preferences in free text
-
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -69,7 +67,11 @@ def _message(value: Any, name: str, source: str) -> Message:
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
         content = "".join(p["text"] for p in content)
     if not isinstance(role, str) or role not in ROLES:
-        raise fail(source, f'"{name}" holds a message of the role {role!r}', "write system, user or assistant; tools are not supported")
+        raise fail(
+            source,
+            f'"{name}" holds a message of the role {role!r}',
+            "write system, user or assistant; tools are not supported",
+        )
     if not isinstance(content, str) or not content.strip():
         raise fail(source, f'"{name}" holds a message without text', "give each message a text")
     return {"role": ROLES[role], "content": content}
@@ -83,7 +85,11 @@ def _messages(value: Any, name: str, source: str) -> list[Message]:
 
 def _answer(messages: Sequence[Message], name: str, source: str) -> str:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise fail(source, f'"{name}" is not one assistant message after the prompt', "give one answer; earlier turns belong to the prompt")
+        raise fail(
+            source,
+            f'"{name}" is not one assistant message after the prompt',
+            "give one answer; earlier turns belong to the prompt",
+        )
     return messages[0]["content"]
 
 
@@ -104,7 +110,9 @@ def _group(prompt: Sequence[Message], chosen: str, rejected: Sequence[str], sour
             return ranking
     branches = tuple(Branch(tuple(prompt), answer) for answer in (chosen, *rejected))
     user = "prompt-" + _hash([part for m in prompt for part in m.values()])
-    return PreferenceGroup(user, context.domain or "text", branches, tuple((0, r) for r in range(1, len(branches))), source)
+    return PreferenceGroup(
+        user, context.domain or "text", branches, tuple((0, r) for r in range(1, len(branches))), source
+    )
 
 
 def _ranking(prompt: str, answers: Sequence[str], source: str, context: Context) -> RankingExample | None:
@@ -148,9 +156,6 @@ def _is_preference(row: Row) -> bool:
     return "chosen" in row and ("rejected" in row or any(REJECTED.fullmatch(k) for k in row))
 
 
-# --- the formats
-
-
 def read_own(row: Row, source: str, context: Context) -> Example:
     if context.domain:
         raise fail(source, f"names its own domain ({row.get('domain')})", "leave --domain out")
@@ -165,7 +170,8 @@ def _alpaca_prompt(row: Row, source: str) -> list[Message]:
     messages: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
     history = row.get("history") or []
     if not isinstance(history, list) or any(
-        not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(t, str) and t.strip() for t in turn) for turn in history
+        not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(t, str) and t.strip() for t in turn)
+        for turn in history
     ):
         raise fail(source, '"history" is not a list of [question, answer]', "write each earlier turn as two texts")
     for question, answer in history:
@@ -209,7 +215,9 @@ def read_released(row: Row, source: str, context: Context) -> Example:
     example = read_alpaca(row, source, context)
     if not isinstance(example, RankingExample):
         raise fail(
-            source, '"output" does not rank the two titles of the instruction', "name both titles, each once, as the instruction does"
+            source,
+            '"output" does not rank the two titles of the instruction',
+            "name both titles, each once, as the instruction does",
         )
     return example
 
@@ -234,7 +242,10 @@ def read_sharegpt(row: Row, source: str, context: Context) -> Example:
 
 def _common(texts: Sequence[Sequence[Any]]) -> int:
     """Length of the prefix that all share."""
-    return next((n for n, column in enumerate(zip(*texts, strict=False)) if any(c != column[0] for c in column)), min(map(len, texts)))
+    return next(
+        (n for n, column in enumerate(zip(*texts, strict=False)) if any(c != column[0] for c in column)),
+        min(map(len, texts)),
+    )
 
 
 def read_trl(row: Row, source: str, context: Context) -> Example:
@@ -260,7 +271,13 @@ def read_trl(row: Row, source: str, context: Context) -> Example:
             raise fail(source, '"prompt" is not a non-empty text', "give prompt as text")
         return _group(prompt, chosen, rejected, source, context)
     told = [_messages(m, name, source) for name, m in (("chosen", chosen), *(("rejected", r) for r in rejected))]
-    prompt = [] if given is None else [{"role": "user", "content": given}] if isinstance(given, str) else _messages(given, "prompt", source)
+    prompt = (
+        []
+        if given is None
+        else [{"role": "user", "content": given}]
+        if isinstance(given, str)
+        else _messages(given, "prompt", source)
+    )
     shared = min(_common(told), min(map(len, told)) - 1)
     if shared:  # the conversations are whole; a prompt beside them only repeats their beginning
         if prompt and told[0][:shared][-len(prompt) :] != prompt:
@@ -268,7 +285,10 @@ def read_trl(row: Row, source: str, context: Context) -> Example:
         prompt = told[0][:shared]
     if not prompt:
         raise fail(source, "chosen and rejected share no prompt to begin with", 'add "prompt"')
-    answers = [_answer(m[shared:], name, source) for m, name in zip(told, ["chosen", *["rejected"] * len(rejected)], strict=True)]
+    answers = [
+        _answer(m[shared:], name, source)
+        for m, name in zip(told, ["chosen", *["rejected"] * len(rejected)], strict=True)
+    ]
     return _group(prompt, answers[0], answers[1:], source, context)
 
 
@@ -288,7 +308,9 @@ def read_completion(row: Row, source: str, context: Context) -> Example:
     else:
         answer = _text(row, "completion", source)
     messages = (
-        _messages(prompt, "prompt", source) if isinstance(prompt, list) else [{"role": "user", "content": _text(row, "prompt", source)}]
+        _messages(prompt, "prompt", source)
+        if isinstance(prompt, list)
+        else [{"role": "user", "content": _text(row, "prompt", source)}]
     )
     return _group(messages, answer, [], source, context)
 
@@ -324,14 +346,22 @@ def read_tallrec(row: Row, source: str, context: Context) -> Example:
         history, positive, negatives = liked[:-1], liked[-1] if liked else "", (target,)
     history = tuple(t for t in history if t != positive)
     if not history:
-        raise Unconvertible("no liked title to be the history" if liked or answer == "Yes." else "no liked title to be the positive")
+        raise Unconvertible(
+            "no liked title to be the history" if liked or answer == "Yes." else "no liked title to be the positive"
+        )
     if not negatives:
         raise Unconvertible("no disliked title to be a negative")
     return _checked(context.user, context.domain or found["domain"], history, positive, negatives, source, context)
 
 
 def _checked(
-    user: str, domain: str, history: Sequence[str], positive: str, negatives: Sequence[str], source: str, context: Context
+    user: str,
+    domain: str,
+    history: Sequence[str],
+    positive: str,
+    negatives: Sequence[str],
+    source: str,
+    context: Context,
 ) -> RankingExample:
     row = {"user": user, "domain": domain, "history": list(history), "positive": positive, "negatives": list(negatives)}
     example = RankingExample.from_json(row, source)
@@ -347,7 +377,9 @@ def read_s_dpo(row: Row, source: str, context: Context) -> Example:
         value = row.get(name)
         value = value.split("::") if isinstance(value, str) else value
         if not isinstance(value, list) or not value or any(not isinstance(t, str) or not t.strip() for t in value):
-            raise fail(source, f'"{name}" is not a list of titles', 'write a list, or one text with "::" between the titles')
+            raise fail(
+                source, f'"{name}" is not a list of titles', 'write a list, or one text with "::" between the titles'
+            )
         return [t.strip() for t in value]
 
     history, items = listed("historyList"), listed("itemList")
@@ -355,7 +387,9 @@ def read_s_dpo(row: Row, source: str, context: Context) -> Example:
         raise fail(source, "the true selection is not among the items", "list it in itemList")
     if not context.domain:
         raise fail(
-            source, "names no domain", f"say what the items are by --domain, one of {', '.join(context.domains)}, or word one in a config"
+            source,
+            "names no domain",
+            f"say what the items are by --domain, one of {', '.join(context.domains)}, or word one in a config",
         )
     negatives = [t for t in items if t != positive.strip()]
     user = _history_user(context.domain, history)
@@ -381,26 +415,39 @@ def _instruction(row: Row, start: str) -> bool:
 
 
 def _trl(conversational: bool, explicit: bool) -> Callable[[Row], bool]:
-    return lambda row: _is_preference(row) and isinstance(row["chosen"], list) == conversational and ("prompt" in row) == explicit
+    return lambda row: (
+        _is_preference(row) and isinstance(row["chosen"], list) == conversational and ("prompt" in row) == explicit
+    )
 
 
 _ALPACA = _named("instruction", "input", "output", "history", "system", "chosen", "rejected")
+
+
 _SHAREGPT = _named("conversations", "system", "chosen", "rejected")
+
+
 _TRL = _named("prompt", "chosen", "rejected")
+
+
 OWN, RELEASED, TALLREC, S_DPO = "ranking examples", "released DMPO JSON", "TALLRec JSON", "S-DPO candidate lists"
+
 
 # The first that fits a row is its format.
 FORMATS = (
     Format(S_DPO, lambda row: "trueSelection" in row, read_s_dpo, _named("historyList", "itemList", "trueSelection")),
     Format(
         TALLREC,
-        lambda row: "instruction" in row and isinstance(row.get("input"), str) and row["input"].startswith("User Preference:"),
+        lambda row: (
+            "instruction" in row and isinstance(row.get("input"), str) and row["input"].startswith("User Preference:")
+        ),
         read_tallrec,
         _named("instruction", "input", "output"),
     ),
     Format(
         RELEASED,
-        lambda row: "output" in row and not _is_preference(row) and _instruction(row, "You are an assistant working on "),
+        lambda row: (
+            "output" in row and not _is_preference(row) and _instruction(row, "You are an assistant working on ")
+        ),
         read_released,
     ),
     Format(
@@ -410,14 +457,21 @@ FORMATS = (
         _ALPACA,
     ),
     Format("alpaca rows (SFT)", lambda row: "instruction" in row, read_alpaca, _ALPACA),
-    Format("ShareGPT preferences", lambda row: "conversations" in row and _is_preference(row), read_sharegpt, _SHAREGPT),
+    Format(
+        "ShareGPT preferences", lambda row: "conversations" in row and _is_preference(row), read_sharegpt, _SHAREGPT
+    ),
     Format("ShareGPT conversations (SFT)", lambda row: "conversations" in row, read_sharegpt, _SHAREGPT),
     Format("TRL preferences (conversational, prompt given)", _trl(True, True), read_trl, _TRL),
     Format("TRL preferences (conversational, implicit prompt)", _trl(True, False), read_trl, _TRL),
     Format("TRL preferences (standard, prompt given)", _trl(False, True), read_trl, _TRL),
     Format("TRL preferences (standard, implicit prompt)", _trl(False, False), read_trl, _TRL),
     Format("chat rows (SFT)", lambda row: "messages" in row, read_chat, _named("messages", "tools")),
-    Format("completion rows (SFT)", lambda row: "prompt" in row and "completion" in row, read_completion, _named("prompt", "completion")),
+    Format(
+        "completion rows (SFT)",
+        lambda row: "prompt" in row and "completion" in row,
+        read_completion,
+        _named("prompt", "completion"),
+    ),
     Format(
         OWN,
         lambda row: bool({"user", "domain", "history", "positive", "negatives"} & set(row)),
@@ -430,8 +484,14 @@ def format_of(row: Any, source: str) -> Format:
     """Raises UserError for a row of no known format."""
     if isinstance(row, dict):
         if "kto_tag" in row or ("completion" in row and "label" in row):
-            raise fail(source, "a single answer with a label (KTO) is no pair", "give chosen and rejected answers to one prompt")
+            raise fail(
+                source,
+                "a single answer with a label (KTO) is no pair",
+                "give chosen and rejected answers to one prompt",
+            )
         for form in FORMATS:
             if form.fits(row):
                 return form
-    raise fail(source, "neither a ranking example nor a row of another format that is known", "write one as docs/data.md shows")
+    raise fail(
+        source, "neither a ranking example nor a row of another format that is known", "write one as docs/data.md shows"
+    )

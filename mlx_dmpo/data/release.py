@@ -18,16 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import rundir
 from ..config import MovielensSettings, default_of
 from ..errors import UserError
+from ..machine import files, run_directory
+from ..prompts.pairwise import DOMAINS, pair_prompt, ranking_answer
 from ..records import RankingExample
 from . import sources
-from .prompts import DOMAINS, pair_prompt, ranking_answer
 
 TRAIN_LINES, EVAL_LINES = 42, 40
+
+
 TRAIN_USERS, EVAL_USERS = 100, 1000
+
+
 NAME = "rec_data_ml_1m_{}.json"
+
+
 FREE = {"out", "overwrite", "skip_bad_rows", "recipe"}  # settings that the recipe leaves open
 
 
@@ -46,7 +52,9 @@ def _eligible(interactions: sources.Interactions, lines: int) -> list[_User]:
     users = []
     for u, name in enumerate(i.users):
         last = by_user[start[u] : start[u + 1]][-lines:]
-        liked, disliked = ([i.items[n] for n in i.item[last[which]]] for which in (i.rating[last] >= 4, i.rating[last] <= 3))
+        liked, disliked = (
+            [i.items[n] for n in i.item[last[which]]] for which in (i.rating[last] >= 4, i.rating[last] <= 3)
+        )
         if len(liked) >= 5 and len(disliked) >= 5:
             users.append(_User(int(name), liked, disliked))
     return sorted(users, key=lambda user: user.id)
@@ -68,7 +76,10 @@ def _file(users: Sequence[_User], negatives: int, both: bool, title: Callable[[s
 
 
 def released_files(
-    interactions: sources.Interactions, titles: Mapping[str, str], train_users: int = TRAIN_USERS, eval_users: int = EVAL_USERS
+    interactions: sources.Interactions,
+    titles: Mapping[str, str],
+    train_users: int = TRAIN_USERS,
+    eval_users: int = EVAL_USERS,
 ) -> dict[str, str]:
     """File name -> text, for whole titles by item."""
     train = _eligible(interactions, TRAIN_LINES)[:train_users]
@@ -105,14 +116,16 @@ def write_release(path: Path, settings: MovielensSettings, command: str) -> list
         raise UserError(f'{movies}: no title for movie "{missing[0]}" of {file.name}: use the files of one download')
     if any(not user.isdecimal() for user in interactions.users):
         raise UserError(f"{file}: user ids are not whole numbers: use the file as it was downloaded")
-    files = released_files(interactions, titles)
-    if files[NAME.format("eval_ranking")] == "[]":
-        raise UserError(f"{file}: no more than {TRAIN_USERS} eligible users: the recipe is for the whole of MovieLens-1M")
-    run = rundir.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out")
-    for name, text in files.items():
-        rundir.write_text(run.path / name, text)
+    texts = released_files(interactions, titles)
+    if texts[NAME.format("eval_ranking")] == "[]":
+        raise UserError(
+            f"{file}: no more than {TRAIN_USERS} eligible users: the recipe is for the whole of MovieLens-1M"
+        )
+    run = run_directory.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out")
+    for name, text in texts.items():
+        files.write_text(run.path / name, text)
     for source in (file, movies):
         run.input(source)
     run.finish("cpu", recipe="dmpo-release", left_out=dict(bad.counts))
     told = [f"{reason}: {count:,} rows left out (first: {bad.first[reason]})" for reason, count in bad.counts.items()]
-    return [*told, *(f"wrote {run.path / name}" for name in files)]
+    return [*told, *(f"wrote {run.path / name}" for name in texts)]

@@ -16,8 +16,13 @@ from ..errors import UserError
 
 Rows = Iterator[tuple[str, Any]]
 
+
 HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
+
+
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt", ".gz", ".zip")
+
+
 SPLITS = {"train": ("train",), "valid": ("validation", "valid", "dev"), "test": ("test",)}  # as the hub names them
 
 
@@ -58,7 +63,9 @@ def read_rows(data: str | Path, split: str) -> Rows:
             f"{path}: no such file: name a data file, a directory with train.jsonl, valid.jsonl and test.jsonl, or a data set of the hub"
         ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}): name a readable file") from None
+        raise UserError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}): name a readable file"
+        ) from None
     if content.startswith(b"PAR1"):
         return _parquet_rows(path)
     if content.startswith(b"\x1f\x8b"):
@@ -127,7 +134,9 @@ def _without_surrogates(row: tuple[str, Any]) -> tuple[str, Any]:
         if not isinstance(value, UserError):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return source, UserError(f"{source}: holds half of a surrogate pair (\\ud800 to \\udfff): write the whole character")
+        return source, UserError(
+            f"{source}: holds half of a surrogate pair (\\ud800 to \\udfff): write the whole character"
+        )
     return row
 
 
@@ -157,7 +166,9 @@ def _hub(found: re.Match[str]) -> Mapping[str, Any]:
 
     try:
         return datasets.load_dataset(found["name"], found["config"])
-    except Exception as error:  # the hub and its readers raise many kinds; each means "this is not a data set we can load"
+    except (
+        Exception
+    ) as error:  # the hub and its readers raise many kinds; each means "this is not a data set we can load"
         raise UserError(
             f"{found[0]}: no such path, and no data set of the hub that can be loaded ({type(error).__name__}: {_first_line(error)}): "
             "name a file, a directory, or owner/name[:config][@split]"
@@ -169,12 +180,12 @@ def _hub_rows(found: re.Match[str], split: str) -> Rows:
     wanted = (found["split"],) if found["split"] else SPLITS[split]
     name = next((name for name in wanted if name in loaded), None)
     if name is None:
-        raise UserError(f"{found[0]}: has no split {wanted[0]}: name one as {found['name']}@SPLIT, of {', '.join(map(str, loaded))}")
+        raise UserError(
+            f"{found[0]}: has no split {wanted[0]}: name one as {found['name']}@SPLIT, of {', '.join(map(str, loaded))}"
+        )
     for n, value in enumerate(loaded[name], 1):
         yield f"{found['name']}@{name}:row {n}", value
 
-
-# --- LLaMA-Factory's dataset_info.json
 
 ALPACA_COLUMNS = {
     "prompt": "instruction",
@@ -185,7 +196,11 @@ ALPACA_COLUMNS = {
     "chosen": "chosen",
     "rejected": "rejected",
 }
+
+
 SHAREGPT_COLUMNS = {"messages": "conversations", "system": "system", "chosen": "chosen", "rejected": "rejected"}
+
+
 TAGS = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt", "system_tag": "system"}
 
 

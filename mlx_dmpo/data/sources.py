@@ -26,9 +26,6 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 from tqdm import tqdm
 
 from ..config import PrepareSettings, TableSettings
@@ -91,9 +88,6 @@ class BadRows:
             raise UserError(f"{place}: {what}{value and f' ({value})'}: {mend}, or add --skip-bad-rows")
         self.first[what] = place
         self.counts[what] = 1
-
-
-# --- files
 
 
 @contextlib.contextmanager
@@ -207,9 +201,6 @@ class _Utf8:
         return data
 
 
-# --- batches of rows
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Some consecutive rows: a column for each that was asked for, and where row n of them stands, for messages."""
@@ -307,7 +298,9 @@ def _csv_batches(path: Path, how: Dialect, columns: Sequence[int], bad: BadRows)
             cells = next(cells for _, cells in _cells(row.text.splitlines(keepends=True), how))
             long = row.text.count("\n")
             over = f" over {long + 1} lines (is a quote not closed?)" if long else ""
-            bad.add(partial(_line_of, path, how, None, cells), f"{found} columns instead of {wanted}{over}", "mend the row")
+            bad.add(
+                partial(_line_of, path, how, None, cells), f"{found} columns instead of {wanted}{over}", "mend the row"
+            )
 
     utf8 = how.encoding == "utf-8-sig"
     names = [f"f{c * step}" for c in columns]
@@ -355,7 +348,9 @@ def _arrow_error(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: cannot be read ({text.splitlines()[0]}): mend the file")
 
 
-def _json_batches(path: Path, fields: dict[str, pa.DataType], bad: BadRows, optional: Iterable[str] = ()) -> Iterator[Batch]:
+def _json_batches(
+    path: Path, fields: dict[str, pa.DataType], bad: BadRows, optional: Iterable[str] = ()
+) -> Iterator[Batch]:
     """These fields of JSON lines. A block that arrow cannot read goes line by line, also as Python literals (Amazon's of 2014)."""
     schema = pa.schema(list(fields.items()))
     lines_before = 0
@@ -369,7 +364,9 @@ def _json_batches(path: Path, fields: dict[str, pa.DataType], bad: BadRows, opti
             else:
                 numbers, columns = None, [table[c].combine_chunks() for c in fields]
 
-            def where(n: int, numbers: list[int] | None = numbers, block: bytes = block, before: int = lines_before) -> str:
+            def where(
+                n: int, numbers: list[int] | None = numbers, block: bytes = block, before: int = lines_before
+            ) -> str:
                 if numbers is None:  # arrow leaves out blank lines
                     numbers = [before + k for k, line in enumerate(block.split(b"\n"), 1) if line.strip()]
                 return f"{path}:{numbers[n]}"
@@ -449,7 +446,10 @@ def _as(value: Any, kind: pa.DataType) -> Any:
 
 def _parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Batch]:
     try:
-        with pa.parquet.ParquetFile(path) as file, tqdm(total=file.metadata.num_rows, desc=path.name, unit="row", disable=None) as bar:
+        with (
+            pa.parquet.ParquetFile(path) as file,
+            tqdm(total=file.metadata.num_rows, desc=path.name, unit="row", disable=None) as bar,
+        ):
             for batch in file.iter_batches(batch_size=max(1, BLOCK // 64), columns=list(columns)):
                 start = int(bar.n)
 
@@ -461,9 +461,6 @@ def _parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Batch]:
                 bar.refresh()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise UserError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}): write it anew") from None
-
-
-# --- batches -> interactions and titles
 
 
 def _codes(column: pa.Array, index: dict[str, int]) -> np.ndarray:
@@ -511,17 +508,26 @@ def _collect(batches: Iterable[Batch], bad: BadRows) -> Interactions:
     parts: list[list[np.ndarray]] = []
     for batch in batches:
         user, item, rating, *time = batch.columns
-        part = [_codes(user, users), _codes(item, items), _numbers(rating, _number), *(_numbers(t, _seconds) for t in time)]
+        part = [
+            _codes(user, users),
+            _codes(item, items),
+            _numbers(rating, _number),
+            *(_numbers(t, _seconds) for t in time),
+        ]
         good = np.ones(len(part[0]), bool)
         for name, values, column in zip(("user", "item", "rating", "time"), part, batch.columns, strict=False):
             wrong = (values < 0) if values.dtype == np.int32 else np.isnan(values)
             for n in np.flatnonzero(wrong & good):
                 what = "is missing" if values.dtype == np.int32 else "is no finite number"
-                bad.add(partial(batch.where, int(n)), f"the {name} {what}", "give one", repr(column[int(n)].as_py())[:40])
+                bad.add(
+                    partial(batch.where, int(n)), f"the {name} {what}", "give one", repr(column[int(n)].as_py())[:40]
+                )
             good &= ~wrong
         parts.append(part if good.all() else [values[good] for values in part])
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0)] * 3
-    return Interactions(columns[0], columns[1], columns[2], columns[3] if len(columns) > 3 else None, list(users), list(items))
+    return Interactions(
+        columns[0], columns[1], columns[2], columns[3] if len(columns) > 3 else None, list(users), list(items)
+    )
 
 
 def _titles(rows: Iterable[tuple[Any, Any]], items: Iterable[str]) -> dict[str, str]:
@@ -550,9 +556,6 @@ def _split_lines(path: Path, separator: str, bad: BadRows) -> Iterator[tuple[str
             yield cells[0], cells[1]
 
 
-# --- the sources
-
-
 def _folder(path: Path, what: str) -> list[Path]:
     if not path.exists():
         raise UserError(f"{path}: no such folder: name the unpacked {what} download")
@@ -566,7 +569,9 @@ def _one(found: Sequence[Path], folder: Path, what: str, names: str) -> Path:
         return found[0]
     if not found:
         raise UserError(f"{folder}: holds no {what}: put {names} there")
-    raise UserError(f"{folder}: holds several files of {what} ({', '.join(p.name for p in found)}): keep one of them there")
+    raise UserError(
+        f"{folder}: holds several files of {what} ({', '.join(p.name for p in found)}): keep one of them there"
+    )
 
 
 def _stem(path: Path) -> str:
@@ -584,7 +589,11 @@ def movielens_files(path: Path) -> tuple[str, Path, Path]:
         ratings = [p for p in files if p.name.startswith("ratings") and p.name.removesuffix(".gz").endswith(suffix)]
         if ratings:
             titles = [p for p in files if p.name.removesuffix(".gz") == "movies" + suffix]
-            return kind, _one(ratings, path, "ratings", f"ratings{suffix}"), _one(titles, path, "titles", f"movies{suffix}")
+            return (
+                kind,
+                _one(ratings, path, "ratings", f"ratings{suffix}"),
+                _one(titles, path, "titles", f"movies{suffix}"),
+            )
     raise UserError(
         f"{path}: no MovieLens files: it should hold u.data and u.item, ratings.dat and movies.dat, or ratings.csv and movies.csv"
     )
@@ -598,7 +607,9 @@ def movielens_interactions(kind: str, file: Path, bad: BadRows) -> Interactions:
     separator = "\t" if kind == "100K" else "::"
     how = dialect(file)
     if how.separator != separator or how.header or len(how.names) != 4:
-        raise UserError(f"{file}:1: not user, item, rating and time with {separator!r} between: use the file as it was downloaded")
+        raise UserError(
+            f"{file}:1: not user, item, rating and time with {separator!r} between: use the file as it was downloaded"
+        )
     return _collect(_csv_batches(file, how, range(4), bad), bad)
 
 
@@ -621,24 +632,40 @@ def _named(path: Path, columns: dict[str, str], encoding: str = "utf-8-sig") -> 
     places = {_plain(name): n for n, name in reversed(list(enumerate(how.names)))}
     for name in columns.values():
         if not how.header or _plain(name) not in places:
-            raise UserError(f'{path}:1: no column "{name}" (found: {", ".join(how.names)}): use the file as it was downloaded')
+            raise UserError(
+                f'{path}:1: no column "{name}" (found: {", ".join(how.names)}): use the file as it was downloaded'
+            )
     return how, [places[_plain(name)] for name in columns.values()]
 
 
-CATEGORIES = {"video_games": "game", "movies_and_tv": "movie", "books": "book", "digital_music": "music", "cds_and_vinyl": "music"}
+CATEGORIES = {
+    "video_games": "game",
+    "movies_and_tv": "movie",
+    "books": "book",
+    "digital_music": "music",
+    "cds_and_vinyl": "music",
+}
 
 
 def amazon(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     """Amazon reviews and metadata: 2014 and 2018 (reviewerID, asin, overall, unixReviewTime), 2023 (user_id, parent_asin, rating, timestamp)."""
     if path.is_dir() or not path.exists():
         files = [p for p in _folder(path, "Amazon") if re.search(r"\.jsonl?(\.gz)?$", p.name)]
-        reviews = _one([p for p in files if not p.name.startswith("meta")], path, "reviews", "CATEGORY_5.json.gz or CATEGORY.jsonl.gz")
+        reviews = _one(
+            [p for p in files if not p.name.startswith("meta")],
+            path,
+            "reviews",
+            "CATEGORY_5.json.gz or CATEGORY.jsonl.gz",
+        )
     else:
         reviews = path
     category = re.sub(r"_\d+$", "", _stem(reviews).removeprefix("reviews_"))
     beside = [p for p in _folder(reviews.parent, "Amazon") if p.name.startswith("meta")]
     metadata = _one(
-        [p for p in beside if _stem(p) == f"meta_{category}"], reviews.parent, f"titles of {category}", f"meta_{category}.json.gz"
+        [p for p in beside if _stem(p) == f"meta_{category}"],
+        reviews.parent,
+        f"titles of {category}",
+        f"meta_{category}.json.gz",
     )
     first = _start(reviews).partition(b"\n")[0]
     if b"user_id" in first:
@@ -646,12 +673,16 @@ def amazon(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     elif b"reviewerID" in first:
         name, item, columns = "Amazon reviews 2014 or 2018", "asin", ("reviewerID", "asin", "overall", "unixReviewTime")
     else:
-        raise UserError(f"{reviews}:1: not an Amazon review (no reviewerID, no user_id): use the file as it was downloaded")
+        raise UserError(
+            f"{reviews}:1: not an Amazon review (no reviewerID, no user_id): use the file as it was downloaded"
+        )
     kinds = (pa.string(), pa.string(), pa.float64(), pa.float64())
     interactions = _collect(_json_batches(reviews, dict(zip(columns, kinds, strict=True)), bad), bad)
     fields = {item: pa.string(), "title": pa.string()}
     titles = _titles(_rows(_json_batches(metadata, fields, bad, optional=["title"])), interactions.items)
-    scraped = [i for i, title in titles.items() if "getTime" in title]  # page source instead of a title, as the data's authors warn
+    scraped = [
+        i for i, title in titles.items() if "getTime" in title
+    ]  # page source instead of a title, as the data's authors warn
     for i in scraped:
         del titles[i]
     notes = [f"{len(scraped)} titles are page source (getTime): taken as missing"] if scraped else []
@@ -672,12 +703,16 @@ def bookcrossing(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings
     titles = {item: title.replace('\\"', '"') for item, title in _titles(rows, interactions.items).items()}
     given = interactions.rating > 0
     notes = [f"{int((~given).sum()):,} ratings of 0 left out: the book was not rated"]
-    return Ratings(_where_true(interactions, given), titles, [file, books], "Book-Crossing", "book", scale=(1, 10), notes=notes)
+    return Ratings(
+        _where_true(interactions, given), titles, [file, books], "Book-Crossing", "book", scale=(1, 10), notes=notes
+    )
 
 
 def _where_true(interactions: Interactions, keep: np.ndarray) -> Interactions:
     i = interactions
-    return Interactions(i.user[keep], i.item[keep], i.rating[keep], None if i.time is None else i.time[keep], i.users, i.items)
+    return Interactions(
+        i.user[keep], i.item[keep], i.rating[keep], None if i.time is None else i.time[keep], i.users, i.items
+    )
 
 
 def lastfm(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
@@ -692,10 +727,10 @@ def lastfm(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
         raise UserError(f"{file}:1: not userID, artistID and weight between tabs: use the file as it was downloaded")
     interactions = _collect(_csv_batches(file, how, range(3), bad), bad)
     titles = _titles(_split_lines(artists, "\t", bad), interactions.items)
-    return Ratings(interactions, titles, [file, artists], "Last.fm (HetRec 2011)", "music", liked_quantile=0.5, order="random")
+    return Ratings(
+        interactions, titles, [file, artists], "Last.fm (HetRec 2011)", "music", liked_quantile=0.5, order="random"
+    )
 
-
-# --- any table
 
 # names without punctuation and case, most telling first
 GUESSES = {
@@ -752,7 +787,8 @@ def _json_table(path: Path) -> Table:
     else:
         raise UserError(f"{path}: no line is a JSON object: give one object a line")
     kinds = {
-        name: pa.int64() if type(value) is int else pa.float64() if type(value) is float else pa.string() for name, value in row.items()
+        name: pa.int64() if type(value) is int else pa.float64() if type(value) is float else pa.string()
+        for name, value in row.items()
     }
     return Table(path, list(row), lambda columns, bad: _json_batches(path, {c: kinds[c] for c in columns}, bad))
 
@@ -769,7 +805,9 @@ def _choose(table: Table, roles: dict[str, str], optional: Iterable[str] = ()) -
         if column and column not in chosen.values():
             chosen[role] = column
         elif role not in optional:
-            raise UserError(f"{table.path}: which column is the {role}? (it has {', '.join(table.names)}): name it by --{role}-column")
+            raise UserError(
+                f"{table.path}: which column is the {role}? (it has {', '.join(table.names)}): name it by --{role}-column"
+            )
     return chosen
 
 
@@ -783,14 +821,18 @@ def table(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
         titled = _choose(source, {"title": s.title_column}, optional=["title"]) if source.header else {}
         chosen["item"] = titled.get("title", chosen.get("item", ""))
     if not chosen.get("item"):
-        raise UserError(f"{path}: which column is the item? (it has {', '.join(source.names)}): name it by --item-column")
+        raise UserError(
+            f"{path}: which column is the item? (it has {', '.join(source.names)}): name it by --item-column"
+        )
     roles = [role for role in named if role in chosen]
     interactions = _collect(source.batches([chosen[role] for role in roles], bad), bad)
     notes = [f"columns of {path.name}: " + ", ".join(f"{role} = {chosen[role]}" for role in roles)]
     if not s.items:
         notes.append(f'no --items: the column "{chosen["item"]}" is the title')
         return Ratings(interactions, {i: i for i in interactions.items}, [path], "table", "product", notes=notes)
-    listed = open_table(Path(s.items), [*GUESSES["item"], *GUESSES["title"], *filter(None, (s.item_column, s.title_column))])
+    listed = open_table(
+        Path(s.items), [*GUESSES["item"], *GUESSES["title"], *filter(None, (s.item_column, s.title_column))]
+    )
     item_column = s.item_column or (chosen["item"] if chosen["item"] in listed.names else "")
     columns = _choose(listed, {"item": item_column, "title": s.title_column})
     titles = _titles(_rows(listed.batches([columns["item"], columns["title"]], bad)), interactions.items)

@@ -23,6 +23,8 @@ from .sources import Ratings, text_lines
 from .titles import Catalogue
 
 SPLITS = ("train", "valid", "test")
+
+
 SCORES = "scores:"
 
 
@@ -30,9 +32,6 @@ def unit(*parts: object) -> float:
     """A number in [0, 1) that looks random and hangs on `parts` alone: 53 bits of BLAKE2b."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
-
-
-# --- what is liked
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,9 @@ def liked_rule(settings: PrepareSettings, ratings: Ratings) -> LikedRule:
     if above is not None:
         return LikedRule(above, None, f"liked: ratings > {above:g} (--liked-above)")
     if low == high:
-        raise UserError(f"{ratings.files[0]}: every rating is {low:g}: nothing tells liked from disliked: use another column or source")
+        raise UserError(
+            f"{ratings.files[0]}: every rating is {low:g}: nothing tells liked from disliked: use another column or source"
+        )
     if high == 5:
         return LikedRule(3.0, None, "liked: ratings > 3 of 5")
     middle = (low + high) / 2
@@ -78,9 +79,6 @@ def is_liked(rule: LikedRule, user: np.ndarray, rating: np.ndarray, start: np.nd
     ascending = rating[np.lexsort((rating, user))]
     threshold = ascending[np.minimum(place, len(rating) - 1)]
     return rating > threshold[user]
-
-
-# --- histories
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,7 +173,9 @@ def eligible_users(h: Histories, settings: PrepareSettings, titles: int) -> tupl
     }
 
 
-def assign(users: Sequence[str], wanted: Mapping[str, int], settings: PrepareSettings, taken: dict[str, str]) -> dict[str, list[str]]:
+def assign(
+    users: Sequence[str], wanted: Mapping[str, int], settings: PrepareSettings, taken: dict[str, str]
+) -> dict[str, list[str]]:
     """The users of each split, `wanted` of each, drawn by hash. `taken` (user -> split) keeps people apart across domains, and grows.
 
     Training users come from one end of the draw, validation and then test users from the other: with any number of training
@@ -185,15 +185,16 @@ def assign(users: Sequence[str], wanted: Mapping[str, int], settings: PrepareSet
     reserved = max(wanted["train"], settings.train_users) if wanted["train"] else 0
     splits: dict[str, list[str]] = {}
     used: set[str] = set()
-    for split, candidates, number in (("train", drawn[::-1], reserved), ("valid", drawn, wanted["valid"]), ("test", drawn, wanted["test"])):
+    for split, candidates, number in (
+        ("train", drawn[::-1], reserved),
+        ("valid", drawn, wanted["valid"]),
+        ("test", drawn, wanted["test"]),
+    ):
         splits[split] = [u for u in candidates if u not in used and taken.get(u, split) == split][:number]
         used.update(splits[split])
         taken.update(dict.fromkeys(splits[split], split))
     splits["train"] = splits["train"][: wanted["train"]]
     return splits
-
-
-# --- negatives
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -239,9 +240,6 @@ def draw_without_replacement(weights: np.ndarray, number: int, *key: object) -> 
     return drawn
 
 
-# --- examples
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Rankings:
     """Makes a domain's examples: the last liked item of a user, its negatives, and the liked items before it."""
@@ -267,13 +265,17 @@ class Rankings:
         if s.negatives in ("uniform", "popularity"):
             weights = self.popularity.copy() if s.negatives == "popularity" else (self.popularity > 0).astype(np.int64)
             weights[h.title[h.of(user)]] = 0
-            return [self.titles[t] for t in draw_without_replacement(weights, s.num_negatives, s.seed, "draw", name)], False
+            return [
+                self.titles[t] for t in draw_without_replacement(weights, s.num_negatives, s.seed, "draw", name)
+            ], False
         places = h.of(user, s.max_interactions)
         disliked = [self.titles[t] for t in h.title[places][~h.liked[places]]]
         disliked.sort(key=lambda title: (unit(s.seed, "negative", name, title), title))
         margins = self.scores.of(self.domain, name, positive) if self.scores else {}
         scored = any(title in margins for title in disliked)
-        disliked.sort(key=lambda title: margins.get(title, math.inf))  # stable: those without a margin stay in the draw's order
+        disliked.sort(
+            key=lambda title: margins.get(title, math.inf)
+        )  # stable: those without a margin stay in the draw's order
         return disliked[: s.num_negatives or None], scored
 
 
@@ -281,7 +283,9 @@ def popularity(h: Histories, titles: int) -> np.ndarray:
     return np.bincount(h.title, minlength=titles)
 
 
-def split_examples(rankings: Rankings, splits: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[RankingExample]], Counter[str]]:
+def split_examples(
+    rankings: Rankings, splits: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, list[RankingExample]], Counter[str]]:
     """The examples of each split, and how many of each have their negatives by scores. Raises UserError where none has."""
     number = {name: n for n, name in enumerate(rankings.histories.users)}
     found: dict[str, list[RankingExample]] = {}

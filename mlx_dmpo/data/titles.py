@@ -14,10 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 
 # As MovieLens has them. An article that ends in an apostrophe is joined without a space: "Avventura, L'" -> "L'Avventura".
-ARTICLES = "The A An Le La Les L' Un Une El Los Las Una Il Lo Gli I O Os Der Die Das Ein Eine Den Det De Het En Ett".split()
+ARTICLES = (
+    "The A An Le La Les L' Un Une El Los Las Una Il Lo Gli I O Os Der Die Das Ein Eine Den Det De Het En Ett".split()
+)
+
+
 _ARTICLE = re.compile(rf"(^|\()([^()]+?), ({'|'.join(ARTICLES)})(?=\s*(?:[()]|$))")
+
+
 _YEAR = re.compile(r"\s*\(\d{4}(?:-\d{0,4})?\)$")
+
+
 _ANGLES = str.maketrans("<>", "‹›")  # else "> " inside a title would end it: the prompt writes <Title:...>
+
+
 _JOINERS = "\u200c\u200d"  # format characters that Persian, Indic scripts and emoji are spelt with
 
 
@@ -29,7 +39,11 @@ def normalise(title: str, articles: bool = True, years: bool = True) -> str:
     """
     while (plain := html.unescape(title)) != title:  # "&amp;amp;" is seen in the wild
         title = plain
-    title = "".join(c for c in unicodedata.normalize("NFC", title) if c.isspace() or c in _JOINERS or unicodedata.category(c)[0] != "C")
+    title = "".join(
+        c
+        for c in unicodedata.normalize("NFC", title)
+        if c.isspace() or c in _JOINERS or unicodedata.category(c)[0] != "C"
+    )
     title = " ".join(title.split())
     title = title.translate(_ANGLES)
     if not years:

@@ -1,0 +1,34 @@
+"""Every setting, once: its name, default, range and help. Defaults < embedded model's settings < YAML < flags.
+
+The command line's options and the reference in docs/ are made from these fields. Names that mean what
+`mlx_lm.lora` means by them are its names.
+"""
+
+from .evaluation import EvaluateSettings, ExportSettings, SampleSettings
+from .fields import CommonSettings, Lora, default_of, setting
+from .preparation import CheckSettings, ConvertSettings, MovielensSettings, PrepareSettings, TableSettings
+from .resolve import build, read_yaml, resolve
+from .training import PRESETS, DmpoSettings, SftSettings, TrainSettings, resume_key
+
+__all__ = [
+    "PRESETS",
+    "CheckSettings",
+    "CommonSettings",
+    "ConvertSettings",
+    "DmpoSettings",
+    "EvaluateSettings",
+    "ExportSettings",
+    "Lora",
+    "MovielensSettings",
+    "PrepareSettings",
+    "SampleSettings",
+    "SftSettings",
+    "TableSettings",
+    "TrainSettings",
+    "build",
+    "default_of",
+    "read_yaml",
+    "resolve",
+    "resume_key",
+    "setting",
+]

@@ -1,0 +1,72 @@
+"""Settings of `evaluate`, `sample` and `export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .fields import CommonSettings, setting
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(CommonSettings):
+    adapter_path: str = setting("", "Adapter directory; without it the base model is evaluated.")
+    split: str = setting("test", "Split of a prepared directory.", choices=("train", "valid", "test"))
+    out: str = setting(
+        "",
+        "Directory to write: metrics.json, scores.jsonl, pictures, manifest (default: ADAPTER/eval, or runs/base/eval).",
+    )
+    batch_size: int = setting(8, "Groups run at once.", low=1)
+    limit: int = setting(0, "Evaluate only the first so many examples; 0 takes all.", low=0)
+    resamples: int = setting(2000, "Bootstrap resamples of the users for the 95 % intervals.", low=100)
+    overwrite: bool = setting(False, "Replace a finished evaluation in --out.")
+
+
+@dataclass(frozen=True)
+class ExportSettings(CommonSettings):
+    model: str = setting("", "Base model (the one that the adapter names, where that is on this disk, when left out).")
+    adapter_path: str = setting("", "Adapter directory to export, as sft, dmpo or mlx-lm wrote it.")
+    to: str = setting(
+        "mlx",
+        "mlx: a fused model directory for mlx-lm; peft: an adapter for transformers and PEFT.",
+        choices=("mlx", "peft"),
+    )
+    out: str = setting("", "Directory to make (default: ADAPTER/mlx or ADAPTER/peft).")
+    keep_quantized: bool = setting(
+        False,
+        "Of a quantised base: leave it as it is, with the adapter beside it (else it is dequantised and fused, which is larger).",
+    )
+    requantize: bool = setting(
+        False, "Of a quantised base: fuse, then quantise again as it was, which loses part of what was trained."
+    )
+    base_name: str = setting(
+        "", "Name of the base for PEFT and the model card, such as Qwen/Qwen3-0.6B (default: --model)."
+    )
+    split: str = setting("test", "Split of a prepared directory.", choices=("train", "valid", "test"))
+    examples: int = setting(
+        16,
+        "Examples of --data, drawn by --seed, whose log-probs are compared before and after; 0 compares none.",
+        low=0,
+    )
+    num_negatives: int = setting(1, "Negatives used of each example; 0 takes all.", low=0)
+    eval: tuple[str, ...] = setting((), "Evaluation directory whose results go into the model card.")
+    batch_size: int = setting(8, "Groups run at once.", low=1)
+    overwrite: bool = setting(False, "Replace an earlier export in --out.")
+
+
+@dataclass(frozen=True)
+class SampleSettings(CommonSettings):
+    adapter_path: str = setting("", "Adapter directory; without it the base model answers.")
+    split: str = setting("test", "Split of a prepared directory.", choices=("train", "valid", "test"))
+    out: str = setting("samples.jsonl", "File to write, one JSON object a line.")
+    n: int = setting(10, "Answers drawn to each prompt.", low=1)
+    temperature: float = setting(0.8, "Sampling temperature; 0 takes the likeliest token.", low=0)
+    top_p: float = setting(
+        0.95, "Draw from the fewest likeliest tokens of this total probability; 1 draws from all.", above=0, high=1
+    )
+    top_k: int = setting(50, "Draw from this many likeliest tokens; 0 draws from all.", low=0)
+    max_tokens: int = setting(128, "Longest answer, in tokens.", low=1)
+    score: bool = setting(
+        False, "Write the margin of every candidate negative instead of answers, for `prepare --negatives scores:FILE`."
+    )
+    limit: int = setting(0, "Take only the first so many examples; 0 takes all.", low=0)
+    overwrite: bool = setting(False, "Replace --out.")

@@ -1,0 +1,109 @@
+"""Settings of `prepare`, `convert` and `check`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .fields import setting
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    out: str = setting("", "Directory to write: train, valid, test and items.jsonl, summary.png, manifest.")
+    domains: str = setting("", "Name of each PATH's domain, comma-separated (the source's own name when left out).")
+    train_domains: str = setting(
+        "", "Domains that training and validation users come from, comma-separated (all when left out)."
+    )
+    test_domains: str = setting("", "Domains that test users come from, comma-separated (all when left out).")
+    liked_above: float | None = setting(
+        None,
+        "Ratings above this are liked, the others disliked (3 on a scale up to 5; else the midpoint of the ratings' own scale).",
+    )
+    liked_quantile: float | None = setting(
+        None,
+        "Instead: ratings above this quantile of the user's own are liked (lastfm: 0.5, the user's median play count).",
+        above=0,
+        high=0.99,
+    )
+    max_interactions: int = setting(40, "A user's last so many interactions are looked at; 0 takes all.", low=0)
+    min_liked: int = setting(5, "Users need so many liked items among them.", low=2)
+    min_disliked: int = setting(5, "Users need so many disliked items among them.", low=0)
+    order: str = setting(
+        "",
+        "Order of a user's interactions (time where the file has timestamps, else file; lastfm, whose file is sorted by plays: random).",
+        choices=("", "time", "file", "random"),
+    )
+    train_users: int = setting(100, "Training users of each domain.", low=0)
+    valid_users: int = setting(100, "Validation users of each domain.", low=0)
+    test_users: int = setting(1000, "Test users of each domain; all that are left where there are fewer.", low=0)
+    few_shot: int = setting(
+        0,
+        "Only the first so many training users; 16, 64 and 256 are nested, and valid and test stay as they are. 0 takes all.",
+        low=0,
+    )
+    num_negatives: int = setting(5, "Negatives of an example; 0 takes all disliked items.", low=0)
+    negatives: str = setting(
+        "disliked",
+        "Where negatives come from: disliked; uniform or popularity (drawn from items that the user never met); "
+        "scores:FILE (disliked items of least margin first, by JSON lines of user, positive, negative, margin).",
+    )
+    title_articles: bool = setting(True, 'Put a title\'s article first: "Sixth Sense, The" becomes "The Sixth Sense".')
+    title_years: bool = setting(True, 'Keep the year that ends a title: "(1999)".')
+    skip_bad_rows: bool = setting(
+        False, "Go on without rows that cannot be read, counting them, rather than stop at the first."
+    )
+    seed: int = setting(0, "Seed of everything random: which users, which negatives, random order.", low=0)
+    overwrite: bool = setting(False, "Replace a finished directory in --out.")
+
+
+@dataclass(frozen=True)
+class MovielensSettings(PrepareSettings):
+    recipe: str = setting(
+        "",
+        "dmpo-release: write the seven MovieLens-1M files of the DMPO release instead, byte for byte; it fixes every other rule.",
+        choices=("", "dmpo-release"),
+    )
+
+
+@dataclass(frozen=True)
+class TableSettings(PrepareSettings):
+    items: str = setting("", "File of titles, a row an item (the item column itself is the title when left out).")
+    user_column: str = setting("", "Column of the user (guessed from the names when left out, as are the others).")
+    item_column: str = setting("", "Column of the item, in PATH and in --items.")
+    rating_column: str = setting("", "Column of the rating.")
+    time_column: str = setting("", "Column of the time: a number or an ISO date.")
+    title_column: str = setting("", "Column of the title, in --items.")
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    model: str = setting(
+        "", "Model whose tokenizer counts tokens: a directory or hub repository (no token counts when left out)."
+    )
+    max_seq_length: int = setting(2048, "Longest prompt with answer, in tokens.", low=16)
+    num_negatives: int = setting(0, "Negatives used of each example; 0 takes all.", low=0)
+    domain: str = setting("", "Domain of rows that name none, such as S-DPO's.")
+    domains: dict[str, dict[str, str]] = setting(
+        dict, "Wording of further domains: name -> topic, items, consumed, consuming (YAML only)."
+    )
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    out: str = setting("", "Directory to write: train, valid and test.jsonl, manifest.")
+    valid: float = setting(0.1, "Share of the users that goes to valid.jsonl.", low=0, high=0.9)
+    test: float = setting(0.1, "Share of the users that goes to test.jsonl.", low=0, high=0.9)
+    valid_data: str = setting("", "File that becomes valid.jsonl whole, instead of a share of FILE.")
+    test_data: str = setting("", "File that becomes test.jsonl whole, instead of a share of FILE.")
+    domain: str = setting(
+        "",
+        "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under `domains:`.",
+    )
+    skip_bad_rows: bool = setting(
+        False, "Go on without rows that cannot be read, naming each, rather than stop at the first."
+    )
+    seed: int = setting(0, "Seed of which users go to which split.", low=0)
+    overwrite: bool = setting(False, "Replace a finished directory in --out.")
+    domains: dict[str, dict[str, str]] = setting(
+        dict, "Wording of further domains: name -> topic, items, consumed, consuming (YAML only)."
+    )

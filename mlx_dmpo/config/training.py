@@ -1,0 +1,130 @@
+"""Settings of `sft` and `dmpo`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .fields import CommonSettings, Lora, setting
+
+
+@dataclass(frozen=True)
+class TrainSettings(CommonSettings):
+    adapter_path: str = setting("", "Directory to write: adapter, metrics, pictures, manifest.")
+    valid_data: str = setting(
+        "", "Validation examples, where --data is a file (a directory brings its own valid.jsonl)."
+    )
+    fine_tune_type: str = setting("lora", "Kind of adapter.", choices=("lora", "dora"))
+    num_layers: int = setting(-1, "Adapt this many of the last layers; -1 adapts all.", low=-1)
+    lora_parameters: Lora = setting(Lora, "LoRA's rank, scale, dropout and keys.")
+    epochs: float = setting(3.0, "Passes over the training groups.", above=0)
+    iters: int | None = setting(None, "Optimiser steps, instead of epochs.", low=1)
+    batch_tokens: int = setting(
+        8192,
+        "Tokens run at once, shared ones counted once: groups of a micro-batch beyond them run after it, with the same result.",
+        low=1,
+    )
+    grad_accumulation_steps: int = setting(2, "Micro-batches a step: a step sees batch_size x this many groups.", low=1)
+    candidate_order: str = setting(
+        "fixed",
+        "fixed: each pair's printed order is the file's, or else drawn once by seed; epoch: drawn afresh each epoch.",
+        choices=("fixed", "epoch"),
+    )
+    both_orders: bool = setting(
+        False, "Train on both printed orders of every pair, the cure for order bias; the shared history keeps it cheap."
+    )
+    optimizer: str = setting("adamw", "Optimiser.", choices=("adamw", "adam", "sgd", "adafactor", "muon", "lion"))
+    optimizer_config: dict[str, Any] = setting(dict, "Further arguments of the optimiser, such as betas (YAML only).")
+    learning_rate: float = setting(1e-4, "Peak learning rate.", above=0)
+    lr_schedule: str | dict[str, Any] = setting(
+        "cosine",
+        "Course of the learning rate to 0 (YAML may give mlx-lm's form: name, arguments, warmup).",
+        choices=("cosine", "linear", "constant"),
+    )
+    warmup: float = setting(0.0, "Steps over which the learning rate rises; below 1, a share of all steps.", low=0)
+    weight_decay: float = setting(0.0, "Decoupled weight decay (adamw, lion, muon, adafactor).", low=0)
+    max_grad_norm: float = setting(1.0, "Largest global gradient norm, in the loss's units; 0 does not clip.", low=0)
+    grad_checkpoint: bool = setting(
+        False, "Recompute each layer in the backward pass: less memory, about a third more time."
+    )
+    frozen_cache_gb: float = setting(
+        1.0,
+        "With --num-layers: GB in which outputs of the layers below the adapter, which never change, are kept between epochs.",
+        low=0,
+    )
+    memory_check: bool = setting(True, "Refuse to start what by `mlx-dmpo plan` cannot fit in this machine's memory.")
+    steps_per_report: int = setting(5, "Steps between lines of metrics.jsonl.", low=1)
+    steps_per_eval: int = setting(0, "Steps between validations; 0 validates at the end of every epoch.", low=0)
+    val_batches: int = setting(25, "Validation micro-batches; -1 takes the whole split.", low=-1)
+    best_metric: str = setting(
+        "valid_loss", "What decides which adapter is best.", choices=("valid_loss", "valid_pair_accuracy")
+    )
+    patience: int = setting(0, "Stop after this many validations without a new best; 0 never stops early.", low=0)
+    save_every: int = setting(
+        100, "Steps between checkpoints (a new best is also one); each is an adapter directory too.", low=1
+    )
+    keep_checkpoints: int = setting(2, "Checkpoints kept, beside the best.", low=1)
+    resume: bool = setting(
+        False, "Go on from the newest checkpoint in --adapter-path, as if the run had not been interrupted."
+    )
+    max_bad_steps: int = setting(
+        3, "Stop after this many steps in a row that were left out because a number was not finite.", low=1
+    )
+    debug_nan: bool = setting(
+        False, "Name the first layer whose numbers are not finite, whenever a step is left out (slow, then only)."
+    )
+    report_to: str = setting("", "Experiment tracker that mlx-lm knows: wandb or swanlab, comma-separated.")
+    project_name: str = setting("", "Project name for the experiment tracker.")
+    overwrite: bool = setting(False, "Replace a finished run in --adapter-path.")
+
+
+@dataclass(frozen=True)
+class SftSettings(TrainSettings):
+    adapter_path: str = setting("runs/sft", "Directory to write: adapter, metrics, pictures, manifest.")
+    start_adapter: str = setting("", "Adapter directory to go on from.")
+    epochs: float = setting(5.0, "Passes over the training groups.", above=0)
+    num_negatives: int = setting(1, "Negatives used of each example (a prompt each); 0 takes all.", low=0)
+
+
+@dataclass(frozen=True)
+class DmpoSettings(TrainSettings):
+    adapter_path: str = setting("runs/dmpo", "Directory to write: adapter, metrics, pictures, manifest.")
+    start_adapter: str = setting(
+        "",
+        "Adapter directory to go on from, as sft wrote it; it is also the reference. Without it the base model is both.",
+    )
+    loss: str = setting("dmpo", "How a group's margins become one loss.", choices=("dmpo", "dpo", "s-dpo", "simpo"))
+    beta: float = setting(0.1, "Strength of the preference (0.1-0.5; simpo 2-10).", above=0)
+    gamma: float = setting(0.5, "simpo's target margin, after beta.", low=0)
+    label_smoothing: float = setting(
+        0.0, "Chance that a preference is taken to be the wrong way round.", low=0, high=0.499
+    )
+    sft_weight: float = setting(
+        0.0, "Weight of the chosen answers' mean token loss, added to the preference loss.", low=0
+    )
+    reference_free: bool = setting(False, "Leave the reference out of the margin.")
+    preset: str = setting(
+        "",
+        "released-code: what the DMPO release's trainer computes (pairwise, reference-free, + 1.0 x SFT); not the paper's loss.",
+        choices=("", "released-code"),
+    )
+
+
+# What may change when a run is resumed: paths (what they lead to is compared), reports, and how a step's work is cut up.
+_FREE = frozenset(
+    """model data valid_data skip_bad_rows domains adapter_path start_adapter batch_size batch_tokens grad_accumulation_steps val_batches grad_checkpoint
+    steps_per_report report_to project_name save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check""".split()
+)
+
+
+def resume_key(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that decide where a run goes."""
+    return {
+        **{name: value for name, value in asdict(settings).items() if name not in _FREE},
+        "batch_size x grad_accumulation_steps": settings.batch_size * settings.grad_accumulation_steps,
+        "batch_size x val_batches": max(-1, settings.batch_size * settings.val_batches),
+    }
+
+
+# `preset` gives what it names; flags and YAML still win
+PRESETS: dict[str, dict[str, Any]] = {"released-code": {"loss": "dpo", "reference_free": True, "sft_weight": 1.0}}

@@ -1,0 +1,257 @@
+"""A group as a prefix tree: encoded groups, and the padded arrays of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    n = min(len(a), len(b))
+    differs = np.flatnonzero(a[:n] != b[:n])
+    return int(differs[0]) if len(differs) else n
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedGroup:
+    """A group in tokens. Branch r is `prefix + tails[r]`; its answer is the last `answer_lengths[r]` tokens.
+
+    prefix 1 2 3, tails  [7, 8, 9, 4, 5]   # rest of the prompt 7 8, answer 9 4 5; answer_lengths 3
+    Every tail starts with at least one token of the prompt: the position that predicts the answer's first.
+    """
+
+    prefix: np.ndarray  # (P,) int32
+    tails: tuple[np.ndarray, ...]  # R arrays (T_r,) int32
+    answer_lengths: tuple[int, ...]  # R
+    pairs: np.ndarray  # (K, 2) int32
+    user: str = ""
+    domain: str = ""
+    source: str = ""
+    dropped: int = 0  # history items left out to fit max_seq_length
+
+    def tree(self) -> list[tuple[int, int]]:
+        """(branch, tokens of its tail in common with the branch before it), so ordered that each token of the prefix tree is met once."""
+        order = sorted(range(len(self.tails)), key=lambda r: self.tails[r].tolist())
+        return [(r, _common(self.tails[order[i - 1]], self.tails[r]) if i else 0) for i, r in enumerate(order)]
+
+    @property
+    def shared_tokens(self) -> int:
+        """Tokens when whatever branches have in common from the start is counted once."""
+        return len(self.prefix) + sum(len(self.tails[r]) - shared for r, shared in self.tree())
+
+    @property
+    def separate_tokens(self) -> int:
+        return sum(len(self.prefix) + len(t) for t in self.tails)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupBatch:
+    """G encoded groups as arrays. R, A, K are the batch's largest sizes; N, M, P, C, T, Q its own or planned ones.
+
+    What branches share from the start is run once: `tokens` has each group's prefix tree in depth-first order, one group after
+    another. Attention sees what lies below a prefix as C blocks, each a question with its answers: a token attends to its
+    group's prefix and, in its block, to what came before it in its own branch. A few tokens that several blocks begin with
+    stand in each of them, and ask in the first. A branch's very last token predicts nothing and is left out.
+
+        sequences 1 2 7 4 9, 1 2 7 5 9, 1 2 8 6 9     tokens 1 2 | 7 4 5 | 8 6     positions 0 1 | 2 3 3 | 2 3     block_ends 3 2 3 | 2 2
+
+    tokens           (N,)       int32
+    positions        (N,)       int32: depth in the tree, the token's position in its own sequence
+    prefix_index     (G, P)     int32: where the prefix's tokens stand in `tokens`
+    prefix_lengths   (G,)       int32
+    block_index      (G, C, T)  int32: where a block's tokens stand in `tokens`
+    block_ends       (G, C, T)  int32: within its block, one past the last token that follows it in any branch; 0 for padding
+    place            (N,)       int32: where a token asks, in the G*P prefix places followed by the G*C*T block places
+    rows             (M,)       int32: the tokens that predict an answer's token, each once, as places in `tokens`
+    query_rows       (G, C, Q)  int32: which of `rows` ask in a block
+    query_at         (G, C, Q)  int32: and where they stand there
+    row_place        (M,)       int32: where a row stands in the G*C*Q queries
+    answer_rows      (G, R, A)  int32: which of `rows` predicts the answer's token
+    answer_targets   (G, R, A)  int32
+    answer_mask      (G, R, A)  float32
+    chosen_lengths   (G, R)     float32: answer tokens of chosen branches, 0 elsewhere; without pairs every branch is chosen
+    pairs            (G, K, 2)  int32: chosen, rejected branch
+    pair_mask        (G, K)     float32
+    starts           (G + 1,)   int32: where each group's tokens begin in `tokens`; the last is the count of real ones
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    prefix_index: np.ndarray
+    prefix_lengths: np.ndarray
+    block_index: np.ndarray
+    block_ends: np.ndarray
+    place: np.ndarray
+    rows: np.ndarray
+    query_rows: np.ndarray
+    query_at: np.ndarray
+    row_place: np.ndarray
+    answer_rows: np.ndarray
+    answer_targets: np.ndarray
+    answer_mask: np.ndarray
+    chosen_lengths: np.ndarray
+    pairs: np.ndarray
+    pair_mask: np.ndarray
+    starts: np.ndarray
+    groups: tuple[EncodedGroup, ...]
+
+    @property
+    def padding_share(self) -> float:
+        return 1 - float(self.starts[-1]) / len(self.tokens)
+
+
+@dataclass(frozen=True)
+class _Below:
+    """A group's tree below its prefix. Blocks hold places in `tokens`."""
+
+    tokens: np.ndarray
+    depths: np.ndarray
+    owner: np.ndarray  # (tokens, 2): the block in which a token asks, and its place there
+    blocks: list[np.ndarray]
+    ends: list[np.ndarray]
+    predictors: list[np.ndarray]  # of each branch: the tokens that predict its answer
+
+
+def _below(group: EncodedGroup) -> _Below:
+    tokens, depths, owner = [], [], []
+    blocks: list[np.ndarray] = []
+    ends: list[np.ndarray] = []
+    predictors = [np.zeros(0, np.int32)] * len(group.tails)
+    path = own = np.zeros(0, np.int32)  # the branch at hand, as places in tokens and in its block
+    size = 0
+    for r, shared in group.tree():
+        tail = group.tails[r][:-1]
+        shared = min(shared, len(tail), len(path))  # the branch before may end where this one goes on
+        new = np.arange(size, size + len(tail) - shared, dtype=np.int32)
+        path = np.concatenate([path[:shared], new])
+        if blocks and 2 * shared >= len(tail):  # mostly the same: another answer to the question before
+            own = np.concatenate([own[:shared], len(blocks[-1]) + np.arange(len(new), dtype=np.int32)])
+            blocks[-1] = np.concatenate([blocks[-1], new])
+            ends[-1] = np.concatenate([ends[-1], np.zeros(len(new), np.int32)])
+        else:
+            own = np.arange(len(path), dtype=np.int32)
+            blocks.append(path)
+            ends.append(np.zeros(len(path), np.int32))
+        ends[-1][own] = len(blocks[-1])  # depth first: the last branch through a token is the end of what follows it
+        tokens.append(tail[shared:])
+        depths.append(np.arange(shared, len(tail), dtype=np.int32))
+        owner.append(np.stack([np.full(len(new), len(blocks) - 1, np.int32), own[shared:]], axis=1))
+        size += len(new)
+        predictors[r] = path[len(path) - group.answer_lengths[r] :]
+    return _Below(np.concatenate(tokens), np.concatenate(depths), np.concatenate(owner), blocks, ends, predictors)
+
+
+def pad_groups(
+    groups: Sequence[EncodedGroup], sized: Callable[[int, bool], int] = lambda size, coarse: size
+) -> GroupBatch:
+    """The groups as one batch, its sizes N, M and, coarsely, P, T, Q, A enlarged by `sized`; see GroupBatch for the shapes."""
+    trees = [_below(g) for g in groups]
+    predicting = [np.unique(np.concatenate(t.predictors)) for t in trees]
+    in_block = [np.bincount(t.owner[p, 0], minlength=len(t.blocks)) for t, p in zip(trees, predicting, strict=True)]
+    G = len(groups)
+    prefix_lengths = np.array([len(g.prefix) for g in groups], np.int32)
+    starts = np.cumsum(
+        [0, *(len(g.prefix) + len(t.tokens) for g, t in zip(groups, trees, strict=True))], dtype=np.int32
+    )
+    N = sized(int(starts[-1]), False)
+    P = sized(int(prefix_lengths.max()), True)
+    C = max(len(t.blocks) for t in trees)
+    T = sized(max(len(b) for t in trees for b in t.blocks), True)
+    M = sized(sum(map(len, predicting)), False)
+    Q = sized(int(max(n.max() for n in in_block)), True)
+    R = max(len(g.tails) for g in groups)
+    A = sized(max(n for g in groups for n in g.answer_lengths), True)
+    K = max([1, *(len(g.pairs) for g in groups)])
+    tokens = np.zeros(N, np.int32)
+    positions = np.zeros(N, np.int32)
+    place = np.zeros(N, np.int32)
+    prefix_index = np.zeros((G, P), np.int32)
+    block_index = np.zeros((G, C, T), np.int32)
+    block_ends = np.zeros((G, C, T), np.int32)
+    rows = np.zeros(M, np.int32)
+    query_rows = np.zeros((G, C, Q), np.int32)
+    query_at = np.zeros((G, C, Q), np.int32)
+    row_place = np.zeros(M, np.int32)
+    answer_rows = np.zeros((G, R, A), np.int32)
+    answer_targets = np.zeros((G, R, A), np.int32)
+    answer_mask = np.zeros((G, R, A), np.float32)
+    chosen_lengths = np.zeros((G, R), np.float32)
+    pairs = np.zeros((G, K, 2), np.int32)
+    pair_mask = np.zeros((G, K), np.float32)
+    at = row = 0
+    for g, (group, tree, predicts) in enumerate(zip(groups, trees, predicting, strict=True)):
+        p = len(group.prefix)
+        below = at + p
+        prefix_index[g, :p] = np.arange(at, below)
+        tokens[at:below], positions[at:below], place[at:below] = group.prefix, np.arange(p), g * P + np.arange(p)
+        at = below + len(tree.tokens)
+        tokens[below:at], positions[below:at] = tree.tokens, p + tree.depths
+        place[below:at] = G * P + (g * C + tree.owner[:, 0]) * T + tree.owner[:, 1]
+        for c, (block, end) in enumerate(zip(tree.blocks, tree.ends, strict=True)):
+            block_index[g, c, : len(block)], block_ends[g, c, : len(block)] = below + block, end
+            asking = np.flatnonzero(tree.owner[predicts, 0] == c)
+            query_rows[g, c, : len(asking)], query_at[g, c, : len(asking)] = (
+                row + asking,
+                tree.owner[predicts[asking], 1],
+            )
+            row_place[row + asking] = (g * C + c) * Q + np.arange(len(asking))
+        rows[row : row + len(predicts)] = below + predicts
+        for r, (tail, predictor) in enumerate(zip(group.tails, tree.predictors, strict=True)):
+            n = len(predictor)
+            answer_rows[g, r, :n] = row + np.searchsorted(predicts, predictor)
+            answer_targets[g, r, :n] = tail[len(tail) - n :]
+            answer_mask[g, r, :n] = 1
+        row += len(predicts)
+        pairs[g, : len(group.pairs)] = group.pairs
+        pair_mask[g, : len(group.pairs)] = 1
+        chosen = group.pairs[:, 0] if len(group.pairs) else np.arange(len(group.tails))
+        chosen_lengths[g, chosen] = np.array(group.answer_lengths)[chosen]
+    return GroupBatch(
+        tokens,
+        positions,
+        prefix_index,
+        prefix_lengths,
+        block_index,
+        block_ends,
+        place,
+        rows,
+        query_rows,
+        query_at,
+        row_place,
+        answer_rows,
+        answer_targets,
+        answer_mask,
+        chosen_lengths,
+        pairs,
+        pair_mask,
+        starts,
+        tuple(groups),
+    )
+
+
+def planned(size: int, coarse: bool = False) -> int:
+    """The next of a few sizes: at most an eighth (or 32) above, or `coarse` for what costs little to enlarge."""
+    coarse_step = 32 if size <= 32 else 64 if size <= 256 else 128
+    step = coarse_step if coarse else max(32, 1 << max(0, size.bit_length() - 4))
+    return -(-size // step) * step
+
+
+BATCH_TOKENS = 8192  # shared ones once; more in one piece is no faster anywhere
+
+
+def by_length(groups: Sequence[EncodedGroup], batch_size: int, tokens: int = BATCH_TOKENS) -> Iterator[np.ndarray]:
+    """Indices of micro-batches of like groups, at most `batch_size` of them and, beyond the first, `tokens`. Every group is in exactly one."""
+    order = sorted(range(len(groups)), key=lambda i: (len(groups[i].tails), len(groups[i].prefix), i))
+    batch: list[int] = []
+    total = 0
+    for i in order:
+        size = groups[i].shared_tokens
+        if batch and (len(batch) == batch_size or total + size > tokens):
+            yield np.array(batch)
+            batch, total = [], 0
+        batch.append(i)
+        total += size
+    if batch:
+        yield np.array(batch)

@@ -1,0 +1,1 @@
+"""Evaluation: log-probabilities to margins to metrics"""

@@ -1,0 +1,207 @@
+"""What a run will need before it starts: memory, floating-point operations, time. Arithmetic on shapes; only `calibrate` runs anything.
+
+Memory is counted tensor by tensor as MLX keeps them for the backward pass (docs/plan.md has the account and how far it was measured).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..core.tree import BATCH_TOKENS, EncodedGroup, GroupBatch, pad_groups
+from .shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a batch makes the model do: see GroupBatch for the sizes."""
+
+    tokens: int  # N
+    rows: int  # M
+    prefix_scores: int  # query-key pairs of the prefixes, as computed
+    block_scores: int  # of blocks with prefixes and themselves
+    row_scores: int  # of the answer rows
+    branches: int
+    block_tokens: int  # G*C*T
+    query_tokens: int  # G*C*Q
+
+    @classmethod
+    def of(cls, batch: GroupBatch) -> Work:
+        from ..core.attention import PREFIX_CHUNK
+
+        (G, P), (_, C, T), Q = batch.prefix_index.shape, batch.block_index.shape, batch.query_at.shape[2]
+        chunks = [(min(PREFIX_CHUNK, P - a), min(P, a + PREFIX_CHUNK)) for a in range(0, P, PREFIX_CHUNK)]
+        return cls(
+            len(batch.tokens),
+            len(batch.rows),
+            G * sum(q * k for q, k in chunks),
+            G * C * T * (P + T),
+            G * C * Q * (P + T),
+            sum(len(g.tails) for g in batch.groups),
+            G * C * T,
+            G * C * Q,
+        )
+
+
+# Arrays of the adapter's size that an optimiser keeps
+OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1, "adafactor": 1, "muon": 1, "lion": 1}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What of a run's settings memory and time depend on."""
+
+    adapted_layers: int
+    rank: int = 8
+    keys: tuple[str, ...] = ()  # of the projections; none means all
+    checkpoint: bool = False
+    activation_bytes: int = 2
+    optimizer_states: int = 2
+
+    def adapted(self, shape: ModelShape) -> dict[str, tuple[int, int]]:
+        """(in, out) of a layer's adapted matrices."""
+        named = {k.rsplit(".", 1)[-1] for k in self.keys}
+        return {k: size for k, size in shape.projections.items() if not named or k in named}
+
+    def adapter_parameters(self, shape: ModelShape) -> int:
+        return self.adapted_layers * sum(self.rank * (i + o) for i, o in self.adapted(shape).values())
+
+
+def forward_flops(shape: ModelShape, work: Work) -> float:
+    """2 per multiplication and addition; the last layer and the head at the answer rows alone."""
+    wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    keys_values = 2 * shape.hidden * narrow
+    rest = shape.linear_parameters - keys_values
+    per_score = 4 * wide
+    full = 2 * shape.linear_parameters * work.tokens + per_score * (work.prefix_scores + work.block_scores)
+    last = 2 * (keys_values * work.tokens + rest * work.rows) + per_score * work.row_scores
+    return (shape.layers - 1) * full + last + 2 * shape.hidden * shape.vocabulary * work.rows
+
+
+def step_flops(shape: ModelShape, work: Work, training: Training) -> float:
+    """Forward and backward: what each frozen matrix passes back costs what it cost forward; the first adapted layer's input needs none."""
+    head = 2 * shape.hidden * shape.vocabulary * work.rows
+    layers = (
+        forward_flops(shape, work) - head
+    ) / shape.layers  # the last layer's saving spread evenly: exact for all layers adapted
+    first = 2 * shape.hidden * (shape.heads + 2 * shape.kv_heads) * shape.head_dim * work.tokens
+    attention_again = (
+        4 * shape.heads * shape.head_dim * (work.prefix_scores + work.block_scores) * (training.adapted_layers - 1)
+    )
+    attention_again += 4 * shape.heads * shape.head_dim * work.row_scores  # two products forward, four backward
+    backward = layers * training.adapted_layers - first + attention_again + head
+    adapter = 6 * training.adapter_parameters(shape) * work.tokens
+    again = layers * training.adapted_layers if training.checkpoint else 0
+    return forward_flops(shape, work) + backward + adapter + again
+
+
+def separate_flops(shape: ModelShape, groups: Sequence[EncodedGroup]) -> float:
+    """Forward of every sequence alone, with the vocabulary at every position."""
+    total = 0.0
+    for group in groups:
+        for tail in group.tails:
+            n = len(group.prefix) + len(tail) - 1
+            total += shape.layers * (2 * shape.linear_parameters * n + 4 * shape.heads * shape.head_dim * n * n)
+            total += 2 * shape.hidden * shape.vocabulary * n
+    return total
+
+
+# Arrays that MLX keeps of one layer for the backward pass, and holds at most while it runs back through one, in units of
+# (tokens x hidden, x query width, x key and value width, x intermediate, heads x prefix scores, heads x block scores).
+# Fitted to measured peaks, float32: benchmarks/plan_accuracy.py checks them on other shapes.
+KEPT = (4.2, 4.44, 0.73, 4.99, 0.94, 1.07)
+
+
+RUNNING = (10.69, 2.34, 2.05, 5.02, 0.25, 1.79)  # beside what is kept of the layers below
+
+
+RECOMPUTING = (9.97, 7.68, 2.68, 14.23, 1.04, 1.73)  # forward again and backward, nothing else kept
+
+
+def _layer(counts: tuple[float, ...], shape: ModelShape, work: Work) -> float:
+    N = work.tokens
+    units = (
+        N * shape.hidden,
+        N * shape.heads * shape.head_dim,
+        2 * N * shape.kv_heads * shape.head_dim,
+        N * shape.intermediate,
+        shape.heads * work.prefix_scores,
+        shape.heads * work.block_scores,
+    )
+    return sum(c * u for c, u in zip(counts, units, strict=True))
+
+
+def memory(shape: ModelShape, work: Work, training: Training) -> dict[str, float]:
+    """Bytes, by what holds them, of the step at its highest; `peak` is their sum. `work` is the largest micro-batch."""
+    from ..core.head import LOGITS_BYTES
+
+    e = training.activation_bytes
+    N, M = work.tokens, work.rows
+    answers = replace(work, tokens=M, prefix_scores=0, block_scores=work.row_scores)
+    chunk = min(4.0 * M * shape.vocabulary, max(LOGITS_BYTES, 4 * shape.vocabulary))
+    logits = 2 * chunk + 4 * M * (shape.hidden + 1)
+    # mlx-lm keeps adapters in float32: beside 16-bit activations every adapted matrix has its input cast, and kept
+    cast = 4.0 * sum(i for i, _ in training.adapted(shape).values()) if e < 4 else 0.0
+    wide = cast * N + 8.0 * N * shape.intermediate if cast else 0.0
+    last = e * _layer(KEPT, shape, answers) + cast * M + 3 * e * N * (shape.hidden + shape.kv_heads * shape.head_dim)
+    through = (0.0 if training.checkpoint else last) + logits  # at the vocabulary
+    if training.checkpoint:
+        kept = float(e * N * shape.hidden * training.adapted_layers)
+        running = e * _layer(RECOMPUTING, shape, work) + wide
+    else:
+        kept = (e * _layer(KEPT, shape, work) + cast * N) * (training.adapted_layers - 1)
+        running = e * _layer(RUNNING, shape, work) + wide
+    adapter = 4.0 * training.adapter_parameters(shape)
+    found = {
+        "weights": shape.weight_bytes(e),
+        "adapter": adapter,
+        "optimizer": training.optimizer_states * adapter,
+        "gradients": adapter,
+        "activations": kept + (running if running > through else max(0.0, through - logits)),
+        "logits": logits if through >= running else 0.0,
+    }
+    return found | {"peak": sum(found.values())}
+
+
+def assumed_groups(
+    count: int,
+    k: int,
+    *,
+    history: int = 22,
+    title_tokens: int = 5,
+    both: bool = False,
+    vocabulary: int = 151_936,
+    seed: int = 0,
+) -> list[EncodedGroup]:
+    """Random tokens as long as ranking prompts are in Qwen3's tokens: k questions that name two titles, each answered in both orders."""
+    rng = np.random.default_rng(seed)
+
+    def draw(n: int) -> np.ndarray:
+        return rng.integers(0, vocabulary, n).astype(np.int32)
+
+    groups = []
+    for _ in range(count):
+        between, after, start, end, positive = draw(4), draw(14), draw(3), draw(3), draw(title_tokens)
+        tails = []
+        for _ in range(k):
+            negative = draw(title_tokens)
+            orders = [(positive, negative), (negative, positive)]
+            for first, second in orders if both else [orders[rng.integers(2)]]:
+                for a, b in orders:
+                    tails.append(np.concatenate([first, between, second, after, start, a, between, b, end]))
+        answer = len(start) + 2 * title_tokens + len(between) + len(end)
+        pairs = np.arange(len(tails), dtype=np.int32).reshape(-1, 2)
+        groups.append(
+            EncodedGroup(draw(38 + history * (title_tokens + 4)), tuple(tails), (answer,) * len(tails), pairs)
+        )
+    return groups
+
+
+def largest(groups: Sequence[EncodedGroup], batch_size: int, batch_tokens: int = BATCH_TOKENS) -> Work:
+    """The micro-batch of the most tokens, as training puts them together within the data's own order of lengths."""
+    longest = sorted(groups, key=lambda g: g.shared_tokens)[-batch_size:]
+    while len(longest) > 1 and sum(g.shared_tokens for g in longest) > batch_tokens:
+        longest.pop(0)
+    return Work.of(pad_groups(longest))

@@ -1,0 +1,157 @@
+"""mlx-lm in and out: load, quantise, LoRA, adapters. The only room that imports mlx_lm."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from .. import assets
+from ..config import CommonSettings
+from ..errors import UserError
+from ..machine import console, files, run_directory
+from .device import on_cpu
+
+REPOSITORY = re.compile(
+    r"[A-Za-z0-9]\w*(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII
+)  # owner/name: no "..", no leading dot or slash
+
+
+@dataclass
+class Loaded:
+    """A model ready to score: weights, tokenizer, and what they are, for caches and manifests."""
+
+    model: nn.Module
+    tokenizer: Any
+    name: str  # as given: a directory, a hub repository, or "embedded"
+    path: Path
+    vocabulary: int
+    fingerprint: str  # of weights, config, tokenizer, template, quantisation and dtype
+    config: dict[str, Any]  # config.json, with what quantising at load changed
+
+
+def _fingerprint(path: Path, extra: str) -> str:
+    """SHA-256 over the files that decide a log-prob. Hub blobs are links named by their own hash, which is taken as it is."""
+    digest = hashlib.sha256(extra.encode())
+    patterns = ("*.safetensors", "config.json", "tokenizer*", "*.jinja", "vocab.json", "merges.txt")
+    for file in sorted({f for pattern in patterns for f in path.glob(pattern)}):
+        blob = os.path.basename(os.path.realpath(file))
+        digest.update(f"{file.name}:{blob if re.fullmatch('[0-9a-f]{64}', blob) else files.sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _is_directory(source: str) -> bool:
+    """Whether a model's name is a directory (else a hub repository). Raises UserError for a name that is neither.
+
+    What exists here wins over a repository of the same name, as in mlx-lm, and is told, since either may be meant.
+    """
+    path = Path(source)
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{source}: holds no config.json: name a model directory as mlx-lm loads it")
+        if REPOSITORY.fullmatch(source):
+            console.notice(f"note: {source} is the directory of that name here, not the hub repository")
+        return True
+    if not REPOSITORY.fullmatch(source):
+        raise UserError(
+            f"{source}: no such directory: name a model directory or a hub repository such as mlx-community/Qwen3-0.6B-4bit"
+        )
+    if path.parent.is_dir():
+        console.notice(f"note: there is no directory {source} here: it is taken for the hub repository of that name")
+    return False
+
+
+def load(settings: CommonSettings) -> Loaded:
+    """A local directory, or a hub repository (fetched only when named as one). Raises UserError for anything mlx-lm cannot load.
+
+    Python files that a model brings are never run.
+    """
+    from mlx_lm import utils
+
+    name = settings.model or "embedded"
+    source = str(assets.model_dir()) if not settings.model else settings.model
+    local = _is_directory(source)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            # said outright: where it is left open, transformers asks on stdin whether to run the model's code
+            model, tokenizer, config = utils.load(
+                source, lazy=True, return_config=True, tokenizer_config={"trust_remote_code": False}
+            )
+        path = Path(source) if local else utils.hf_repo_to_path(source)
+    except (
+        Exception
+    ) as error:  # mlx-lm, transformers and the hub raise many kinds; each means "this is not a model we can load"
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if re.search(r"custom (code|module)", first):
+            raise UserError(
+                f"{source}: asks to run Python code of its own, which is never done here: name a model that mlx-lm knows"
+            ) from error
+        raise UserError(
+            f"{source}: cannot be loaded as a causal language model ({first}): name a model that mlx-lm loads"
+        ) from error
+    if not hasattr(model, "layers") or tokenizer.chat_template is None:
+        raise UserError(
+            f"{source}: has no {'chat template' if hasattr(model, 'layers') else 'layers'}: name an instruction-tuned model"
+        )
+    if settings.quantize is not None:
+        if "quantization" in config:
+            raise UserError(f"--quantize: {name} is quantised already: leave the flag out")
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                model, config = utils.quantize_model(
+                    model, config, settings.quantize_group_size, settings.quantize, settings.quantize_mode
+                )
+        except ValueError as error:
+            raise UserError(f"--quantize: {error}: choose other bits, group size or mode") from None
+    dtype = settings.dtype if settings.dtype != "auto" else "float32" if on_cpu() else ""
+    if dtype:
+        model.set_dtype(getattr(mx, dtype))
+    model.freeze()
+    mx.eval(model.parameters())
+    quantised = json.dumps(config.get("quantization"), sort_keys=True)
+    fingerprint = _fingerprint(
+        path, f"{quantised} {dtype} {'cpu' if on_cpu() else 'gpu'} {run_directory.versions()['mlx']}"
+    )
+    return Loaded(model, tokenizer, name, path, config["vocab_size"], fingerprint, config)
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters; a quantised weight counts as the weights it stands for."""
+    from mlx_lm.utils import get_total_parameters
+
+    return sum(v.size for _, v in tree_flatten(model.trainable_parameters())), get_total_parameters(model)
+
+
+def load_tokenizer(name: str) -> Any:
+    """A model's tokenizer without its weights: a local directory, or a hub repository. Raises UserError."""
+    from mlx_lm import utils
+
+    source = name or str(assets.model_dir())
+    local = Path(source).is_dir() or _is_directory(source)
+    if local and not (Path(source) / "tokenizer_config.json").is_file():
+        raise UserError(
+            f"{source}: holds no tokenizer_config.json: name a model directory, or one that holds its tokenizer"
+        )
+    try:
+        path = Path(source) if local else utils.hf_repo_to_path(source)
+        tokenizer = utils.load_tokenizer(path, {"trust_remote_code": False})
+    except (
+        Exception
+    ) as error:  # transformers and the hub raise many kinds; each means "this is not a tokenizer we can load"
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{source}: holds no tokenizer that can be loaded ({first}): name a model that mlx-lm loads"
+        ) from error
+    if tokenizer.chat_template is None:
+        raise UserError(f"{source}: has no chat template: name an instruction-tuned model")
+    return tokenizer

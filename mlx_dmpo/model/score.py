@@ -1,0 +1,56 @@
+"""Log-probabilities of many groups, in batches of similar length, shared among ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from tqdm import tqdm
+
+from ..core.selfcheck import GroupScorer
+from ..core.tree import EncodedGroup, GroupBatch, by_length, pad_groups
+from ..machine.memory import in_halves
+from ..machine.prefetch import prefetch
+from ..machine.ranks import world
+
+
+def score_groups(
+    model: nn.Module, scorer: GroupScorer, groups: Sequence[EncodedGroup], batch_size: int, describe: str
+) -> Iterator[tuple[EncodedGroup, np.ndarray]]:
+    """Each group with its (R,) log-probs, outside gradient tracing, in batches of like length; the ranks share the work."""
+    training = model.training
+    model.eval()
+
+    def pad(rows: np.ndarray) -> GroupBatch:
+        return pad_groups([groups[i] for i in rows])
+
+    def run(whole: GroupBatch, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        logps = np.array(scorer.logps(model, whole if len(whole.groups) == len(rows) else pad(rows)))
+        return [(int(i), row[: len(groups[i].tails)]) for i, row in zip(rows, logps, strict=True)]
+
+    def scored() -> Iterator[tuple[int, np.ndarray]]:
+        with tqdm(
+            total=len(groups), desc=describe, unit="group", disable=None if describe else True, leave=False
+        ) as bar:
+            for rows, batch in prefetch(
+                (rows, pad(rows)) for rows in world().share(list(by_length(groups, batch_size)))
+            ):
+                for part in in_halves(partial(run, batch), rows):
+                    yield from part
+                bar.update(len(rows) * world().size)
+
+    try:
+        if world().size == 1:
+            for i, row in scored():
+                yield groups[i], row
+            return
+        table = np.zeros((len(groups), max((len(g.tails) for g in groups), default=0)), np.float32)
+        for i, row in scored():
+            table[i, : len(row)] = row
+        for group, row in zip(groups, np.array(world().sum({"logps": mx.array(table)})["logps"]), strict=True):
+            yield group, row[: len(group.tails)]
+    finally:
+        model.train(training)

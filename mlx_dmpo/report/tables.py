@@ -1,0 +1,54 @@
+"""Result tables for the terminal and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..machine import console
+
+# (metric, heading, format): the columns of a results table
+COLUMNS = (
+    ("pair_accuracy", "pair accuracy", ".3f"),
+    ("pair_accuracy_positive_first", "positive first", ".3f"),
+    ("pair_accuracy_positive_second", "positive second", ".3f"),
+    ("auc", "AUC", ".3f"),
+    ("auc_release", "AUC (release)", ".3f"),
+    ("position_bias", "position bias", "+.3f"),
+    ("mean_margin", "margin, nats", "+.2f"),
+)
+
+
+def told(metric: Mapping[str, Any], form: str) -> str:
+    """A value with its interval: "0.712 [0.684, 0.741]"; "-" where there is none."""
+    if metric.get("value") is None:
+        return "-"
+    interval = f" [{metric['low']:{form}}, {metric['high']:{form}}]" if "low" in metric else ""
+    return f"{metric['value']:{form}}{interval}"
+
+
+def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A head, then one row an evaluation: how many pairs and users, every metric with its interval."""
+    head = ["", "pairs", "users", *(heading for _, heading, _ in COLUMNS), "ties"]
+    rows = [
+        [
+            console.printable(name),
+            str(m["n"]),
+            str(m["users"]),
+            *(told(m.get(key, {}), form) for key, _, form in COLUMNS),
+            str(m["ties"]),
+        ]
+        for name, m in results.items()
+    ]
+    return [head, *rows]
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table for the terminal: one metric a line, one evaluation a column; 95 % intervals over users in brackets."""
+    columns = result_rows(results)
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in zip(*columns, strict=True)
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

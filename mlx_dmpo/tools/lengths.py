@@ -1,0 +1,91 @@
+"""How long data is in a model's tokens, what max_seq_length would cut, and what running a shared prefix once saves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..config import CheckSettings
+from ..data.check import ERROR, NOTE, SHOWN, WARNING, Finding, Part
+from ..errors import UserError
+from ..model import loading
+from ..model.encode import Encoder, longest
+from ..prompts.orders import first_negatives, printed_orders
+from ..prompts.pairwise import Domain
+
+WHOLE = 1 << 30  # a max_seq_length that cuts nothing
+
+
+def measure(
+    part: Part, tokenizer: Any, settings: CheckSettings, domains: Mapping[str, Domain]
+) -> tuple[dict[str, Any], list[Finding]]:
+    """A part's token counts, each negative printed in one order, and what there is to say of them.
+
+    Raises UserError where the tokenizer's chat template cannot carry the prompts at all.
+    """
+    assert part.loaded
+    whole, cutting = Encoder(tokenizer, WHOLE, domains), Encoder(tokenizer, settings.max_seq_length, domains)
+    sequences: list[int] = []
+    shared = separate = dropped = 0
+    cut: list[str] = []
+    unfit: list[str] = []
+    refused: list[str] = []
+    examples = tqdm(part.loaded.examples, desc="tokens", unit="group", disable=None, leave=False, delay=2)
+    for i, example in enumerate(first_negatives(e, settings.num_negatives) for e in examples):
+        orders = printed_orders(example, i, both=False, redraw=False, seed=0)
+        try:
+            group = whole.encode(example, orders)
+        except UserError as error:
+            refused.append(str(error))
+            continue
+        sequences += [len(group.prefix) + len(tail) for tail in group.tails]
+        shared += group.shared_tokens
+        separate += group.separate_tokens
+        if longest(group) > settings.max_seq_length:
+            try:
+                dropped += cutting.encode(example, orders).dropped
+                cut.append(example.source)
+            except UserError:
+                unfit.append(example.source)
+    if not sequences:
+        raise UserError(refused[0])
+    n = len(part.loaded.examples) - len(refused)
+    numbers = {
+        "name": part.name,
+        "groups": n,
+        "mean": float(np.mean(sequences)),
+        "p90": float(np.percentile(sequences, 90)),
+        "max": max(sequences),
+        "max_seq_length": settings.max_seq_length,
+        "groups_cut": len(cut),
+        "history_items_cut": dropped,
+        "groups_that_do_not_fit": len(unfit),
+        "separate_tokens_a_group": separate / n,
+        "shared_tokens_a_group": shared / n,
+    }
+    findings = [Finding(ERROR, message, 1) for message in refused[:SHOWN]]
+    findings.append(
+        Finding(
+            NOTE,
+            f"{part.name}: {numbers['mean']:.0f} tokens a prompt with answer (90 % within {numbers['p90']:.0f}, longest {numbers['max']}); "
+            f"a group: {separate / n:.0f} tokens run separately, {shared / n:.0f} with the prefix shared ({separate / shared:.2f} x fewer)",
+        )
+    )
+    if cut:
+        what = f"{len(cut)} groups of {part.name} exceed {settings.max_seq_length} tokens and lose {dropped} history items in all"
+        findings.append(Finding(WARNING, what, len(cut), tuple(cut[:SHOWN])))
+    if unfit:
+        what = f"{len(unfit)} groups of {part.name} do not fit {settings.max_seq_length} tokens at all: raise --max-seq-length"
+        findings.append(Finding(ERROR, what, len(unfit), tuple(unfit[:SHOWN])))
+    return numbers, findings
+
+
+def measure_all(
+    parts: list[Part], settings: CheckSettings, domains: Mapping[str, Domain]
+) -> tuple[list[dict[str, Any]], list[Finding]]:
+    tokenizer = loading.load_tokenizer(settings.model)
+    measured = [measure(part, tokenizer, settings, domains) for part in parts if part.loaded]
+    return [numbers for numbers, _ in measured], [f for _, found in measured for f in found]

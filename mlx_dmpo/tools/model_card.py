@@ -1,0 +1,154 @@
+"""README.md of an export."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ..config import ExportSettings
+from ..machine import console, files, run_directory
+from ..model import loading
+from ..report import read, tables
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Log-probs before and after the export, in nats: of answers, and of margins (chosen minus rejected)."""
+
+    answers: int
+    pairs: int
+    largest: float
+    mean: float
+    largest_margin: float
+    ranked_otherwise: int  # pairs whose margin, summed over both printed orders, changed its sign
+
+    def __str__(self) -> str:
+        return (
+            f"log-probs of {self.answers} answers before and after: largest difference {self.largest:.2g} nats, mean {self.mean:.2g}; "
+            f"margins: largest {self.largest_margin:.2g}; {self.ranked_otherwise} of {self.pairs} pairs ranked otherwise"
+        )
+
+
+def difference(before: np.ndarray, after: np.ndarray) -> Difference:
+    """(N, O, 2), (N, O, 2): pair, printed order, answer (chosen, rejected)."""
+    moved = np.abs(after - before)
+    margins = [logps[..., 0] - logps[..., 1] for logps in (before, after)]
+    signs = [np.sign(m.sum(axis=1)) for m in margins]
+    return Difference(
+        before.size,
+        len(before),
+        float(moved.max()),
+        float(moved.mean()),
+        float(np.abs(margins[1] - margins[0]).max()),
+        int((signs[0] != signs[1]).sum()),
+    )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _markdown(text: str) -> str:
+    """Untrusted text for a Markdown table: one line, no markup, no HTML."""
+    return html.escape(re.sub(r"([\\`*_\[\]|~])", r"\\\1", console.printable(text)), quote=False)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(map(_markdown, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _evaluations(settings: ExportSettings) -> dict[str, Mapping[str, Any]]:
+    """Name -> metrics of the --eval directories; the exported adapter's own is called so."""
+    results: dict[str, Mapping[str, Any]] = {}
+    for directory in map(Path, settings.eval):
+        metrics, manifest = read.read_evaluation(directory)
+        adapter = manifest.get("adapter")
+        own = isinstance(adapter, str) and Path(adapter).resolve() == Path(settings.adapter_path).resolve()
+        name = (
+            "this model"
+            if own
+            else f"base ({Path(str(manifest.get('model'))).name})"
+            if adapter is None
+            else Path(str(adapter)).name
+        )
+        results[name if name not in results else str(directory)] = metrics
+    return results
+
+
+_PATHS = ("model", "data", "valid_data", "adapter_path", "start_adapter")  # of which a card shows the last part only
+
+
+def model_card(
+    settings: ExportSettings,
+    base: loading.Loaded,
+    stored: Mapping[str, Any],
+    found: Difference | None,
+    commands: Sequence[str],
+    results: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """README.md: what it is, how to run it, results with intervals, data, settings, and what the export changed."""
+    adapter = Path(settings.adapter_path)
+    manifest = _mapping(files.read_json(adapter / run_directory.MANIFEST)) if run_directory.is_complete(adapter) else {}
+    named = settings.base_name or base.name
+    head: dict[str, Any] = {
+        "library_name": settings.to if settings.to == "peft" else "mlx",
+        "pipeline_tag": "text-generation",
+    }
+    if loading.REPOSITORY.fullmatch(named) and not Path(named).exists():
+        head["base_model"] = named
+    head["tags"] = [settings.to, "lora", "mlx-dmpo", "recommendation", "ranking"]
+    kind = "DoRA" if stored.get("fine_tune_type") == "dora" else "LoRA"
+    how = {
+        (True, False): "The quantised base stands in model/, the adapter in adapter/.",
+        (False, True): "The adapter was fused into the base, which was then quantised again.",
+    }.get((settings.keep_quantized, settings.requantize), "The adapter was fused into the base's weights.")
+    what = f"A {kind} adapter in PEFT's format." if settings.to == "peft" else how
+    language = "python" if settings.to == "peft" else "sh"
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
+        f"# {_markdown(adapter.resolve().name)}\n",
+        f"A personal ranker: {_markdown(Path(named).name if Path(named).exists() else named)}, fine-tuned with mlx-dmpo to say which of two "
+        f"items a user will like better, given what the user liked before. {what}\n",
+        f"## Use\n\nFrom the directory above this one:\n\n```{language}\n"
+        + "\n".join(map(console.printable, commands))
+        + "\n```\n",
+        "It was trained on prompts worded exactly so, thinking off; other wording, or a template with thinking on, is outside what was measured.\n",
+    ]
+    if results:
+        rows = [list(row) for row in zip(*tables.result_rows(results), strict=True)]
+        parts.append(
+            f"## Results\n\n{_table(rows)}\n\n95 % bootstrap intervals over users in brackets. Pair accuracy is order-debiased: a pair "
+            "counts as right when the liked item's margin, summed over both printed orders, is positive.\n"
+        )
+    inputs = _mapping(manifest.get("inputs"))
+    if inputs:
+        parts.append(
+            "## Data\n\n" + _table([["file", "sha256"], *([str(k), str(v)] for k, v in inputs.items())]) + "\n"
+        )
+    trained = _mapping(manifest.get("config")) or dict(stored)
+    shown = {k: Path(str(v)).name if k in _PATHS else v for k, v in trained.items() if v not in ("", None, {}, [])}
+    facts = {k: manifest[k] for k in ("steps", "best_step", "device", "seconds", "finished") if k in manifest}
+    parts.append(
+        "## Settings\n\n"
+        + _table([["setting", "value"], *([str(k), str(v)] for k, v in (shown | facts).items())])
+        + "\n"
+    )
+    told = str(found) if found else "Not compared."
+    parts.append(
+        f"## What the export changed\n\nAgainst base and adapter, read back from this directory: {_markdown(told)}.\n".replace(
+            "..", "."
+        )
+    )
+    if settings.to == "peft" and "quantization" in base.config:
+        parts.append(
+            "Trained on a quantised base; on the unquantised one the log-probs differ by the base's quantising error.\n"
+        )
+    return "\n".join(parts)

@@ -1,0 +1,173 @@
+""""""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..core.tree import EncodedGroup, by_length, pad_groups
+from ..errors import UserError
+from ..model.calibrate import calibrate
+from ..model.cost import (
+    OPTIMIZER_STATES,
+    Training,
+    Work,
+    assumed_groups,
+    forward_flops,
+    memory,
+    separate_flops,
+    step_flops,
+)
+from ..model.fit import MACS, Case, cheapest, usable
+from ..model.shape import ModelShape
+
+
+def plan(case: Case, *, epochs: float = 1.0, flops_per_second: float = 0.0) -> dict[str, Any]:
+    """Everything that `mlx-dmpo plan` tells, in bytes, FLOPs, tokens and seconds."""
+    works = [
+        Work.of(pad_groups([case.groups[i] for i in rows]))
+        for rows in by_length(case.groups, case.batch_size, case.batch_tokens)
+    ]
+    flops = sum(step_flops(case.shape, w, case.training) for w in works)
+    reference = sum(forward_flops(case.shape, w) for w in works)
+    separate = 3 * separate_flops(case.shape, case.groups)
+    parts = memory(case.shape, case.largest, case.training)
+    found: dict[str, Any] = {
+        "memory": parts,
+        "fits": {str(gb): cheapest(case, usable(gb)) for gb in MACS},
+        "groups": len(case.groups),
+        "tokens_per_epoch": sum(g.shared_tokens for g in case.groups),
+        "tokens_per_epoch_separate": sum(g.separate_tokens for g in case.groups),
+        "flops_per_epoch": flops,
+        "flops_per_epoch_separate": separate,
+        "flops_of_reference": reference,
+        "padding_share": 1 - sum(g.shared_tokens - len(g.tails) for g in case.groups) / sum(w.tokens for w in works),
+    }
+    if flops_per_second:
+        found["seconds_per_epoch"] = flops / flops_per_second
+        found["seconds"] = epochs * flops / flops_per_second + reference / flops_per_second
+    return found
+
+
+def run(
+    *,
+    model: str,
+    data: str,
+    tokenizer: str,
+    history: int,
+    title_tokens: int,
+    groups: int,
+    num_negatives: int,
+    stage: str,
+    batch_size: int,
+    batch_tokens: int,
+    max_seq_length: int,
+    num_layers: int,
+    lora_rank: int,
+    lora_keys: Sequence[str],
+    optimizer: str,
+    grad_checkpoint: bool,
+    dtype: str,
+    epochs: float,
+    tflops: float,
+    as_json: bool,
+) -> dict[str, Any]:
+    """The command's plan. Raises UserError for a model, data or flag that it cannot plan with."""
+    shape = ModelShape.of(model)
+    if num_layers == 0 or num_layers > shape.layers:
+        raise UserError(
+            f"--num-layers: {num_layers} does not fit a model of {shape.layers} layers: give 1 to {shape.layers}, or -1"
+        )
+    for key in lora_keys:
+        if key.rsplit(".", 1)[-1] not in shape.projections:
+            raise UserError(
+                f'--lora-keys: "{key}" is no linear layer of the model: choose among {", ".join(shape.projections)}'
+            )
+    if data:
+        encoded = measured_groups(data, tokenizer or model, num_negatives, max_seq_length, stage == "sft")
+    else:
+        encoded = assumed_groups(groups, num_negatives, history=history, title_tokens=title_tokens)
+        if stage == "sft":
+            encoded = [chosen_only(g) for g in encoded]
+    width = int(dtype) // 8
+    training = Training(
+        shape.layers if num_layers < 0 else num_layers,
+        lora_rank,
+        tuple(lora_keys),
+        grad_checkpoint,
+        width,
+        OPTIMIZER_STATES[optimizer],
+    )
+    case = Case(shape, training, encoded, batch_size, batch_tokens)
+    rate = tflops * 1e12 or calibrate(shape, training)
+    found = plan(case, epochs=epochs, flops_per_second=rate)
+    return found | {
+        "flops_per_second": rate,
+        "rate": "given" if tflops else "measured here",
+        "parameters": shape.parameters,
+    }
+
+
+def measured_groups(data: str, tokenizer: str, k: int, max_seq_length: int, sft: bool) -> list[EncodedGroup]:
+    """A data set's groups in tokens, without its model."""
+    from ..data import formats
+    from ..machine import console
+    from ..model.encode import Encoder
+    from ..model.loading import load_tokenizer
+    from ..prompts import pairwise
+    from ..prompts.orders import first_negatives, printed_orders
+
+    domains = pairwise.with_domains({})
+    examples = [
+        first_negatives(e, k) for e in formats.load_examples(Path(data), "train", domains, False, console.notice)
+    ]
+    encoder = Encoder(load_tokenizer(tokenizer), max_seq_length, domains)
+    return [
+        encoder.encode(e, printed_orders(e, i, both=False, redraw=False, seed=0), chosen_only=sft)
+        for i, e in enumerate(tqdm(examples, desc="encode", unit="example", disable=None, leave=False))
+    ]
+
+
+def chosen_only(group: EncodedGroup) -> EncodedGroup:
+    rows = group.pairs[:, 0]
+    return replace(
+        group,
+        tails=tuple(group.tails[r] for r in rows),
+        answer_lengths=tuple(group.answer_lengths[r] for r in rows),
+        pairs=np.zeros((0, 2), np.int32),
+    )
+
+
+def told(found: dict[str, Any]) -> str:
+    """The plan as a table."""
+    lines = ["memory of a training step at its highest"]
+    for name, value in found["memory"].items():
+        lines.append(f"  {name:<12} {value / 1e9:>8.2f} GB")
+    lines.append("fits in a Mac of")
+    for gigabytes, change in found["fits"].items():
+        answer = "yes" if change == "" else f"with {change}" if change else "no"
+        lines.append(f"  {gigabytes:>4} GB ({usable(float(gigabytes)) / 1e9:.1f} GB usable)  {answer}")
+    shared, separate = found["tokens_per_epoch"], found["tokens_per_epoch_separate"]
+    lines.append(f"an epoch of {found['groups']} groups")
+    lines.append(f"  tokens       {shared:>12,} ({separate:,} with every sequence alone: {separate / shared:.1f} x)")
+    flops, alone = found["flops_per_epoch"], found["flops_per_epoch_separate"]
+    lines.append(
+        f"  TFLOP        {flops / 1e12:>12,.1f} ({alone / 1e12:,.1f}: {alone / flops:.1f} x); the reference, once: {found['flops_of_reference'] / 1e12:,.1f}"
+    )
+    if "seconds" in found:
+        rate = f"{found['flops_per_second'] / 1e12:.3g} TFLOP/s, {found['rate']}"
+        lines.append(
+            f"  time         {clock(found['seconds_per_epoch']):>12}; with the reference and all epochs {clock(found['seconds'])} ({rate})"
+        )
+    return "\n".join(lines)
+
+
+def clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -93,7 +93,9 @@ def upward(tree, name, modules=MODULES):
     """Imports of a module that is not on a lower floor."""
     own = [(line, target[1:]) for line, target in imports(tree, name, modules) if target.startswith(".")]
     return [
-        f"line {line}: {name} imports {target}" for line, target in own if FLOOR.get(target, len(FLOORS)) >= FLOOR[name]
+        f"line {line}: {name} imports {target}"
+        for line, target in own
+        if room(target) != room(name) and FLOOR.get(room(target), len(ORDER)) >= FLOOR[room(name)]
     ]
 
 

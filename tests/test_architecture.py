@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "mlx_dmpo"
 # A package imports only from packages above it here. "" is the package itself.
 ORDER = [
     {"", "errors"},
-    {"assets", "config", "records"},
+    {"assets", "config", "records", "scores"},
     {"machine"},
     {"report"},
     {"core"},

@@ -16,6 +16,7 @@ from mlx_dmpo.core import selfcheck
 from mlx_dmpo.core.finite import is_finite
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.machine import files, run_directory
+from mlx_dmpo.model import open as open_module
 from mlx_dmpo.train import checkpoint, trainer
 from mlx_dmpo.train import run as train_run
 from mlx_dmpo.train import step as train_step
@@ -232,7 +233,7 @@ def test_reference_values_that_are_not_finite(settings, monkeypatch, capsys):
     monkeypatch.setattr(
         core_scorer, "shared_logps", lambda model, batch, **how: mx.full(batch.answer_mask.shape[:2], float("nan"))
     )
-    monkeypatch.setattr(train_run, "choose_scorer", lambda *a: selfcheck.GroupScorer(core_scorer.shared_logps, True))
+    monkeypatch.setattr(open_module, "choose_scorer", lambda *a: selfcheck.GroupScorer(core_scorer.shared_logps, True))
     with pytest.raises(UserError, match=r"train.jsonl:\d+: its reference log-prob is not finite"):
         train_run.train(
             replace(

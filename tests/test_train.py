@@ -65,15 +65,15 @@ def furthest(a, b):
 
 def test_only_the_adapter_changes_and_the_base_stays_bit_identical(dmpo_settings, monkeypatch):
     kept = {}
-    original = train_run.prepare_policy
+    original = train_run.open_policy
 
     def spy(settings):
-        base, resolved = original(settings)
-        kept["model"] = base.model
-        kept["before"] = {k: np.array(v) for k, v in tree_flatten(base.model.parameters())}
-        return base, resolved
+        policy, resolved = original(settings)
+        kept["model"] = policy.base.model
+        kept["before"] = {k: np.array(v) for k, v in tree_flatten(policy.base.model.parameters())}
+        return policy, resolved
 
-    monkeypatch.setattr(train_run, "prepare_policy", spy)
+    monkeypatch.setattr(train_run, "open_policy", spy)
     train_run.train(replace(dmpo_settings, quantize=4, quantize_group_size=32, grad_checkpoint=True), "test")
     after = {k: np.array(v) for k, v in tree_flatten(kept["model"].parameters())}
     changed = {k for k, v in kept["before"].items() if not np.array_equal(v, after[k])}

@@ -19,13 +19,11 @@ import numpy as np
 
 from .. import assets
 from ..config import CommonSettings, ExportSettings, build
-from ..core.selfcheck import choose_scorer
 from ..data import formats
 from ..errors import UserError
-from ..judge.evaluate import score_examples
 from ..machine import console, files, run_directory
 from ..model import adapters, device, loading, saving
-from ..model.encode import Encoder
+from ..model.open import LanguageModelScorer, open_scorer
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
@@ -105,16 +103,10 @@ def _examples(settings: ExportSettings, domains: dict[str, pairwise.Domain]) -> 
     return [first_negatives(loaded.examples[i], settings.num_negatives) for i in sorted(drawn)]
 
 
-def _logps(
-    base: loading.Loaded, settings: ExportSettings, examples: Sequence[Example], domains: dict[str, pairwise.Domain]
-) -> np.ndarray:
+def _logps(base: loading.Loaded, settings: ExportSettings, examples: Sequence[Example]) -> np.ndarray:
     """(N, O, 2): pair, printed order (two, or the one prompt of free text), answer (chosen, rejected); nats."""
     base.model.eval()
-    scorer = choose_scorer(base.model, base.vocabulary, settings.scoring)
-    encoder = Encoder(base.tokenizer, settings.max_seq_length, domains)
-    rows = score_examples(base, scorer, encoder, examples, settings.batch_size)
-    orders = ("positive_first", "positive_second") if isinstance(examples[0], RankingExample) else ("given",)
-    return np.array([[[row[order]["chosen_logp"], row[order]["rejected_logp"]] for order in orders] for row in rows])
+    return np.concatenate([s.logps for s in LanguageModelScorer(base, settings).score(examples) if s.logps is not None])
 
 
 def _base_name(settings: ExportSettings, base: loading.Loaded) -> str:
@@ -199,12 +191,11 @@ def export(settings: ExportSettings, command: str = "export") -> Exported:
     domains = pairwise.with_domains(settings.domains)
     results = _evaluations(settings)
     examples = _examples(settings, domains)
-    base = loading.load(settings)
+    base = open_scorer(settings, settings.adapter_path).base
     if "quantization" not in base.config and (settings.keep_quantized or settings.requantize):
         raise UserError(
             f"--{'keep-quantized' if settings.keep_quantized else 'requantize'}: {base.name} is not quantised: leave it out"
         )
-    adapters.load_adapter(base, settings.adapter_path)
     peft = peft_config(base, stored, _base_name(settings, base)) if settings.to == "peft" else {}
     prompt = _placeholder_prompt(examples, domains)
     try:
@@ -212,7 +203,7 @@ def export(settings: ExportSettings, command: str = "export") -> Exported:
             files.atomic_directory(out) as temporary,
             run_directory.RunDirectory(temporary, command, settings, flag="--out") as run,
         ):
-            before = _logps(base, settings, examples, domains) if examples else None
+            before = _logps(base, settings, examples) if examples else None
             if settings.to == "peft":
                 with saving.mlx_writes():
                     mx.save_safetensors(
@@ -223,7 +214,7 @@ def export(settings: ExportSettings, command: str = "export") -> Exported:
                 _write_mlx(settings, base, stored, temporary)
             found = None
             if before is not None:
-                found = difference(before, _logps(_read_back(settings, base, temporary), settings, examples, domains))
+                found = difference(before, _logps(_read_back(settings, base, temporary), settings, examples))
             card = model_card(settings, base, stored, found, _commands(settings, base, out.name, prompt), results)
             files.write_text(temporary / "README.md", card)
             for name in (adapters.ADAPTER_WEIGHTS, adapters.ADAPTER_CONFIG):

@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from .. import assets
 from ..config import SampleSettings
-from ..core.selfcheck import choose_scorer
 from ..data import formats
 from ..errors import UserError
-from ..judge.evaluate import score_examples
+from ..judge.rows import rows_of
 from ..machine import console, files
-from ..model import adapters, generate, loading
+from ..model import generate, loading
 from ..model.encode import Encoder
+from ..model.open import open_scorer
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives, printed_orders
 from ..records import Example, PreferenceGroup, RankingExample
@@ -106,21 +106,16 @@ def sample(settings: SampleSettings) -> tuple[Path, str]:
             f"{loaded.name}: holds {loaded.format}, no candidate negatives: give ranking examples, or leave out --score"
         )
     examples = [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
-    base = loading.load(settings)
-    if settings.adapter_path:
-        adapters.load_adapter(base, settings.adapter_path)
-    base.model.eval()
-    encoder = Encoder(base.tokenizer, settings.max_seq_length, domains)
+    scorer = open_scorer(settings, settings.adapter_path)
     if settings.score:
-        scorer = choose_scorer(base.model, base.vocabulary, settings.scoring)
-        scored = score_examples(base, scorer, encoder, examples, settings.batch_size)
-        lines = [{k: row[k] for k in ("user", "domain", "positive", "negative", "margin")} for row in scored]
+        rows = [row for scores in scorer.score(examples) for row in rows_of(scores)]
+        lines = [{k: row[k] for k in ("user", "domain", "positive", "negative", "margin")} for row in rows]
         hardest = sorted(row["margin"] for row in lines)
         told = (
             f"{len(lines)} margins, {hardest[0]:+.2f} to {hardest[-1]:+.2f} nats; the least are the hardest negatives"
         )
     else:
-        lines = list(draw(base, encoder, examples, settings))
+        lines = list(draw(scorer.base, scorer.encoder, examples, settings))
         told = summary(lines)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ import numpy as np
 
 from .. import assets
 from ..config import DmpoSettings, Lora, SftSettings, TrainSettings
-from ..core.selfcheck import choose_scorer
 from ..core.tree import EncodedGroup
 from ..data import formats
 from ..data.rows import has_split, hub_name
@@ -23,7 +22,7 @@ from ..machine.interrupts import Stop
 from ..machine.ranks import world
 from ..model import adapters, cost, device, fit, loading
 from ..model import shape as model_shape
-from ..model.encode import Encoder
+from ..model.open import LanguageModelScorer, open_scorer
 from ..model.score import score_groups
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
@@ -101,18 +100,20 @@ def _adopt_adapter_shape(settings: TrainSettings, stored: dict[str, Any], path: 
     return replace(settings, **found)
 
 
-def prepare_policy(settings: TrainSettings) -> tuple[loading.Loaded, TrainSettings]:
+def open_policy(settings: TrainSettings) -> tuple[LanguageModelScorer, TrainSettings]:
     """The base model with the start adapter, or a fresh one, ready to train."""
     start = settings.start_adapter  # type: ignore[attr-defined]
     if start:
         settings = _adopt_adapter_shape(settings, adapters.read_adapter_config(start), start)
-    base = loading.load(settings)
-    if start:
-        adapters.load_adapter(base, start)
-        base.model.train()
-    else:
-        adapters.add_lora(base.model, settings)
-    return base, settings
+
+    def attach(base: loading.Loaded) -> None:
+        if start:
+            adapters.load_adapter(base, start)
+            base.model.train()
+        else:
+            adapters.add_lora(base.model, settings)
+
+    return open_scorer(settings, attach=attach), settings
 
 
 def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
@@ -147,16 +148,13 @@ def _train(
     stop: Stop,
 ) -> None:
     say = world().say
-    base, resolved = prepare_policy(settings)
+    policy, resolved = open_policy(settings)
+    base, encoder = policy.base, policy.encoder
     trainable, total = loading.parameter_counts(base.model)
     say(
         f"{base.name}: {trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f} %), on {device.device_name()}"
     )
-    scorer = choose_scorer(base.model, base.vocabulary, settings.scoring)
-    if not scorer.shared:
-        console.notice(f"note: every sequence is run alone, which is slower: {scorer.reason}")
-
-    encoder = Encoder(base.tokenizer, settings.max_seq_length, domains)
+    scorer = policy.groups
     source = partial(GroupSource, encoder=encoder, seed=settings.seed)
     sft, redraw = isinstance(settings, SftSettings), settings.candidate_order == "epoch"
     titles = isinstance(examples[0], RankingExample)

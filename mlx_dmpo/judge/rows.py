@@ -1,0 +1,29 @@
+"""Scores -> rows of scores.jsonl, one per pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..records import PreferenceGroup
+from ..scores import Scores
+
+
+def rows_of(scores: Scores) -> Iterator[dict[str, Any]]:
+    """One row per (positive, negative) pair; log-probs in nats, summed over the answer. Free text has "given" in place of two orders."""
+    example = scores.example
+    assert scores.logps is not None
+    for k, (margin, logps) in enumerate(zip(scores.margins, scores.logps, strict=True)):
+        row: dict[str, Any] = {"user": example.user, "domain": example.domain}
+        if isinstance(example, PreferenceGroup):
+            chosen, rejected = (example.branches[b].answer for b in example.pairs[k])
+            row |= {"positive": chosen, "negative": rejected}
+        else:
+            row |= {"positive": example.positive, "negative": example.negatives[k]}
+        names = ("positive_first", "positive_second") if len(logps) == 2 else ("given",)
+        for name, (chosen_logp, rejected_logp) in zip(names, logps.tolist(), strict=True):
+            row[name] = {"chosen_logp": chosen_logp, "rejected_logp": rejected_logp}
+        row["margin"] = float(margin)
+        if not isinstance(example, PreferenceGroup) and example.positive_first is not None:
+            row["source_positive_first"] = example.positive_first[k]
+        yield row

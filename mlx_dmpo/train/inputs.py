@@ -19,7 +19,6 @@ from ..machine import console, files
 from ..machine.ranks import world
 from ..model import adapters, cost, fit, loading
 from ..model import shape as model_shape
-from ..model.encode import Encoder
 from ..model.open import LanguageModelScorer, open_scorer
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
@@ -58,22 +57,23 @@ def _read_split(settings: TrainSettings, split: str, domains: dict[str, pairwise
     return [first_negatives(e, settings.num_negatives) for e in loaded.examples]
 
 
-def encode(settings: TrainSettings, encoder: Encoder, examples: Examples) -> tuple[GroupSource, GroupSource | None]:
+def encode(
+    settings: TrainSettings, policy: LanguageModelScorer, examples: Examples
+) -> tuple[GroupSource, GroupSource | None]:
     """Training and validation groups. Says how many history items were left out."""
-    source = partial(GroupSource, encoder=encoder, seed=settings.seed)
-    redraw, titles = settings.candidate_order == "epoch", isinstance(examples.train[0], RankingExample)
-    if not titles and (settings.both_orders or redraw):
-        flag = "--both-orders" if settings.both_orders else "--candidate-order"
-        console.notice(f"note: {flag} does not apply: free text has one order")
-    train = source(
-        examples.train,
-        both=settings.both_orders and titles,
-        redraw=redraw and titles,
-        chosen_only=isinstance(settings, SftSettings),
-    )
-    valid = None
-    if examples.valid:
-        valid = source(examples.valid, both=isinstance(examples.valid[0], RankingExample))
+    form = policy.template.form if isinstance(examples.train[0], RankingExample) else "free text"
+    source = partial(GroupSource, encoder=policy.encoder, seed=settings.seed, orders=settings.orders or 1)
+    both = settings.both_orders and form == "pairwise"
+    redraw = settings.candidate_order == "epoch" and form in ("pairwise", "listwise")
+    for name, given, used in (
+        ("both-orders", settings.both_orders, both),
+        ("candidate-order", settings.candidate_order == "epoch", redraw),
+    ):
+        if given and not used and world().first:
+            why = "use --orders" if form == "listwise" else f"{form} prints no order of two titles"
+            console.notice(f"note: --{name} does not apply: {why}")
+    train = source(examples.train, both=both, redraw=redraw, chosen_only=isinstance(settings, SftSettings))
+    valid = source(examples.valid, both=form == "pairwise") if examples.valid else None
     dropped = [g.dropped for g in train.epoch(0) if g.dropped]
     if dropped and world().first:
         console.notice(
@@ -98,7 +98,7 @@ def open_policy(
         else:
             adapters.add_lora(base.model, resolved)
 
-    return open_scorer(resolved, attach=attach), resolved
+    return open_scorer(resolved, start, attach=attach), resolved
 
 
 def _with_adapter_shape(

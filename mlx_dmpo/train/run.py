@@ -36,7 +36,7 @@ def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
         with _output(settings, command) as run:
             policy, settings = open_policy(settings)
             _say_parameters(policy.base)
-            groups, valid = encode(settings, policy.encoder, examples)
+            groups, valid = encode(settings, policy, examples)
             check_memory(settings, policy, groups.epoch(0))
             reference = score_reference(settings, policy, groups, valid)
             training = set_up(settings, policy, groups, valid, reference, run.path if run else None, stop)

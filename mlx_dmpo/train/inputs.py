@@ -19,7 +19,7 @@ from ..machine import console, files
 from ..machine.ranks import world
 from ..model import adapters, cost, fit, loading
 from ..model import shape as model_shape
-from ..model.open import LanguageModelScorer, open_scorer
+from ..model.open import LanguageModelScorer, open_scorer, refuse_for_free_text
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
@@ -42,7 +42,7 @@ def read_examples(settings: TrainSettings) -> Examples:
     return Examples(train, valid[:count], len(valid))
 
 
-def _read_split(settings: TrainSettings, split: str, domains: dict[str, pairwise.Domain]) -> list[Example]:
+def _read_split(settings: TrainSettings, split: str, domains: dict[str, Domain]) -> list[Example]:
     """The examples of a split with the settings' negatives; none where there is no validation data."""
     data = settings.data or str(assets.data_dir())
     if split == "valid" and settings.valid_data:
@@ -54,6 +54,7 @@ def _read_split(settings: TrainSettings, split: str, domains: dict[str, pairwise
         raise UserError(
             f"{loaded.name}: holds {loaded.format}, one answer per prompt: give data with chosen and rejected answers"
         )
+    refuse_for_free_text(settings, not loaded.ranking)
     return [first_negatives(e, settings.num_negatives) for e in loaded.examples]
 
 

@@ -19,11 +19,17 @@ from ..machine import console, files
 from ..machine.ranks import world
 from ..model import adapters, cost, fit, loading
 from ..model import shape as model_shape
-from ..model.open import LanguageModelScorer, open_scorer, refuse_for_free_text
+from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
+from ..prompts.template import Domain
 from ..records import Example, RankingExample
 from .batches import GroupSource
+
+
+def refuse(settings: SftSettings | DmpoSettings) -> None:
+    """Raises UserError for what can be known to fail before data or model is read."""
+    choose_template(settings, settings.start_adapter)
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,9 @@ class Examples:
     valid_count: int  # of the whole split
 
 
-def read_examples(settings: TrainSettings) -> Examples:
-    """Both splits. Raises UserError for data that the settings' loss cannot use."""
+def read_examples(settings: SftSettings | DmpoSettings) -> Examples:
+    """Both splits. Raises UserError for settings that cannot work, and for data that their loss cannot use."""
+    refuse(settings)
     domains = pairwise.with_domains(settings.domains)
     train = _read_split(settings, "train", domains)
     valid = _read_split(settings, "valid", domains)

@@ -101,6 +101,7 @@ def set_up(
         loss,
         settings.grad_checkpoint,
         keep=settings.frozen_cache_gb * 1e9,
+        epoch=len(groups.examples),
         memory_limit=settings.memory_limit,
     )
     identity = resume_key(settings) | {

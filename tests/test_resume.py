@@ -20,8 +20,8 @@ from mlx_dmpo.config import DmpoSettings, SftSettings
 from mlx_dmpo.errors import Interrupted, UserError
 from mlx_dmpo.machine import files, run_directory
 from mlx_dmpo.machine.interrupts import Stop
-from mlx_dmpo.model import adapters, loading, score
-from mlx_dmpo.train import checkpoint, step, validation
+from mlx_dmpo.model import adapters, device, loading, score
+from mlx_dmpo.train import checkpoint, resume, step, validation
 from mlx_dmpo.train import run as train_run
 
 TIMES = {"groups_per_second", "tokens_per_second", "peak_memory_gb"}
@@ -238,6 +238,85 @@ def test_a_damaged_checkpoint_is_named_and_left_out(unfinished, model_directory,
     same(train_run.train(unfinished, "test"), whole)
     assert "0000004/adapters.safetensors: is damaged" in capsys.readouterr().err
     assert not list((tmp_path / "run").rglob(".partial-*"))
+
+
+def damage_manifest(path):
+    (path / "manifest.json").write_text('{"state": {"best": 1}, "identity"')
+
+
+def damage_weights(path):
+    weights = path / "adapters.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+
+
+def replace_by_a_file(path):
+    shutil.rmtree(path)
+    path.write_text("no directory")
+
+
+DAMAGES = [damage_manifest, damage_weights, replace_by_a_file, lambda path: (path / "manifest.json").write_text("[]")]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_run_survives_a_damaged_newest_checkpoint(damage, unfinished, tmp_path):
+    """Resumed, saved and pruned; `save_every` 1, so that it saves below, at and above the damaged step."""
+    damage(tmp_path / "run" / "checkpoints" / "0000004")
+    path = train_run.train(replace(unfinished, save_every=1, keep_checkpoints=3), "test")
+    kept = sorted(int(p.name) for p in (path / "checkpoints").iterdir())
+    assert {3, 4, 5} <= set(kept)
+    for step in kept:
+        assert checkpoint.read(checkpoint.directory(path, step)).state.step == step
+
+
+@pytest.mark.parametrize("damage", DAMAGES[:2])
+def test_a_damaged_best_is_forgotten_and_the_run_continues(damage, tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for step, best in ((1, (0.5, 1)), (2, (0.5, 1)), (3, (0.5, 1))):
+        state = checkpoint.State(step=step, best=best)
+        checkpoint.write(run, state, {}, {"a": mx.ones(3)}, {}, {"b": mx.ones(3)})
+    assert checkpoint.newest(run).state.best == (0.5, 1)
+    damage(checkpoint.directory(run, 1))
+    found = checkpoint.newest(run)
+    assert found.state.step == 3 and found.state.best is None
+    assert "the best adapter of step 3 is lost" in capsys.readouterr().err
+    checkpoint.prune(run, 2)
+    assert {"0000002", "0000003"} <= {p.name for p in (run / "checkpoints").iterdir()}
+    made = checkpoint.Checkpoints(run, None, None, {}, {}, keep=2)
+    made.state = checkpoint.State(step=3, best=(0.5, 1))
+    made.load_best()  # damaged after the start
+    assert made.state.best is None and "the last one, of step 3, is kept" in capsys.readouterr().err
+
+
+def test_a_best_that_an_older_checkpoint_still_has_is_used(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for step, best in ((1, (0.5, 1)), (2, (0.5, 1)), (3, (0.4, 3)), (4, (0.4, 3))):
+        checkpoint.write(run, checkpoint.State(step=step, best=best), {}, {"a": mx.ones(3)}, {}, {"b": mx.ones(3)})
+    damage_weights(checkpoint.directory(run, 3))
+    found = checkpoint.newest(run)
+    assert (found.state.step, found.state.best) == (2, (0.5, 1))
+
+
+def test_another_environment_is_a_note_and_another_model_an_error(unfinished, monkeypatch, tmp_path, capsys):
+    original = device.environment
+    monkeypatch.setattr(device, "environment", lambda: original() | {"mlx": "0.32.99"})
+    path = train_run.train(replace(unfinished, iters=5), "test")
+    told = capsys.readouterr()
+    version = run_directory.versions()["mlx"]
+    assert f"note: the run continues with mlx {version} -> 0.32.99: its result may differ" in told.err
+    assert "the model" not in told.err and run_directory.is_complete(path)
+    assert "reference" in told.out and "; 0 groups scored" not in told.out  # under a key of its own
+
+
+def test_what_differs_is_named():
+    given = {"checkpoint format": 2, "dtype of the weights": "bfloat16", "model": "b", "environment": {"mlx": "2"}}
+    stored = given | {"dtype of the weights": "float32", "model": "a"}
+    with pytest.raises(UserError, match="dtype of the weights was float32 and is now bfloat16"):
+        resume.check_identity(stored, given)
+    with pytest.raises(UserError, match="the model is not the one that the run started with"):
+        resume.check_identity(given | {"model": "a"}, given)
+    resume.check_identity(given | {"environment": {"mlx": "1"}}, given)
 
 
 def test_resume_without_a_checkpoint_begins_at_step_0(model_directory, small_data, tmp_path, capsys):

@@ -19,10 +19,10 @@ from mlx_dmpo.data import formats
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.machine import files, run_directory
 from mlx_dmpo.machine.prefetch import prefetch
-from mlx_dmpo.model import adapters, loading, score
+from mlx_dmpo.model import adapters, device, loading, score
 from mlx_dmpo.model.encode import Encoder
 from mlx_dmpo.prompts.orders import printed_orders
-from mlx_dmpo.train import batches, objective, optimizer, reference, setup
+from mlx_dmpo.train import batches, inputs, objective, optimizer, reference, setup
 from mlx_dmpo.train import run as train_run
 from mlx_dmpo.train import step as train_step
 from mlx_dmpo.train.batches import epoch_steps
@@ -352,6 +352,74 @@ def test_start_adapter_keeps_its_shape(sft_settings, dmpo_settings):
             replace(dmpo_settings, iters=1, start_adapter=str(sft), lora_parameters=Lora(rank=4), overwrite=True),
             "test",
         )
+
+
+BAD_SETTINGS = {
+    "no such schedule": (dict(lr_schedule={"name": "no_such_decay", "arguments": [1e-4]}), "lr_schedule: "),
+    "no arguments": (dict(lr_schedule={"name": "cosine_decay"}), "lr_schedule: "),
+    "a schedule of text": (dict(lr_schedule={"name": "cosine_decay", "arguments": ["fast", 10]}), "lr_schedule: "),
+    "a rate below 0": (
+        dict(lr_schedule={"name": "linear_schedule", "arguments": [1e-4, -1e-4, 9]}),
+        "lr_schedule: gives",
+    ),
+    "a rate of NaN": (
+        dict(lr_schedule={"name": "cosine_decay", "arguments": [float("nan"), 10]}),
+        "lr_schedule: gives",
+    ),
+    "an unknown optimizer argument": (dict(optimizer_config={"beta": 1}), "optimizer: adamw: .*optimizer_config"),
+    "betas of text": (dict(optimizer_config={"betas": ["a", "b"]}), "optimizer_config: adamw fails"),
+    "one beta": (dict(optimizer_config={"betas": [0.9]}), "optimizer_config: adamw fails"),
+    "too many layers": (dict(num_layers=4), "num_layers: 4 does not fit a model of 3 layers"),
+    "no layers": (dict(num_layers=0), "num_layers: 0 does not fit"),
+    "DoRA on 3 bits": (dict(fine_tune_type="dora", quantize=3), "no DoRA on 3-bit weights"),
+    "an unknown tracker": (dict(report_to="wandb,mlflow"), "report_to: (mlflow is not|wandb is not installed)"),
+    "patience without validation": (dict(patience=2, val_batches=0), "patience: there is nothing to validate on"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_what_can_be_refused_is_refused_before_the_model_is_loaded(name, dmpo_settings, monkeypatch):
+    change, message = BAD_SETTINGS[name]
+
+    def loaded(settings):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(loading, "load", loaded)
+    with pytest.raises(UserError, match=message):
+        train_run.train(replace(dmpo_settings, **change), "test")
+    assert not run_directory.Path(dmpo_settings.adapter_path).exists()
+    with pytest.raises(AssertionError, match="is loaded"):
+        train_run.train(dmpo_settings, "test")
+
+
+def test_every_optimizer_passes_the_check():
+    for name in optimizer.KINDS:
+        optimizer.check_optimizer(DmpoSettings(optimizer=name))
+
+
+def test_the_validation_sample(capsys):
+    examples = list(range(2500))
+    default = inputs.validation_sample(DmpoSettings(), examples)
+    assert len(default) == 1000 and default == sorted(set(default)) and default[-1] > 2000
+    assert "validation takes 1,000 of 2,500 groups, drawn at random" in capsys.readouterr().err
+    assert inputs.validation_sample(DmpoSettings(seed=5), examples) == default
+    assert inputs.validation_sample(DmpoSettings(), examples[:1000]) == examples[:1000]
+    assert inputs.validation_sample(DmpoSettings(val_batches=-1), examples) == examples
+    assert inputs.validation_sample(DmpoSettings(val_batches=0), examples) == []
+    capsys.readouterr()
+    assert len(inputs.validation_sample(DmpoSettings(val_batches=3, batch_size=4), examples)) == 12
+    assert "12 of 2,500" in capsys.readouterr().err
+
+
+def test_the_cache_key_holds_what_can_change_a_log_prob():
+    environment = device.environment()
+    assert {"mlx", "mlx-lm", "device"} <= environment.keys() and all(environment.values())
+    assert ("BLAS" in environment) == device.on_cpu()
+    given = dict(fingerprint="f", adapter="", shared=True, environment=environment)
+    changes = [dict(fingerprint="g"), dict(adapter="a"), dict(shared=False)]
+    changes += [dict(environment=environment | {name: "other"}) for name in environment]
+    keys = [reference.cache_key(**{**given, **change}) for change in [{}, *changes]]
+    assert len(set(keys)) == len(keys) and keys[0] == reference.cache_key(**given)
 
 
 def test_learning_rate_by_hand():

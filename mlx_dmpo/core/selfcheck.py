@@ -87,7 +87,7 @@ def _difference(model: nn.Module, vocabulary: int) -> str:
         if isinstance(module, nn.Dropout):
             module.eval()
     fast, slow = _gradient(model, shared_logps, gradient, checkpoint=True), _gradient(model, plain_logps, gradient)
-    worst = float(np.linalg.norm(fast - slow) / max(np.linalg.norm(slow), 1e-30))
+    worst = float(np.linalg.norm(fast - slow)) / max(float(np.linalg.norm(slow)), 1e-30)
     if worst <= (1e-3 if wide else 0.2):
         return ""
     return f"the gradients of the shared-prefix scorer and of the plain one differ by {100 * worst:.2g} %"

@@ -11,13 +11,13 @@ from signal import SIGTERM
 import mlx.nn as nn
 import mlx.optimizers as optimizers
 
-from ..config import DmpoSettings, SftSettings, resume_key
+from ..config import DmpoSettings, SftSettings
 from ..core.tree import pad_groups
 from ..errors import Interrupted
 from ..machine import files
 from ..machine.interrupts import Stop
 from ..machine.ranks import world
-from ..model import adapters, trackers
+from ..model import adapters, device, trackers
 from ..model.open import LanguageModelScorer
 from ..model.score import score_groups
 from .batches import Batches, GroupSource
@@ -27,9 +27,9 @@ from .loop import Callbacks, Schedule
 from .nan import BadSteps
 from .objective import needs_reference, objective
 from .optimizer import build_optimizer, learning_rate
-from .reference import Reference, cache_key
+from .reference import Reference, adapter_digest, cache_key
 from .reporting import METRICS, Report
-from .resume import check_identity, digest, how_to_resume
+from .resume import check_identity, how_to_resume, run_identity
 from .step import StepFunction, padding
 from .validation import Validation
 
@@ -54,9 +54,9 @@ def score_reference(
     """Log-probs of all groups under the policy as it starts; None for a loss without a reference."""
     if not needs_reference(settings):
         return None
-    start = Path(settings.start_adapter) if settings.start_adapter else None
-    size, model = 4 * settings.batch_size, policy.base.model
-    key = cache_key(policy.base.fingerprint, start, policy.groups.shared)
+    start, size, model = settings.start_adapter, 4 * settings.batch_size, policy.base.model
+    adapter = adapter_digest(Path(start) if start else None)
+    key = cache_key(policy.base.fingerprint, adapter, policy.groups.shared, device.environment())
     reference = Reference(key, lambda some: score_groups(model, policy.groups, some, size, ""), size)
     reference.add(groups.all_orders() + (valid.epoch(0) if valid else []))
     world().say(f"reference: {start or policy.base.name}; {reference.computed} groups scored, the others were stored")
@@ -104,13 +104,9 @@ def set_up(
         epoch=len(groups.examples),
         memory_limit=settings.memory_limit,
     )
-    identity = resume_key(settings) | {
-        "model": policy.base.fingerprint,
-        "train data": digest(groups.epoch(0)),
-        "valid data": digest(valid.epoch(0) if valid else []),
-        "reference": reference.path.stem if reference else "",
-    }
+    identity = run_identity(settings, policy, groups, valid, reference)
     world().agree("training", json.dumps(identity))
+    identity["environment"] = device.environment()  # machines may differ in it
     shape = adapters.adapter_config(settings, policy.base)
     checkpoints = Checkpoints(path, model, optimizer, shape, identity, keep=settings.keep_checkpoints)
     if settings.resume and checkpoints.restore(check_identity):

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import tiny
@@ -21,8 +22,9 @@ from mlx_dmpo.errors import Interrupted, UserError
 from mlx_dmpo.machine import files, run_directory
 from mlx_dmpo.machine.interrupts import Stop
 from mlx_dmpo.model import adapters, device, loading, score
-from mlx_dmpo.train import checkpoint, resume, step, validation
+from mlx_dmpo.train import checkpoint, resume, validation
 from mlx_dmpo.train import run as train_run
+from mlx_dmpo.train import step as train_step
 
 TIMES = {"groups_per_second", "tokens_per_second", "peak_memory_gb"}
 
@@ -86,13 +88,13 @@ def count_points(monkeypatch, crash_at=()):
 
         monkeypatch.setattr(owner, name, call)
 
-    point(step.StepFunction, "prepare")
+    point(train_step.StepFunction, "prepare")
     point(files, "append_line")
     point(checkpoint, "save_arrays")
     point(files, "write_json")
     point(checkpoint.os, "rename")
     point(checkpoint, "prune")
-    point(step, "right_pairs")
+    point(train_step, "right_pairs")
     point(validation, "right_pairs")  # in the middle of a validation
     point(score, "in_halves")
     return passed
@@ -282,7 +284,7 @@ def test_a_damaged_best_is_forgotten_and_the_run_continues(damage, tmp_path, cap
     assert "the best adapter of step 3 is lost" in capsys.readouterr().err
     checkpoint.prune(run, 2)
     assert {"0000002", "0000003"} <= {p.name for p in (run / "checkpoints").iterdir()}
-    made = checkpoint.Checkpoints(run, None, None, {}, {}, keep=2)
+    made = checkpoint.Checkpoints(run, nn.Linear(1, 1), None, {}, {}, keep=2)
     made.state = checkpoint.State(step=3, best=(0.5, 1))
     made.load_best()  # damaged after the start
     assert made.state.best is None and "the last one, of step 3, is kept" in capsys.readouterr().err
@@ -336,7 +338,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_resume(
 ):
     whole = train_run.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole"), "test")
     settings = settings_of("dmpo", model_directory, small_data, tmp_path / "run")
-    owner = step.StepFunction if where == "prepare" else validation
+    owner = train_step.StepFunction if where == "prepare" else validation
     original, calls = getattr(owner, where), []
 
     def signalled(*arguments):

@@ -61,11 +61,14 @@ def export(config_file: str | None, **options: Any) -> None:
 @click.command()
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Directory to write.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of both training stages.")
-def demo(out: str, seed: int) -> None:
+@click.option(
+    "--prompt", default="", metavar="FORM", help="Prompt form: pairwise (default), listwise, direct, pointwise."
+)
+def demo(out: str, seed: int, prompt: str) -> None:
     """The whole chain on the embedded model and data, in a few minutes: sft, dmpo, evaluate, report."""
     from ..tools.demo import demo as run
 
-    run(Path(out), seed)
+    run(Path(out), seed, prompt)
 
 
 @click.command()

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..config import CheckSettings
 from ..data.check import ERROR, NOTE, SHOWN, WARNING, Finding, Part
 from ..errors import UserError
+from ..machine.progress import track
 from ..model import loading
 from ..model.encode import Encoder, longest
 from ..prompts.orders import first_negatives, printed_orders
@@ -33,7 +33,7 @@ def measure(
     cut: list[str] = []
     unfit: list[str] = []
     refused: list[str] = []
-    examples = tqdm(part.loaded.examples, desc="tokens", unit="group", disable=None, leave=False, delay=2)
+    examples = track(part.loaded.examples, "tokens", "group")
     for i, example in enumerate(first_negatives(e, settings.num_negatives) for e in examples):
         orders = printed_orders(example, i, both=False, redraw=False, seed=0)
         try:

@@ -17,7 +17,7 @@ from ..core.tree import EncodedGroup
 from ..data import formats
 from ..data.rows import has_split, hub_name
 from ..errors import UserError, WriteError
-from ..machine import console, files, memory, run_directory
+from ..machine import console, files, memory, run_directory, trained_on
 from ..machine.interrupts import Stop
 from ..machine.ranks import world
 from ..model import adapters, cost, device, fit, loading
@@ -196,10 +196,13 @@ def _train(
     run.started -= trainer.seconds_before
     files.write_json(run.path / adapters.ADAPTER_CONFIG, adapters.adapter_config(resolved, base))
     charts.plot_training(trainer.lines, run.path / "training.png")
+    trained_on.write(run.path, examples, settings.start_adapter)
     run.config = {k: v for k, v in files.plain(resolved).items() if k in run.config}
-    for data in (settings.data or str(assets.data_dir()), settings.valid_data):
+    for data, rows in ((settings.data or str(assets.data_dir()), examples), (settings.valid_data, valid_examples)):
         if data and not hub_name(data):
             run.input(data)
+        elif data:
+            run.input_rows(data, rows or [])
     run.finish(
         device.device_name(),
         model=base.name,

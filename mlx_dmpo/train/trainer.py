@@ -30,7 +30,7 @@ from ..core.finite import all_finite, is_finite
 from ..core.selfcheck import GroupScorer
 from ..core.tree import EncodedGroup, GroupBatch, by_length, pad_groups
 from ..errors import Interrupted, UserError
-from ..machine import console, files, memory
+from ..machine import commands, console, files, memory
 from ..machine.interrupts import Stop
 from ..machine.prefetch import prefetch
 from ..machine.ranks import world
@@ -319,7 +319,7 @@ class Trainer:
         )
 
     def _how_to_resume(self) -> str:
-        return f"mlx-dmpo {'sft' if isinstance(self.settings, SftSettings) else 'dmpo'} -c {self.settings.adapter_path}/config.yaml --resume"
+        return commands.resume(self.settings)
 
     def _steps(self) -> Iterator[PreparedStep]:
         """The steps to come. Their host work runs ahead of them: the next epoch is encoded during this one, the next step padded during this one."""

@@ -132,10 +132,10 @@ class RunDirectory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and self._made and {p.name for p in self.path.iterdir()} <= {CONFIG, LOCK}:
+        if kind is not None and self._made and {p.name for p in self.path.glob("*")} <= {CONFIG, LOCK}:
             shutil.rmtree(self.path, ignore_errors=True)
             for made in self._made[1:]:
-                with contextlib.suppress(OSError):  # somebody else's file is in it
+                with contextlib.suppress(OSError):  # something else is in it
                     made.rmdir()
         self.close()
 

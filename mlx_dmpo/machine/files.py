@@ -47,7 +47,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _partial(parent: Path, suffix: str = "") -> Path:
+def partial(parent: Path, suffix: str = "") -> Path:
     """A name for what is not finished, which no other process has."""
     return parent / f"{PARTIAL}{secrets.token_hex(8)}{suffix}"
 
@@ -59,7 +59,7 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises WriteError where the disk refuses; a file of that name stays as it was.
     """
     with writing(path):
-        temporary = _partial(path.parent, path.suffix)
+        temporary = partial(path.parent, path.suffix)
         # made here, not through a planted link, and with the permissions that the umask leaves
         os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         try:
@@ -93,7 +93,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     What was there before is replaced then, and kept otherwise.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = _partial(path.parent), _partial(path.parent)
+    temporary, old = partial(path.parent), partial(path.parent)
     for directory in (temporary, old):
         directory.mkdir()
     try:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -77,7 +76,8 @@ def write(
     final = directory(run, state.step)
     with files.writing(final):
         final.parent.mkdir(exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=files.PARTIAL, dir=final.parent))
+        temporary = files.partial(final.parent)
+        temporary.mkdir()
         try:
             save_arrays(temporary / ADAPTER_WEIGHTS, adapter)
             save_arrays(temporary / OPTIMIZER_STATE, optimizer)
@@ -89,7 +89,6 @@ def write(
                 temporary / run_directory.MANIFEST,
                 {"state": asdict(state), "identity": files.plain(identity), "files": hashes},
             )
-            temporary.chmod(0o755)
             if final.exists():  # one that could not be read
                 _remove(final)
             os.rename(temporary, final)

@@ -142,7 +142,7 @@ def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **optio
     if settings.model:
         from ..tools.lengths import measure_all
 
-        tokens, more = measure_all(parts, settings, domains)
+        tokens, more = measure_all(parts, settings)
         findings += more
     report = check.to_json(findings, tokens)
     if as_json:

@@ -46,7 +46,8 @@ def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
         for name in assumed if s.data else measured:
             yield name, "beside data, which is measured" if s.data else "without data"
     elif has >= {"max_seq_length", "num_negatives"} and "batch_size" not in has and not s.model:  # check
-        yield from ((name, "without model, whose tokenizer counts") for name in ("max_seq_length", "num_negatives"))
+        for name in ("max_seq_length", "num_negatives", "prompt"):
+            yield name, "without model, whose tokenizer counts"
 
 
 def _training(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:

@@ -64,6 +64,7 @@ class CommonSettings:
         "",
         "Prompt form: pairwise, listwise, direct or pointwise, or a YAML file of your own (docs/prompts.md). "
         "When left out, the adapter's; pairwise without one.",
+        path=True,
     )
     allow_other_prompt: bool = setting(
         False, "Use --prompt, or `domains:`, although the adapter was trained with another prompt."

@@ -25,6 +25,9 @@ class PlanSettings:
     title_tokens: int = setting(5, "Assumed tokens of a title, without --data.", low=1)
     groups: int = setting(100, "Assumed training groups, without --data.", low=1)
     num_negatives: int = setting(5, "Negatives per group.", low=1, short="-k")
+    prompt: str = setting(
+        "", "Prompt form: pairwise (default), listwise, direct, pointwise, or a YAML file.", path=True
+    )
     stage: str = setting("dmpo", "What is trained.", choices=("sft", "dmpo"))
     batch_size: int = setting(_TRAIN.batch_size, "Groups run at once.", low=1)
     batch_tokens: int = setting(_TRAIN.batch_tokens, "Tokens run at once.", low=1)

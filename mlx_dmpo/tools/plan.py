@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..config import PlanSettings
-from ..core.tree import EncodedGroup, by_length, pad_groups
+from ..core.tree import EncodedGroup, by_length, pad_groups, part
 from ..errors import UserError
 from ..model.calibrate import calibrate
 from ..model.cost import (
@@ -24,6 +24,8 @@ from ..model.cost import (
 )
 from ..model.fit import MACS, Case, cheapest, usable
 from ..model.shape import ModelShape
+from ..prompts import template as prompts
+from ..prompts.pairwise import DOMAINS, PAIRWISE
 
 
 def plan(case: Case, *, epochs: float = 1.0, flops_per_second: float = 0.0) -> dict[str, Any]:
@@ -66,10 +68,15 @@ def run(settings: PlanSettings) -> dict[str, Any]:
         if key.rsplit(".", 1)[-1] not in shape.projections:
             known = ", ".join(shape.projections)
             raise UserError(f'--lora-keys: "{key}" is no linear layer of the model: choose among {known}')
+    template = prompts.load(s.prompt or "pairwise")
     if s.data:
-        encoded = measured_groups(s.data, s.tokenizer or s.model, s.num_negatives, s.max_seq_length, s.stage == "sft")
+        encoded = measured_groups(
+            s.data, s.tokenizer or s.model, s.num_negatives, s.max_seq_length, s.stage == "sft", template
+        )
     else:
-        encoded = assumed_groups(s.groups, s.num_negatives, history=s.history, title_tokens=s.title_tokens)
+        encoded = assumed_groups(
+            s.groups, s.num_negatives, history=s.history, title_tokens=s.title_tokens, form=template.form
+        )
         if s.stage == "sft":
             encoded = [chosen_only(g) for g in encoded]
     training = Training(
@@ -90,35 +97,29 @@ def run(settings: PlanSettings) -> dict[str, Any]:
     }
 
 
-def measured_groups(data: str, tokenizer: str, k: int, max_seq_length: int, sft: bool) -> list[EncodedGroup]:
+def measured_groups(
+    data: str, tokenizer: str, k: int, max_seq_length: int, sft: bool, template: prompts.Template = PAIRWISE
+) -> list[EncodedGroup]:
     """A data set's groups in tokens, without its model."""
     from ..data import formats
     from ..machine import console
     from ..machine.progress import track
     from ..model.encode import Encoder
     from ..model.loading import load_tokenizer
-    from ..prompts import pairwise
     from ..prompts.orders import first_negatives, printed_orders
 
-    domains = pairwise.with_domains({})
     examples = [
-        first_negatives(e, k) for e in formats.load_examples(Path(data), "train", domains, False, console.notice)
+        first_negatives(e, k) for e in formats.load_examples(Path(data), "train", DOMAINS, False, console.notice)
     ]
-    encoder = Encoder(load_tokenizer(tokenizer), max_seq_length, domains)
-    return [
-        encoder.encode(e, printed_orders(e, i, both=False, redraw=False, seed=0), chosen_only=sft)
-        for i, e in enumerate(track(examples, "encode", "example"))
-    ]
+    encoder = Encoder(load_tokenizer(tokenizer), max_seq_length, template)
+    order = partial(printed_orders, both=False, redraw=False, seed=0, form=template.form)
+    return [encoder.encode(e, order(e, i), chosen_only=sft) for i, e in enumerate(track(examples, "encode", "example"))]
 
 
 def chosen_only(group: EncodedGroup) -> EncodedGroup:
-    rows = group.pairs[:, 0]
-    return replace(
-        group,
-        tails=tuple(group.tails[r] for r in rows),
-        answer_lengths=tuple(group.answer_lengths[r] for r in rows),
-        pairs=np.zeros((0, 2), np.int32),
-    )
+    """The answers that SFT learns, each once."""
+    targets = group.targets if group.targets is not None else group.pairs[:, 0].tolist()
+    return part(group, np.array(list(dict.fromkeys(targets))))
 
 
 def format_plan(found: dict[str, Any]) -> str:

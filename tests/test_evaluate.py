@@ -58,7 +58,7 @@ def test_scores_are_the_models_own(settings):
             row += 1
     assert result == metrics.ranking_metrics(rows) == json.loads((Path(settings.out) / "metrics.json").read_text())
     manifest = json.loads((Path(settings.out) / "manifest.json").read_text())
-    assert list(manifest["inputs"]) == ["test.jsonl"] and manifest["adapter"] is None
+    assert list(manifest["inputs"]) == [f"{settings.data}/test.jsonl"] and manifest["adapter"] is None
     for picture in ("accuracy.png", "margins.png"):
         assert (Path(settings.out) / picture).read_bytes()[:4] == b"\x89PNG"
 

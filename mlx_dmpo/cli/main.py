@@ -47,6 +47,7 @@ for command in (
     tools.demo,
     tools.plan,
     tools.doctor,
+    tools.completion,
 ):
     cli.add_command(command)
 

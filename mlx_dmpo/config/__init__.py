@@ -4,11 +4,13 @@ The command line's options and the reference in docs/ are made from these fields
 `mlx_lm.lora` means by them are its names.
 """
 
+from .effects import without_effect
 from .evaluation import EvaluateSettings, ExportSettings, SampleSettings
 from .fields import CommonSettings, Lora, default_of, setting
+from .planning import PlanSettings
 from .preparation import CheckSettings, ConvertSettings, MovielensSettings, PrepareSettings, TableSettings
 from .resolve import build, read_yaml, resolve
-from .training import PRESETS, DmpoSettings, SftSettings, TrainSettings, resume_key
+from .training import PRESETS, DmpoSettings, SftSettings, TrainSettings, describe_preset, resume_key
 
 __all__ = [
     "PRESETS",
@@ -20,6 +22,7 @@ __all__ = [
     "ExportSettings",
     "Lora",
     "MovielensSettings",
+    "PlanSettings",
     "PrepareSettings",
     "SampleSettings",
     "SftSettings",
@@ -27,8 +30,10 @@ __all__ = [
     "TrainSettings",
     "build",
     "default_of",
+    "describe_preset",
     "read_yaml",
     "resolve",
     "resume_key",
     "setting",
+    "without_effect",
 ]

@@ -9,7 +9,7 @@ from .fields import setting
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    out: str = setting("", "Directory to write: train, valid, test and items.jsonl, summary.png, manifest.")
+    out: str = setting("", "Directory to write: train, valid, test and items.jsonl, summary.png, manifest.", path=True)
     domains: str = setting("", "Name of each PATH's domain, comma-separated (the source's own name when left out).")
     train_domains: str = setting(
         "", "Domains that training and validation users come from, comma-separated (all when left out)."
@@ -67,7 +67,9 @@ class MovielensSettings(PrepareSettings):
 
 @dataclass(frozen=True)
 class TableSettings(PrepareSettings):
-    items: str = setting("", "File of titles, a row an item (the item column itself is the title when left out).")
+    items: str = setting(
+        "", "File of titles, a row an item (the item column itself is the title when left out).", path=True
+    )
     user_column: str = setting("", "Column of the user (guessed from the names when left out, as are the others).")
     item_column: str = setting("", "Column of the item, in PATH and in --items.")
     rating_column: str = setting("", "Column of the rating.")
@@ -78,7 +80,9 @@ class TableSettings(PrepareSettings):
 @dataclass(frozen=True)
 class CheckSettings:
     model: str = setting(
-        "", "Model whose tokenizer counts tokens: a directory or hub repository (no token counts when left out)."
+        "",
+        "Model whose tokenizer counts tokens: a directory or hub repository (no token counts when left out).",
+        path=True,
     )
     max_seq_length: int = setting(2048, "Longest prompt with answer, in tokens.", low=16)
     num_negatives: int = setting(0, "Negatives used of each example; 0 takes all.", low=0)
@@ -94,11 +98,11 @@ class CheckSettings:
 
 @dataclass(frozen=True)
 class ConvertSettings:
-    out: str = setting("", "Directory to write: train, valid and test.jsonl, manifest.")
+    out: str = setting("", "Directory to write: train, valid and test.jsonl, manifest.", path=True)
     valid: float = setting(0.1, "Share of the users that goes to valid.jsonl.", low=0, high=0.9)
     test: float = setting(0.1, "Share of the users that goes to test.jsonl.", low=0, high=0.9)
-    valid_data: str = setting("", "File that becomes valid.jsonl whole, instead of a share of FILE.")
-    test_data: str = setting("", "File that becomes test.jsonl whole, instead of a share of FILE.")
+    valid_data: str = setting("", "File that becomes valid.jsonl whole, instead of a share of FILE.", path=True)
+    test_data: str = setting("", "File that becomes test.jsonl whole, instead of a share of FILE.", path=True)
     domain: str = setting(
         "",
         "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under `domains:`.",

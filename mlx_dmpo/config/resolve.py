@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +16,18 @@ from typing import Any, TypeVar
 import yaml
 
 from ..errors import UserError
+from .effects import without_effect
+from .fields import default_of
 from .training import PRESETS
 
 T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader which reads 1e-5 as a number, as YAML 1.2 and mlx-lm do, and no aliases: a few lines of them can stand for gigabytes."""
+    """SafeLoader which reads 1e-5 as a number, as YAML 1.2 and mlx-lm do.
+
+    Aliases are refused: a few lines of them can stand for gigabytes.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -115,7 +121,7 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(
-            f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}): mend the syntax"
+            f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}): fix the syntax"
         ) from None
     if values is None:
         return {}, {}
@@ -129,10 +135,32 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     return {str(k): v for k, v in values.items()}, lines
 
 
+def _user_paths(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """`~` and `~user` as home directories: a shell expands neither in YAML nor behind `=`."""
+    paths = {f.name for f in fields(cls) if f.metadata.get("path")}
+    return {
+        k: os.path.expanduser(v)
+        if k in paths and isinstance(v, str)
+        else [os.path.expanduser(p) if isinstance(p, str) else p for p in v]
+        if k in paths and isinstance(v, list | tuple)
+        else v
+        for k, v in values.items()
+    }
+
+
 def resolve(
-    cls: type[T], config: str | Path | None, flags: Mapping[str, Any], embedded: Mapping[str, Any] | None = None
+    cls: type[T],
+    config: str | Path | None,
+    flags: Mapping[str, Any],
+    embedded: Mapping[str, Any] | None = None,
+    notice: Callable[[str], None] = lambda message: None,
 ) -> T:
-    """Defaults < the embedded model's own settings (when no model is named) < YAML < flags; `flags` holds only what was given."""
+    """Defaults < the embedded model's own settings (when no model is named) < YAML < flags.
+
+    flags   only what was given
+    notice  receives a line for each setting of the file that has no effect; a flag without effect is an error
+    """
+    config = os.path.expanduser(config) if config else None
     values, lines = read_yaml(config) if config else ({}, {})
     from_file = set(values)
 
@@ -145,19 +173,24 @@ def resolve(
         return f'{config}:{lines.get(key, 1)}: "{key}"'
 
     if config:
-        build(cls, values, in_file)  # so that the file's own mistakes are told with their lines
-    if "epochs" in values and values.get("iters") is not None:
-        raise UserError(f"{where('iters')}: both epochs and iters are given: keep one of them")
+        build(cls, values, in_file)  # so that the file's own mistakes are reported with their lines
     if "epochs" in flags and flags.get("iters") is not None:
         raise UserError("--iters: both --epochs and --iters are given: keep one of them")
     if "epochs" in flags:
         values["iters"] = None
-    lora = {k[5:]: v for k, v in flags.items() if k.startswith("lora_")}
-    flags = {k: v for k, v in flags.items() if not k.startswith("lora_")}
     merged = {**values, **flags}
+    if "lora_parameters" in {f.name for f in fields(cls)}:  # type: ignore[arg-type]
+        lora = {k[5:]: merged.pop(k) for k in flags if k.startswith("lora_")}
+        if lora:
+            merged["lora_parameters"] = {**(merged.get("lora_parameters") or {}), **lora}
     if embedded and not merged.get("model"):
         merged = {**embedded, **merged}
     merged = {**PRESETS.get(str(merged.get("preset")), {}), **merged}
-    if lora:
-        merged["lora_parameters"] = {**(merged.get("lora_parameters") or {}), **lora}
-    return build(cls, merged, where)
+    settings = build(cls, _user_paths(cls, merged), where)
+    for name, why in without_effect(settings).items():
+        if name in flags:
+            raise UserError(f"{where(name)}: has no effect {why}: leave it out")
+        default = next(default_of(f) for f in fields(cls) if f.name == name)  # type: ignore[arg-type]
+        if name in from_file and getattr(settings, name) != default:
+            notice(f"note: {in_file(name)}: has no effect {why}")
+    return settings

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..config import MovielensSettings, PrepareSettings
 from ..errors import UserError
-from ..machine import files, run_directory
+from ..machine import commands, files, run_directory
 from ..prompts.pairwise import DOMAINS
 from ..records import RankingExample
 from ..report import charts
@@ -356,4 +356,4 @@ def _next(domains: Sequence[Domain], run: Path) -> Iterator[str]:
     if unworded:
         yield f"next: word the domain {', '.join(unworded)} under `domains:` in a config (configs/songs.yaml shows how), then train with -c"
     else:
-        yield f"next: mlx-dmpo sft --model M --data {run} --adapter-path runs/sft"
+        yield f"next: {commands.after_prepare(run)}"

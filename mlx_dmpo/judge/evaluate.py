@@ -15,7 +15,7 @@ from ..config import EvaluateSettings
 from ..data import formats
 from ..data.rows import data_file
 from ..errors import UserError
-from ..machine import console, files, memory, run_directory
+from ..machine import console, files, memory, run_directory, trained_on
 from ..machine.ranks import world
 from ..model import device
 from ..model.open import choose_template, open_scorer, refuse_for_free_text
@@ -54,6 +54,13 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
             output_directory(settings), command, settings, overwrite=settings.overwrite, flag="--out"
         ) as run:
             rows, result, facts = _metrics(settings, examples)
+            if (trained := trained_on.count(settings.adapter_path, examples)) is not None:
+                result["trained_on"] = trained
+            if trained:
+                console.notice(
+                    f"warning: {trained} of the {len(examples)} examples are ones that {settings.adapter_path} was trained "
+                    "on: this is no measure of ranking for new users; give test data with --data"
+                )
             files.write_text(
                 run.path / "scores.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             )
@@ -62,6 +69,8 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
             charts.plot_margins(rows, run.path / "margins.png")
             if file := data_file(data, settings.split):
                 run.input(file)
+            else:
+                run.input_rows(data, examples)
             run.finish(device.device_name(), adapter=settings.adapter_path or None, **facts)
             return result
 

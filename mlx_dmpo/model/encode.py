@@ -21,6 +21,16 @@ def prints_date(tokenizer: Any) -> bool:
     return "strftime_now" in str(tokenizer.chat_template)
 
 
+# A chat template's `strftime_now`, of a given day. transformers takes no function from a caller, so it is a macro before
+# the template; the line break after it is not printed (transformers sets trim_blocks).
+STRFTIME = (
+    "{%- macro strftime_now(format) -%}{%- set filled = namespace(text=format) -%}"
+    "{%- for directive, value in strftime_values.items() -%}"
+    "{%- set filled.text = filled.text.replace(directive, value) -%}{%- endfor -%}"
+    "{{- filled.text -}}{%- endmacro %}\n"
+)
+
+
 class Encoder:
     """Encodes groups through a tokenizer's own chat template, thinking off.
 
@@ -38,6 +48,11 @@ class Encoder:
     ):
         self.tokenizer, self.max_seq_length, self.domains = tokenizer, max_seq_length, domains
         self.date = (date or today()) if prints_date(tokenizer) else ""
+        if self.date:
+            day = datetime.fromisoformat(self.date)
+            self._values = {f"%{c}": day.strftime(f"%{c}") for c in "aAbBcdfGHIjmMpSuUVwWxXyY"}
+            self._values |= {f"%-{c}": day.strftime(f"%{c}").lstrip("0") for c in "djm"}
+            self._dated = STRFTIME + tokenizer.get_chat_template()
         self._ends = frozenset(tokenizer.eos_token_ids)
         added = tokenizer.added_tokens_decoder.values()
         control = sorted((str(t.content) for t in added if t.content.strip()), key=len, reverse=True)
@@ -46,15 +61,16 @@ class Encoder:
     def _render(self, messages: Sequence[Message], source: str, **how: Any) -> str:
         """Raises UserError where the template refuses the messages: a role or an order of turns it does not have."""
         if self.date:
-            how["strftime_now"] = datetime.fromisoformat(self.date).strftime
+            how |= {"chat_template": self._dated, "strftime_values": self._values}
         try:
             text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **how)
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raised = f'"{why}"' if isinstance(error, TemplateError) else f"{type(error).__name__}, {why}"
             roles = ", ".join(m["role"] for m in messages)
             raise UserError(
-                f"{source}: the model's chat template does not take these turns ({roles}): it says: {why}; change the "
-                "row (put a system text into the first user message, begin with the user), or use another model"
+                f"{source}: the model's chat template refuses these turns ({roles}; {raised}): change the row (put a "
+                "system text into the first user message, begin with the user), or use another model"
             ) from None
         return text
 

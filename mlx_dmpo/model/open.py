@@ -25,7 +25,7 @@ class LanguageModelScorer:
     def __init__(self, base: loading.Loaded, settings: CommonSettings, name: str = ""):
         self.base, self.settings, self.name = base, settings, name or base.name
         domains = pairwise.with_domains(settings.domains)
-        self.encoder = Encoder(base.tokenizer, settings.max_seq_length, domains)
+        self.encoder = Encoder(base.tokenizer, settings.max_seq_length, domains, base.date)
 
     @functools.cached_property
     def groups(self) -> GroupScorer:
@@ -34,6 +34,15 @@ class LanguageModelScorer:
         if not groups.shared:
             console.notice(f"note: every sequence is run alone, which is slower: {groups.reason}")
         return groups
+
+    def usable(self, examples: Sequence[Example], *, chosen_only: bool = False) -> list[Example]:
+        """Under --skip-bad-rows, the examples whose tokens can be made, each other one named; else all of them.
+
+        Raises UserError where none is left.
+        """
+        if not self.settings.skip_bad_rows:
+            return list(examples)
+        return self.encoder.usable(examples, console.notice, chosen_only=chosen_only)
 
     def score(self, examples: Sequence[Example]) -> Iterator[Scores]:
         """Every pair in both printed orders; free text in its one prompt. Raises UserError for NaN or Inf."""

@@ -165,7 +165,7 @@ def _write_mlx(settings: ExportSettings, base: loading.Loaded, stored: Mapping[s
     saving.save_model(loading.load(settings), path / "model", keep_dtypes=keep_dtypes)
     (path / "adapter").mkdir()
     shutil.copyfile(Path(settings.adapter_path) / adapters.ADAPTER_WEIGHTS, path / "adapter" / adapters.ADAPTER_WEIGHTS)
-    kept = {k: stored[k] for k in ("fine_tune_type", "num_layers", "lora_parameters") if k in stored}
+    kept = {k: stored[k] for k in ("fine_tune_type", "num_layers", "lora_parameters", "template_date") if k in stored}
     files.write_json(path / "adapter" / adapters.ADAPTER_CONFIG, {"model": settings.base_name or base.name, **kept})
 
 
@@ -179,6 +179,7 @@ def _read_back(settings: ExportSettings, base: loading.Loaded, path: Path) -> lo
     )
     if settings.keep_quantized:
         adapters.load_adapter(again, path / "adapter")
+    again.date = base.date
     return again
 
 
@@ -191,7 +192,12 @@ def export(settings: ExportSettings, command: str = "export") -> Exported:
     domains = pairwise.with_domains(settings.domains)
     results = _evaluations(settings)
     examples = _examples(settings, domains)
-    base = open_scorer(settings, settings.adapter_path).base
+    scorer = open_scorer(settings, settings.adapter_path)
+    base, examples = scorer.base, scorer.usable(examples)
+    if base.date:
+        console.notice(
+            f"note: the chat template prints the day; the adapter's prompts show {base.date}, other tools' today's"
+        )
     if "quantization" not in base.config and (settings.keep_quantized or settings.requantize):
         raise UserError(
             f"--{'keep-quantized' if settings.keep_quantized else 'requantize'}: {base.name} is not quantised: leave it out"

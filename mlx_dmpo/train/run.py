@@ -15,7 +15,7 @@ from .. import assets
 from ..config import DmpoSettings, Lora, SftSettings, TrainSettings
 from ..core.tree import EncodedGroup
 from ..data import formats
-from ..data.rows import has_split, hub_name
+from ..data.rows import has_split, hub_inputs, hub_name
 from ..errors import UserError, WriteError
 from ..machine import console, files, memory, run_directory
 from ..machine.interrupts import Stop
@@ -112,6 +112,8 @@ def open_policy(settings: TrainSettings) -> tuple[LanguageModelScorer, TrainSett
             base.model.train()
         else:
             adapters.add_lora(base.model, settings)
+        if settings.resume and base.date:  # the prompts show the day on which the run began
+            base.date = adapters.template_date(settings.adapter_path) or base.date
 
     return open_scorer(settings, attach=attach), settings
 
@@ -157,6 +159,8 @@ def _train(
     scorer = policy.groups
     source = partial(GroupSource, encoder=encoder, seed=settings.seed)
     sft, redraw = isinstance(settings, SftSettings), settings.candidate_order == "epoch"
+    examples = policy.usable(examples, chosen_only=sft)
+    valid_examples = valid_examples and policy.usable(valid_examples)
     titles = isinstance(examples[0], RankingExample)
     if not titles and (settings.both_orders or redraw):
         console.notice(
@@ -197,8 +201,12 @@ def _train(
     files.write_json(run.path / adapters.ADAPTER_CONFIG, adapters.adapter_config(resolved, base))
     charts.plot_training(trainer.lines, run.path / "training.png")
     run.config = {k: v for k, v in files.plain(resolved).items() if k in run.config}
-    for data in (settings.data or str(assets.data_dir()), settings.valid_data):
-        if data and not hub_name(data):
+    for data, split in ((settings.data or str(assets.data_dir()), "train"), (settings.valid_data, "valid")):
+        if data and hub_name(data):
+            run.inputs |= hub_inputs(data, split)
+            if not settings.valid_data and valid_examples:
+                run.inputs |= hub_inputs(data, "valid")
+        elif data:
             run.input(data)
     run.finish(
         device.device_name(),

@@ -83,6 +83,7 @@ def adapter_config(settings: TrainSettings, base: Loaded) -> dict[str, Any]:
         "lora_parameters": _mlx_lm_lora(settings.lora_parameters),
         "base_fingerprint": base.fingerprint,
         **({"template_date": base.date} if base.date else {}),
+        **({"prompt": base.prompt} if base.prompt else {}),
     }
 
 

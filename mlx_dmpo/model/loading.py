@@ -8,7 +8,7 @@ import io
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Loaded:
     fingerprint: str  # of weights, config, tokenizer, template, quantisation and dtype
     config: dict[str, Any]  # config.json, with what quantising at load changed
     date: str = ""  # day (YYYY-MM-DD) that the chat template prints, where it prints one: an adapter's own, else today
+    prompt: dict[str, Any] = field(default_factory=dict)  # the prompt template in use, for the adapter's config
 
 
 def _fingerprint(path: Path, extra: str) -> str:

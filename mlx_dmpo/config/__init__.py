@@ -7,7 +7,7 @@ The command line's options and the reference in docs/ are made from these fields
 from .evaluation import EvaluateSettings, ExportSettings, SampleSettings
 from .fields import CommonSettings, Lora, default_of, setting
 from .preparation import CheckSettings, ConvertSettings, MovielensSettings, PrepareSettings, TableSettings
-from .resolve import build, read_yaml, resolve
+from .resolve import build, home, read_yaml, resolve
 from .training import PRESETS, DmpoSettings, SftSettings, TrainSettings, resume_key
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "TrainSettings",
     "build",
     "default_of",
+    "home",
     "read_yaml",
     "resolve",
     "resume_key",

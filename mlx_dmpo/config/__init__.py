@@ -9,7 +9,7 @@ from .evaluation import EvaluateSettings, ExportSettings, SampleSettings
 from .fields import CommonSettings, Lora, default_of, setting
 from .planning import PlanSettings
 from .preparation import CheckSettings, ConvertSettings, MovielensSettings, PrepareSettings, TableSettings
-from .resolve import build, read_yaml, resolve
+from .resolve import build, home, read_yaml, resolve
 from .training import PRESETS, DmpoSettings, SftSettings, TrainSettings, describe_preset, resume_key
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "build",
     "default_of",
     "describe_preset",
+    "home",
     "read_yaml",
     "resolve",
     "resume_key",

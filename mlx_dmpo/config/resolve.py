@@ -46,6 +46,20 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
 
 
+def home(text: str, where: str) -> str:
+    """A path that begins with `~` or `~user` under that home directory, also after `scores:`; any other text as it is.
+
+    A shell does this for a word of its own only, not after `=`, in quotes or in a file. Raises UserError for an unknown user.
+    """
+    kind, path = ("scores:", text[7:]) if text.startswith("scores:") else ("", text)
+    if not path.startswith("~"):
+        return text
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        raise UserError(f"{where}: {path.split('/')[0]} is nobody's home directory: write the path out, or ./{path}")
+    return kind + found
+
+
 def _coerce(value: Any, annotation: Any, where: str) -> Any:
     """`value` as the field's type, or UserError. Ints pass for floats; nothing else is converted."""
     for kind in _kinds(annotation):
@@ -53,7 +67,9 @@ def _coerce(value: Any, annotation: Any, where: str) -> Any:
         if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
             return build(kind, value, lambda key: f"{where}.{key}")
         if origin is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-            return tuple(value)
+            return tuple(home(v, where) for v in value)
+        if kind is str and isinstance(value, str):
+            return home(value, where)
         if origin is dict and isinstance(value, Mapping):
             return dict(value)
         if kind is type(None) and value is None:

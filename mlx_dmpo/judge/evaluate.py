@@ -13,7 +13,7 @@ from typing import Any
 from .. import assets
 from ..config import EvaluateSettings
 from ..data import formats
-from ..data.rows import data_file
+from ..data.rows import data_file, hub_inputs
 from ..errors import UserError
 from ..machine import console, files, memory, run_directory, trained_on
 from ..machine.ranks import world
@@ -69,8 +69,7 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
             charts.plot_margins(rows, run.path / "margins.png")
             if file := data_file(data, settings.split):
                 run.input(file)
-            else:
-                run.input_rows(data, examples)
+            run.inputs |= hub_inputs(data, settings.split)
             run.finish(device.device_name(), adapter=settings.adapter_path or None, **facts)
             return result
 
@@ -80,16 +79,14 @@ def _metrics(
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
     """Rows of scores.jsonl, metrics, and what was scored with."""
     scorer = open_scorer(settings, settings.adapter_path)
+    examples = scorer.usable(examples)
     rows = [row for scores in scorer.score(examples) for row in rows_of(scores)]
     result = metrics.ranking_metrics(rows, resamples=settings.resamples, seed=settings.seed)
     base = scorer.base
-    return (
-        rows,
-        result,
-        {
-            "model": base.name,
-            "base_fingerprint": base.fingerprint,
-            "shared_road": scorer.groups.shared,
-            "prompt": scorer.template.to_json() if isinstance(examples[0], RankingExample) else None,
-        },
-    )
+    facts = {
+        "model": base.name,
+        "base_fingerprint": base.fingerprint,
+        "shared_road": scorer.groups.shared,
+        "prompt": scorer.template.to_json() if isinstance(examples[0], RankingExample) else None,
+    }
+    return rows, result, facts | ({"template_date": base.date} if base.date else {})

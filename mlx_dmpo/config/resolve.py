@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -18,6 +19,16 @@ from ..errors import UserError
 from .training import PRESETS
 
 T = TypeVar("T")
+
+# settings that name a file or directory: "~/x" is expanded where no shell did it, in YAML and behind "="
+PATHS = {
+    "adapter_path", "catalogue", "data", "items", "model", "out", "reference_adapter", "start_adapter", "test_data", "valid_data",
+}  # fmt: skip
+
+
+def expand(path: str) -> str:
+    """A path with its leading ~ or ~user as the home directory."""
+    return os.path.expanduser(path) if path.startswith("~") else path
 
 
 class _Loader(yaml.SafeLoader):
@@ -96,6 +107,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: Any = lambda key: key)
             hint = f'did you mean "{near[0]}"?' if near else f"known settings: {', '.join(sorted(specs))}"
             raise UserError(f"{where(key)}: unknown setting: {hint}")
         clean[key] = _coerce(value, hints[key], where(key))
+        if key in PATHS and isinstance(clean[key], str):
+            clean[key] = expand(clean[key])
         _check(clean[key], specs[key], where(key))
     return cls(**clean)
 

@@ -18,12 +18,14 @@ def prepare() -> None:
 
     \b
     mlx-dmpo prepare movielens ml-1m --out data/movies
-    mlx-dmpo prepare table ratings.csv --items items.csv --out data/mine
+    mlx-dmpo prepare letterboxd letterboxd-me --catalogue data/movies --out data/mine
+    mlx-dmpo prepare table ratings.csv --items items.csv --out data/songs
     mlx-dmpo prepare amazon Movies_and_TV_5.json.gz Video_Games_5.json.gz --domains movie,game \\
         --train-domains movie --test-domains game --out data/cross
 
-    One example a user: the last liked item is to be ranked above items that the user disliked, given the liked items before it.
-    Users of train, valid and test are different people, also across domains. A PATH of another source bears its name: table:FILE.
+    An example: a liked item is to be ranked above items that the user disliked, given the liked items before it. There is one
+    for each user, or --examples-per-user; users of train, valid and test are different people, also across domains. A single
+    person's ratings are split by time instead. A PATH of another source has its name before it: table:FILE.
     """
 
 
@@ -81,12 +83,68 @@ def lastfm(paths: tuple[str, ...], config_file: str | None, **options: Any) -> N
 @_paths
 @settings_options(config.TableSettings)
 def table(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Any table of user, item, rating and perhaps time: CSV, TSV, Parquet or JSON lines, gzipped or not.
+    """Any table of user, item, rating and perhaps time: CSV, TSV, Parquet or JSON, gzipped or not.
 
-    Columns are guessed from their names, told, and settable. A CSV without a header line is taken as user, item, rating, time;
-    its columns are then called 1, 2, 3, 4.
+    Columns are guessed from their names, printed, and can be set by name or place. A CSV without a header line is taken as
+    user, item, rating, time; its columns are then called 1, 2, 3, 4.
     """
     _prepare("table", config.TableSettings, paths, config_file, options)
+
+
+@prepare.command()
+@_paths
+@settings_options(config.PrepareSettings)
+def letterboxd(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Letterboxd: PATH is the unpacked export (ratings.csv, watched.csv), or one of its files."""
+    _prepare("letterboxd", config.PrepareSettings, paths, config_file, options)
+
+
+@prepare.command()
+@_paths
+@settings_options(config.PrepareSettings)
+def imdb(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """IMDb: PATH is the exported ratings (Const, Your Rating, ...)."""
+    _prepare("imdb", config.PrepareSettings, paths, config_file, options)
+
+
+@prepare.command()
+@_paths
+@settings_options(config.PrepareSettings)
+def goodreads(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Goodreads: PATH is the exported library; a rating of 0 means not rated, and books to read are left out."""
+    _prepare("goodreads", config.PrepareSettings, paths, config_file, options)
+
+
+@prepare.command()
+@_paths
+@settings_options(config.PrepareSettings)
+def myanimelist(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """MyAnimeList: PATH is the exported XML (gzipped or not) or a CSV; a score of 0 means not rated."""
+    _prepare("myanimelist", config.PrepareSettings, paths, config_file, options)
+
+
+@prepare.command()
+@_paths
+@settings_options(config.PrepareSettings)
+def trakt(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Trakt: PATH is the unpacked JSON export, or one of its files (ratings, watched)."""
+    _prepare("trakt", config.PrepareSettings, paths, config_file, options)
+
+
+@prepare.command()
+@_paths
+@settings_options(config.PrepareSettings)
+def netflix(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Netflix: PATH is the viewing history; it has no ratings, so add --negatives popularity --catalogue FILE."""
+    _prepare("netflix", config.PrepareSettings, paths, config_file, options)
+
+
+@prepare.command()
+@_paths
+@settings_options(config.PrepareSettings)
+def scrobbles(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Last.fm scrobbles as CSV: an artist is liked if played more often than the median of one's artists."""
+    _prepare("scrobbles", config.PrepareSettings, paths, config_file, options)
 
 
 @prepare.command()

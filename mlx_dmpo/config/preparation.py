@@ -46,9 +46,7 @@ class PrepareSettings:
     unrated: float | None = setting(
         None, 'A rating that means "not rated", such as 0 or -1: these rows are left out and counted.'
     )
-    max_interactions: int = setting(
-        40, "Interactions of a user that an example looks back on; 0 takes all.", low=0
-    )
+    max_interactions: int = setting(40, "Interactions of a user that an example looks back on; 0 takes all.", low=0)
     min_liked: int = setting(5, "Minimum number of liked items per user.", low=2)
     min_disliked: int = setting(5, "Minimum number of disliked items per user.", low=0)
     order: str = setting(

@@ -37,9 +37,10 @@ def as_text(column: pa.Array) -> pa.Array:
 def numbers_of(column: pa.Array, one: Callable[[Any], float]) -> np.ndarray:
     """(N,) float64, NaN where there is no finite number; `one` reads a value that arrow does not."""
     try:
-        if pa.types.is_temporal(column.type):
-            column = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-        values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        second = 1.0
+        if pa.types.is_temporal(column.type):  # seconds since 1970
+            column, second = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()), 1e6
+        values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False) / second
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         values = np.array([one(value) for value in column.to_pylist()], np.float64)
     return np.where(np.isfinite(values), values, np.nan)

@@ -135,7 +135,9 @@ def lookup(name: str) -> str:
         info = codecs.lookup(name)
         "".encode(info.name)
     except LookupError:
-        raise UserError(f"--encoding: {name!r} is unknown: give one such as utf-8, cp1252, utf-16 or shift_jis") from None
+        raise UserError(
+            f"--encoding: {name!r} is unknown: give one such as utf-8, cp1252, utf-16 or shift_jis"
+        ) from None
     return "utf-8" if info.name == "utf-8-sig" else info.name
 
 

@@ -33,16 +33,18 @@ def myanimelist(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
         export.entries.append(Entry(title, rating, time_of(date)))
     if planned:
         export.notes.append(f"{planned:,} planned titles left out")
-    return ratings_of(export, "MyAnimeList", "movie", (1, 10))
+    return ratings_of(export, "MyAnimeList", "anime", (1, 10))
 
 
 def _xml(path: Path, export: Export) -> list[tuple[str, str, str, str, str]]:
     """(where, title, score, status, date) of each anime or manga. Raises UserError."""
     text = read_text(path).lstrip()
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UserError(f"{path}: declares entities, which MyAnimeList's export does not: use the file as it was exported")
+        raise UserError(
+            f"{path}: declares entities, which MyAnimeList's export does not: use the file as it was exported"
+        )
     try:
-        root = ElementTree.fromstring(text.encode())  # noqa: S314  (no entities, see above)
+        root = ElementTree.fromstring(text.encode())
     except ElementTree.ParseError as error:
         raise UserError(f"{path}:{error.position[0]}: not valid XML: export the list again") from None
     if root.tag != "myanimelist":

@@ -43,7 +43,9 @@ def netflix(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
             continue
         time = seconds(row["starttime"] if full else row["date"], day_first)
         if math.isnan(time):
-            bad.add(where, "the date cannot be read", "write it as YYYY-MM-DD, or add --date-order", row.get("date", ""))
+            bad.add(
+                where, "the date cannot be read", "write it as YYYY-MM-DD, or add --date-order", row.get("date", "")
+            )
             continue
         key = (row.get("profilename") or ME, series(row["title"]))
         found[key] = where

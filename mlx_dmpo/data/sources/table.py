@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -48,7 +47,9 @@ def open_table(path: Path, known: Iterable[str] = (), encoding: Encoding = UTF8)
         return _parquet_table(path)
     begin = files.start(path, encoding="" if encoding == UTF8 else encoding.codec).lstrip()
     if begin[:1] == "<":
-        raise UserError(f"{path}: is XML: `mlx-dmpo prepare myanimelist` reads that of MyAnimeList; else save it as CSV")
+        raise UserError(
+            f"{path}: is XML: `mlx-dmpo prepare myanimelist` reads that of MyAnimeList; else save it as CSV"
+        )
     if begin[:1] in ("[", "{"):
         return _document_table(path, known, encoding) if is_document(path, encoding) else _json_table(path, encoding)
     how = dialect(path, known=known, encoding=encoding)
@@ -63,9 +64,7 @@ def _parquet_table(path: Path) -> Table:
     try:
         names = list(pa.parquet.read_schema(path).names)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}): write it again"
-        ) from None
+        raise UserError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}): write it again") from None
     return Table(path, names, lambda columns, kinds, bad, optional: parquet_batches(path, columns))
 
 
@@ -86,9 +85,7 @@ def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Batch]:
                 bar.n += len(batch)
                 bar.refresh()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise UserError(
-            f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}): write it again"
-        ) from None
+        raise UserError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}): write it again") from None
 
 
 def _json_table(path: Path, encoding: Encoding) -> Table:
@@ -147,7 +144,9 @@ def _columns(source: Table, s: TableSettings, drawn: bool) -> dict[str, str]:
 def _missing(role: str, source: Table) -> UserError:
     export = looks_like(source.names)
     if export:
-        fix = f"this looks like {export[1]}: `mlx-dmpo prepare {export[0]} PATH` reads it; or name it by --{role}-column"
+        fix = (
+            f"this looks like {export[1]}: `mlx-dmpo prepare {export[0]} PATH` reads it; or name it by --{role}-column"
+        )
     else:
         fix = f"name it by --{role}-column"
     if role == "rating":
@@ -238,7 +237,9 @@ def _day_first(source: Table, column: str, s: TableSettings) -> tuple[bool, list
         return False, []
     if found:
         day_first = found.pop()
-        return day_first, [f"dates such as {example} begin with the {'day' if day_first else 'month'}, as other rows show"]
+        return day_first, [
+            f"dates such as {example} begin with the {'day' if day_first else 'month'}, as other rows show"
+        ]
     return False, [
         f"dates such as {example} are read with the month first; no row shows which (--date-order day-first is the other)"
     ]
@@ -275,7 +276,9 @@ def _items(
                 f"{path}: which column is the {role}? (it has {', '.join(listed.names)}): name it by {flag}"
             )
     if column == title:
-        raise UserError(f'{path}: "{column}" cannot be both id and title: name the others by --items-id-column and --title-column')
+        raise UserError(
+            f'{path}: "{column}" cannot be both id and title: name the others by --items-id-column and --title-column'
+        )
     notes += [*listed.notes, *([encoding.note] if encoding.note else [])]
     titles = titles_of(rows_of(listed.batches([column, title], [TEXT, TEXT], bad, [title])), wanted)
     notes.append(f"columns of {path.name}: item = {column}, title = {title}")

@@ -96,7 +96,7 @@ def dialect(path: Path, *, encoding: Encoding = UTF8, known: Iterable[str] = ())
     quoted, escape = (False, False) if separator == "::" else _quotes(path, separator, encoding)
     if quoted and separator not in ",;":
         notes.append(f"{path.name}: quotes around cells are taken as part of the format, not of the text")
-    if header and _one_more(cells, rest[:-1][:20], separator):
+    if header and separator != "::" and _one_more(cells, rest[:-1][:20], separator, quoted or separator in ",;", escape):
         cells = ["row", *cells]  # R writes row names, but no name above them
         notes.append(f"{path.name}: rows have one cell more than the header: the first is taken as a row name")
     names = cells if header else [str(n) for n in range(1, len(cells) + 1)]
@@ -119,9 +119,10 @@ def _separator(first: str, rest: Sequence[str]) -> str:
     return best if cells(best) > 1 else max(("\t", ",", ";", "|", "::"), key=first.count)
 
 
-def _one_more(header: Sequence[str], rows: Sequence[str], separator: str) -> bool:
+def _one_more(header: Sequence[str], lines: Sequence[str], separator: str, quoted: bool, escape: bool) -> bool:
     """Whether every row has a cell more than the header."""
-    counts = [len(_split(row, separator)) for row in rows if row.strip()]
+    how = Dialect(separator, [], False, quoted=quoted, escape=escape)
+    counts = [len(row) for _, row in _cells((line + "\n" for line in lines if line.strip()), how)]
     return len(counts) > 1 and all(n == len(header) + 1 for n in counts) and "" not in header
 
 

@@ -23,7 +23,9 @@ def trakt(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
         raise UserError(f"{path}: no such file or folder: name the unpacked Trakt export")
     found = [path] if path.is_file() else sorted(p for p in path.rglob("*.json") if _kept(p))
     if not found:
-        raise UserError(f"{path}: holds no ratings*.json, watched*.json or history*.json: name the unpacked Trakt export")
+        raise UserError(
+            f"{path}: holds no ratings*.json, watched*.json or history*.json: name the unpacked Trakt export"
+        )
     export, parts = Export(), 0
     for file in found:
         export.files.append(file)

@@ -60,6 +60,12 @@ def home(text: str, where: str) -> str:
     return kind + found
 
 
+def _at_home(value: Any, where: str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(home(v, where) for v in value)
+    return home(value, where) if isinstance(value, str) else value
+
+
 def _coerce(value: Any, annotation: Any, where: str) -> Any:
     """`value` as the field's type, or UserError. Ints pass for floats; nothing else is converted."""
     for kind in _kinds(annotation):
@@ -67,9 +73,9 @@ def _coerce(value: Any, annotation: Any, where: str) -> Any:
         if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
             return build(kind, value, lambda key: f"{where}.{key}")
         if origin is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-            return tuple(home(v, where) for v in value)
+            return tuple(value)
         if kind is str and isinstance(value, str):
-            return home(value, where)
+            return value
         if origin is dict and isinstance(value, Mapping):
             return dict(value)
         if kind is type(None) and value is None:
@@ -118,6 +124,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: Any = lambda key: key)
             hint = f'did you mean "{near[0]}"?' if near else f"known settings: {', '.join(sorted(specs))}"
             raise UserError(f"{where(key)}: unknown setting: {hint}")
         clean[key] = _coerce(value, hints[key], where(key))
+        if specs[key].metadata.get("path"):
+            clean[key] = _at_home(clean[key], where(key))
         _check(clean[key], specs[key], where(key))
     return cls(**clean)
 
@@ -151,19 +159,6 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     return {str(k): v for k, v in values.items()}, lines
 
 
-def _user_paths(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """`~` and `~user` as home directories: a shell expands neither in YAML nor behind `=`."""
-    paths = {f.name for f in fields(cls) if f.metadata.get("path")}
-    return {
-        k: os.path.expanduser(v)
-        if k in paths and isinstance(v, str)
-        else [os.path.expanduser(p) if isinstance(p, str) else p for p in v]
-        if k in paths and isinstance(v, list | tuple)
-        else v
-        for k, v in values.items()
-    }
-
-
 def resolve(
     cls: type[T],
     config: str | Path | None,
@@ -176,7 +171,7 @@ def resolve(
     flags   only what was given
     notice  receives a line for each setting of the file that has no effect; a flag without effect is an error
     """
-    config = os.path.expanduser(config) if config else None
+    config = home(str(config), "--config") if config else None
     values, lines = read_yaml(config) if config else ({}, {})
     from_file = set(values)
 
@@ -202,7 +197,7 @@ def resolve(
     if embedded and not merged.get("model"):
         merged = {**embedded, **merged}
     merged = {**PRESETS.get(str(merged.get("preset")), {}), **merged}
-    settings = build(cls, _user_paths(cls, merged), where)
+    settings = build(cls, merged, where)
     for name, why in without_effect(settings).items():
         if name in flags:
             raise UserError(f"{where(name)}: has no effect {why}: leave it out")

@@ -14,6 +14,7 @@ import click
 from .. import __version__, config
 from ..errors import Interrupted, UserError
 from ..machine import console, files, run_directory
+from .compare import compare
 
 
 def _click_type(annotation: Any, choices: tuple[str, ...]) -> Any:
@@ -277,6 +278,9 @@ def evaluate(config_file: str | None, **options: Any) -> None:
     _done(
         f"{table}\ndone: {out} (metrics.json, scores.jsonl, accuracy.png, margins.png)\nnext: mlx-dmpo report {out} --out report.html"
     )
+
+
+cli.add_command(compare)
 
 
 @cli.command()

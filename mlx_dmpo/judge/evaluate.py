@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import assets
 from ..config import EvaluateSettings
@@ -23,7 +26,7 @@ from ..errors import UserError
 from ..machine import console, files, memory, run_directory
 from ..machine.ranks import world
 from ..model import adapters, device
-from ..model.open import LanguageModelScorer, open_scorer
+from ..model.open import LanguageModelScorer, open_scorer, refuse_for_free_text
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
@@ -38,7 +41,20 @@ SCORES, CANDIDATES, ANSWERS = "scores.jsonl", "candidates.jsonl", "answers.jsonl
 BATCHES = 16  # batches that are scored between two writes of scores.jsonl
 
 # Settings that cannot change a score, or whose effect the key holds as the examples' or the weights' digest.
-_NOT_IN_KEY = {"model", "adapter_path", "data", "split", "limit", "num_negatives", "domain", "skip_bad_rows", "out"}
+_NOT_IN_KEY = {
+    "model",
+    "adapter_path",
+    "data",
+    "split",
+    "limit",
+    "num_negatives",
+    "domain",
+    "skip_bad_rows",
+    "out",
+    "prompt",
+    "domains",
+    "allow_other_prompt",
+}
 _NOT_IN_KEY |= {"memory_limit", "resamples", "overwrite", "generate", "max_tokens", "seed"}
 
 
@@ -56,6 +72,7 @@ def read_examples(settings: EvaluateSettings) -> list[Example]:
             f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers"
         )
     if not loaded.ranking:
+        refuse_for_free_text(settings)
         console.notice("note: free text: each pair is scored in its one prompt; there are no printed orders to compare")
     return [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
 
@@ -76,7 +93,7 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
             path = run.path if run else None
             result = measure(scorer, examples, settings, path, _key(settings, scorer, examples), finished)
             if run:
-                _finish(run, settings, scorer, result)
+                _finish(run, settings, scorer, result, isinstance(examples[0], RankingExample))
             return result
 
 
@@ -115,13 +132,14 @@ def _key(settings: EvaluateSettings, scorer: LanguageModelScorer, examples: Sequ
     adapter = Path(settings.adapter_path) if settings.adapter_path else None
     weights = ("adapters.safetensors", "adapter_config.json") if adapter else ()
     given = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in _NOT_IN_KEY}
-    if settings.candidates:
+    if settings.candidates or scorer.template.form == "listwise":  # which draws candidates, or their printed orders
         given["seed"] = settings.seed
     return files.plain(
         {
             "examples": digest.hexdigest(),
             "model": scorer.base.fingerprint,
             "adapter": {name: files.sha256(adapter / name) for name in weights if adapter},
+            "prompt": scorer.template.to_json(),
             "shared scorer": scorer.groups.shared,
             "scorer version": SCORER_VERSION,
             "device": device.device_name(),
@@ -213,24 +231,25 @@ def _generated(
 ) -> dict[str, Any]:
     if not isinstance(scorer, LanguageModelScorer):
         raise UserError(f"--generate: {scorer.name} writes no text: leave --generate out")
-    first_rows, at = [], 0
-    for e in examples[: settings.generate]:
-        first_rows.append(rows[at])
-        at += _pairs(e)
-    todo = list(generation.tasks(examples[: settings.generate], scorer.encoder, settings.seed))
+    ends = np.cumsum([0, *map(_pairs, examples[: settings.generate])])
+    by_example = [rows[start:end] for start, end in itertools.pairwise(ends)]
+    todo = list(generation.tasks(examples[: settings.generate], by_example, scorer, settings.seed))
     found: list[dict[str, Any]] = []
     for start in range(0, len(todo), settings.batch_size):
-        part = slice(start, start + settings.batch_size)
-        found += generation.answer_rows(scorer.base, todo[part], first_rows[part], settings.max_tokens)
+        found += generation.answer_rows(scorer, todo[start : start + settings.batch_size], settings.max_tokens)
     if directory:
         files.write_text(directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found))
     return generation.generation_metrics(found, resamples=settings.resamples, seed=settings.seed)
 
 
 def _finish(
-    run: run_directory.RunDirectory, settings: EvaluateSettings, scorer: LanguageModelScorer, result: dict[str, Any]
+    run: run_directory.RunDirectory,
+    settings: EvaluateSettings,
+    scorer: LanguageModelScorer,
+    result: dict[str, Any],
+    titles: bool,
 ) -> None:
-    """metrics.json, the pictures, and the manifest last."""
+    """metrics.json, the pictures, and the manifest last.  titles: the examples rank titles, through a prompt template."""
     files.write_json(run.path / "metrics.json", result)
     charts.plot_comparison({settings.adapter_path or scorer.base.name: result}, run.path / "accuracy.png")
     charts.plot_margins(files.read_lines(run.path / SCORES), run.path / "margins.png")
@@ -238,5 +257,6 @@ def _finish(
         run.input(file)
     base = scorer.base
     facts = {"model": base.name, "base_fingerprint": base.fingerprint, "shared_road": scorer.groups.shared}
+    facts["prompt"] = scorer.template.to_json() if titles else None
     run.finish(device.device_name(), adapter=settings.adapter_path or None, **facts)
     (run.path / PROGRESS).unlink(missing_ok=True)

@@ -65,6 +65,12 @@ def release_auc(rows: Rows, seed: int = 0) -> float | None:
     return roc_auc(np.array(labels), np.array(scores))
 
 
+def place_wins(rows: Rows) -> list[float]:
+    """How often the candidate printed in each place of a list has the highest score, over the lists that are so long."""
+    longest = max(len(row["places"]) for row in rows)
+    return [float(np.mean([r["places"][p] for r in rows if len(r["places"]) > p])) for p in range(longest)]
+
+
 def printed_orders(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The prompts whose log-probs a row holds: two printed orders, one ("given"), or none (a scorer without log-probs)."""
     return tuple(name for name in ("positive_first", "positive_second", "given") if name in row)
@@ -105,7 +111,8 @@ def ranking_metrics(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> dict
     pair_accuracy_positive_second   the same in those that print it second
     auc                             of the summed margins (see `auc`)
     auc_release                     the release's own statistic (see `release_auc`), without an interval
-    position_bias                   share of prompts in which the first-listed wins, minus ½
+    position_bias                   share of prompts in which the first-listed wins, minus ½ (minus 1 / candidates in a list)
+    place_wins                      of prompts that print a list: share of prompts which each place wins
     mean_margin                     mean of the summed margins, nats
     calibration                     of σ(margin) (see calibration.py)
     popularity, slices              accuracy by popularity, history length, domain, ... (see panels.py)
@@ -127,6 +134,8 @@ def ranking_metrics(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> dict
         means |= {"pair_accuracy_positive_first": first, "pair_accuracy_positive_second": second}
         # the first-listed wins where the positive does if it is listed first, and where it does not if listed second
         means["position_bias"] = (first + 1 - second) / 2 - 0.5
+    if "places" in rows[0]:  # prompts that print a list: how often its first place wins, above the share by chance
+        means["position_bias"] = np.array([row["places"][0] - 1 / len(row["places"]) for row in rows])
     means["mean_margin"] = margin
     statistics = {name: bootstrap.mean(values) for name, values in means.items()}
     calibrated = calibration.calibration(bootstrap, margin, right)
@@ -147,11 +156,9 @@ def ranking_metrics(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> dict
         "ties": int((margin == 0).sum()),
         **{name: found[name] for name in found if name.startswith("pair_accuracy")},
         "auc": {"value": float(auc(margin)[0]), **(percentiles(np.concatenate(drawn)) if drawn else {})},
-        **(
-            {"auc_release": {"value": release_auc(rows, seed)}, "position_bias": found["position_bias"]}
-            if ranked
-            else {}
-        ),
+        **({"auc_release": {"value": release_auc(rows, seed)}} if ranked else {}),
+        **({"position_bias": found["position_bias"]} if "position_bias" in found else {}),
+        **({"place_wins": place_wins(rows)} if "places" in rows[0] else {}),
         "mean_margin": found["mean_margin"],
         "intervals": interval_note(bootstrap),
         "calibration": calibrated(),

@@ -12,7 +12,7 @@ import click
 from .. import __version__
 from ..errors import Interrupted, UserError
 from ..machine import console
-from . import data, evaluate, tools, train
+from . import compare, data, evaluate, tools, train
 from .options import Group
 
 
@@ -42,6 +42,7 @@ for command in (
     train.sft,
     train.dmpo,
     evaluate.evaluate,
+    compare.compare,
     data.check,
     tools.sample,
     evaluate.report,

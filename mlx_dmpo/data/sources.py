@@ -26,6 +26,9 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
 from tqdm import tqdm
 
 from ..config import PrepareSettings, TableSettings

@@ -9,6 +9,7 @@ from .fields import CommonSettings, Lora, default_of, setting
 from .preparation import CheckSettings, ConvertSettings, MovielensSettings, PrepareSettings, TableSettings
 from .resolve import build, read_yaml, resolve
 from .training import PRESETS, DmpoSettings, SftSettings, TrainSettings, resume_key
+from .use import ExplainSettings, RankSettings, ServeSettings, UseSettings
 
 __all__ = [
     "PRESETS",
@@ -17,14 +18,18 @@ __all__ = [
     "ConvertSettings",
     "DmpoSettings",
     "EvaluateSettings",
+    "ExplainSettings",
     "ExportSettings",
     "Lora",
     "MovielensSettings",
     "PrepareSettings",
+    "RankSettings",
     "SampleSettings",
+    "ServeSettings",
     "SftSettings",
     "TableSettings",
     "TrainSettings",
+    "UseSettings",
     "build",
     "default_of",
     "read_yaml",

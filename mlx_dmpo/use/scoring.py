@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +45,7 @@ class Scoring:
         self._kept.move_to_end(history)
         while len(self._kept) > KEPT_HISTORIES:
             self._kept.popitem(last=False)
-        if len(kept) > KEPT_SCORES:
+        if sum(len(v) if isinstance(v, dict) else 1 for v in kept.values()) > KEPT_SCORES:
             kept.clear()
         return kept
 
@@ -86,25 +86,39 @@ class Scoring:
                 found[history, a, b] = (float(margin), orders)
         return [found[task] for task in tasks]
 
+    @property
+    def independent(self) -> bool:
+        """Whether an item's score does not depend on the other candidates; not so where the prompt prints them all."""
+        return True
+
     def items(self, tasks: Sequence[tuple[History, str]]) -> np.ndarray:
         """The score of each title for its history; a higher one ranks higher.  -> (T,) float64.
 
         Raises UserError where the scorer only compares pairs.
         """
-        wanted: dict[History, dict[str, None]] = {}
+        titles: dict[History, dict[str, None]] = {}
         for history, title in tasks:
-            if title not in self._of(history):
-                wanted.setdefault(history, {})[title] = None
-        fresh: dict[tuple[History, str], float] = {}
-        for history, titles in wanted.items():
-            for title, score in zip(titles, self._score_items(history, list(titles)), strict=True):
-                fresh[history, title] = self._of(history)[title] = float(score)
-        self.cost.items += len(fresh)
-        self.cost.kept += len(tasks) - len(fresh)
-        return np.array([fresh.get((h, t), self._of(h).get(t)) for h, t in tasks], np.float64)
+            titles.setdefault(history, {})[title] = None
+        key = {h: () if self.independent else tuple(sorted(found)) for h, found in titles.items()}
+        kept = {h: self._of(h).setdefault(key[h], {}) for h in titles}
+        wanted = {h: [t for t in found if t not in kept[h]] for h, found in titles.items()}
+        wanted = {h: sorted(found) for h, found in wanted.items() if found}
+        scored = dict(zip(wanted, self._score_items(wanted), strict=True)) if wanted else {}
+        values: dict[History, dict[str, float]] = {h: dict(kept[h]) for h in titles}
+        for history, scores in scored.items():
+            new = dict(zip(wanted[history], map(float, scores), strict=True))
+            values[history].update(new)
+            kept[history].update(new)
+            self.cost.items += len(new)
+        self.cost.kept += len(tasks) - sum(map(len, wanted.values()))
+        return np.array([values[h][t] for h, t in tasks], np.float64)
 
-    def _score_items(self, history: History, titles: Sequence[str]) -> np.ndarray:
-        (scores,) = self.scorer.score([RankingExample("", self.domain, history, titles[0], tuple(titles[1:]))])
-        if scores.items is None:
-            raise UserError(f"{self.scorer.name}: compares pairs and gives no score of an item: use --method pairs")
-        return scores.items
+    def _score_items(self, wanted: Mapping[History, Sequence[str]]) -> list[np.ndarray]:
+        """The scores of each history's titles, in order."""
+        examples = [RankingExample("", self.domain, h, titles[0], tuple(titles[1:])) for h, titles in wanted.items()]
+        found = []
+        for scores in self.scorer.score(examples):
+            if scores.items is None:
+                raise UserError(f"{self.scorer.name}: compares pairs and gives no score of an item: use --method pairs")
+            found.append(scores.items)
+        return found

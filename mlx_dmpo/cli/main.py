@@ -10,7 +10,7 @@ import click
 from .. import __version__
 from ..errors import Interrupted, UserError
 from ..machine import console
-from . import data, evaluate, tools, train
+from . import data, evaluate, tools, train, use
 from .options import Group
 
 
@@ -43,6 +43,9 @@ for command in (
     data.check,
     tools.sample,
     evaluate.report,
+    use.rank,
+    use.explain,
+    use.serve,
     tools.export,
     tools.demo,
     tools.plan,

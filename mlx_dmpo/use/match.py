@@ -27,6 +27,8 @@ class Catalogue:
         """The catalogue's title that `typed` means; an unknown title is kept as typed. `notice` gets a line about either."""
         from rapidfuzz import fuzz, process, utils
 
+        if typed in self._known:
+            return typed
         title = normalise(typed)
         if not self.titles or not title or title in self._known:
             return title

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,8 +64,6 @@ class Ranking:
 
     def top(self, n: int) -> Ranking:
         """The first n places; all for 0."""
-        from dataclasses import replace
-
         return replace(self, ranking=self.ranking[: n or None])
 
     def to_json(self) -> dict[str, Any]:
@@ -257,6 +255,14 @@ class Job:
     def give_pairs(self, probabilities: np.ndarray) -> None:
         assert self._pairs is not None
         self._pairs.add(probabilities)
+
+    @property
+    def finished(self) -> bool:
+        return self._pairs.finished if self._pairs is not None else self._items is not None
+
+    def again(self) -> Job:
+        """The same job from its beginning; scores that are kept are not computed again."""
+        return replace(self, tokens=0)
 
     def ranking(self) -> Ranking:
         seconds = time.perf_counter() - self._started

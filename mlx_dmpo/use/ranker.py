@@ -80,6 +80,11 @@ class Ranker:
         """Name of the prompt template."""
         return self.scoring.model.template.name
 
+    def count_tokens(self, texts: Iterable[str]) -> int:
+        """Tokens of several texts, each alone, without the prompt around them."""
+        tokenizer = self.scoring.model.base.tokenizer
+        return sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+
     def job(self, history: Iterable[str], candidates: Iterable[str], budget: int = 0) -> Job:
         """A ranking that is run in steps (see `use.rank.step`). Raises UserError for an empty history and for duplicates."""
         return Job(

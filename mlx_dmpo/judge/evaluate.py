@@ -17,8 +17,8 @@ from ..data.rows import data_file
 from ..errors import UserError
 from ..machine import console, files, memory, run_directory
 from ..machine.ranks import world
-from ..model import adapters, device
-from ..model.open import open_scorer, refuse_for_free_text
+from ..model import device
+from ..model.open import choose_template, open_scorer, refuse_for_free_text
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
@@ -47,8 +47,7 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
                 "note: free text: each pair is scored in its one prompt; numbers of printed orders do not exist"
             )
         examples = [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
-        if settings.adapter_path:
-            adapters.read_adapter_config(settings.adapter_path)
+        choose_template(settings, settings.adapter_path)  # refuses before a directory is made
         if not world().first:
             return _metrics(settings, examples)[1]
         with run_directory.RunDirectory(

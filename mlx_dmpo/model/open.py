@@ -197,12 +197,17 @@ def _log_sum(logps: np.ndarray) -> np.ndarray:
 
 
 def choose_template(settings: CommonSettings, adapter: str = "") -> prompts.Template:
-    """The prompt template of a command: the adapter's, --prompt's, or pairwise. Raises UserError where they do not fit."""
+    """The prompt template of a command: the adapter's, --prompt's, or pairwise. Loads no model.
+
+    Raises UserError where these do not fit each other, and for a setting that has no effect with the prompt's form.
+    """
     stored = None
     if adapter:
         where = f"{adapter}/{adapters.ADAPTER_CONFIG}"
         stored = prompts.read_stored(adapters.read_adapter_config(adapter).get("prompt"), where)
-    return prompts.choose(settings.prompt, settings.domains, stored, adapter, settings.allow_other_prompt)
+    template = prompts.choose(settings.prompt, settings.domains, stored, adapter, settings.allow_other_prompt)
+    check_options(settings, template)
+    return template
 
 
 def check_options(settings: CommonSettings, template: prompts.Template) -> None:
@@ -232,7 +237,6 @@ def open_scorer(
     Raises UserError for a model or adapter that cannot be loaded, and for a prompt that does not fit the adapter.
     """
     template = choose_template(settings, adapter)
-    check_options(settings, template)
     base = loading.load(settings)
     base.prompt = template.to_json()
     if attach:

@@ -22,7 +22,7 @@ from ..machine.interrupts import Stop
 from ..machine.ranks import world
 from ..model import adapters, cost, device, fit, loading
 from ..model import shape as model_shape
-from ..model.open import LanguageModelScorer, open_scorer, refuse_for_free_text
+from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
 from ..model.score import score_groups
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
@@ -122,6 +122,7 @@ def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
 
     Raises UserError for what the user can mend, Interrupted where SIGINT or SIGTERM came.
     """
+    choose_template(settings, settings.start_adapter)  # refuses before anything is read
     with memory.memory_limits(settings), world().watched(), Stop() as stop:
         domains = pairwise.with_domains(settings.domains)
         examples = read_split(settings, "train", domains)

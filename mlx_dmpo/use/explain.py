@@ -148,7 +148,7 @@ def _yes_and_no(scoring: ModelScoring, example: RankingExample) -> tuple[TokenSc
     (scores,) = scoring.model.score([example])
     assert scores.items is not None
     chosen, rejected = map(float, scores.items)
-    yes = scoring.model.template.yes
+    yes = scoring.model.template.answer_yes
     return (
         TokenScore(yes, "chosen", chosen, None, chosen),
         TokenScore(yes, "rejected", None, rejected, -rejected),

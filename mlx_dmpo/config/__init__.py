@@ -11,6 +11,7 @@ from .planning import PlanSettings
 from .preparation import CheckSettings, ConvertSettings, MovielensSettings, PrepareSettings, TableSettings
 from .resolve import build, home, read_yaml, resolve
 from .training import PRESETS, DmpoSettings, SftSettings, TrainSettings, describe_preset, resume_key
+from .use import ExplainSettings, RankSettings, ServeSettings, UseSettings
 
 __all__ = [
     "PRESETS",
@@ -19,15 +20,19 @@ __all__ = [
     "ConvertSettings",
     "DmpoSettings",
     "EvaluateSettings",
+    "ExplainSettings",
     "ExportSettings",
     "Lora",
     "MovielensSettings",
     "PlanSettings",
     "PrepareSettings",
+    "RankSettings",
     "SampleSettings",
+    "ServeSettings",
     "SftSettings",
     "TableSettings",
     "TrainSettings",
+    "UseSettings",
     "build",
     "default_of",
     "describe_preset",

@@ -229,7 +229,10 @@ class Checkpoints:
         prune(self.run, self.keep)
 
     def restore(self, check: Callable[[dict[str, Any], dict[str, Any]], None]) -> bool:
-        """Continues from the newest whole checkpoint -> whether there is one. Raises what `check(stored, given)` raises."""
+        """Continues from the newest whole checkpoint -> whether there is one.
+
+        Raises what `check(stored identity, given identity)` raises.
+        """
         found = newest(self.run) if self.run else None
         stored = world().from_first({"state": asdict(found.state), "identity": found.identity} if found else None)
         if stored is None:

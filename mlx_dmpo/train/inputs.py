@@ -73,7 +73,8 @@ def validation_sample(settings: TrainSettings, examples: Sequence[Example]) -> S
         return examples
     if wanted and world().first:
         console.notice(
-            f"note: validation takes {wanted:,} of {len(examples):,} groups, drawn at random; --val-batches -1 takes all"
+            f"note: validation takes {wanted:,} of {len(examples):,} groups, drawn at random; "
+            "--val-batches -1 takes all"
         )
     rows = np.random.default_rng(0).choice(len(examples), wanted, replace=False)
     return [examples[i] for i in sorted(rows)]
@@ -129,7 +130,7 @@ def encode(
 def open_policy(
     settings: SftSettings | DmpoSettings,
 ) -> tuple[LanguageModelScorer, SftSettings | DmpoSettings]:
-    """The base model with the start adapter, or a new one, ready to train; and the settings with the adapter's shape."""
+    """The base model with the start adapter, or a new one, ready to train; the settings with the adapter's shape."""
     start, resolved = settings.start_adapter, settings
     if start:
         resolved = _with_adapter_shape(settings, adapters.read_adapter_config(start), start)

@@ -72,7 +72,10 @@ def set_up(
     path: Path | None,
     stop: Stop,
 ) -> Training:
-    """Everything of a run, restored from its newest checkpoint where it is resumed. `path` is None on all ranks but one."""
+    """Everything of a run, restored from its newest checkpoint where it is resumed.
+
+    path  the run directory; None on all ranks but the first
+    """
     model, loss, optimizer = policy.base.model, objective(settings), build_optimizer(settings)
     dropout = bool(settings.lora_parameters.dropout)
     batches = Batches(

@@ -73,7 +73,7 @@ DISKS = {
     ),
     "read-only": (lambda patch, run: patch.setattr(files.os, "replace", refuse(errno.EROFS)), "make it writable", None),
     "permission lost": (
-        lambda patch, run: patch.setattr(files.tempfile, "mkstemp", refuse(errno.EACCES)),
+        lambda patch, run: patch.setattr(files.os, "open", refuse(errno.EACCES)),
         "make it writable",
         None,
     ),

@@ -320,7 +320,9 @@ def test_a_run_directory_explains_and_repeats_itself(dmpo_settings, tmp_path):
         "steps",
         "best_step",
     } <= manifest.keys()
-    assert manifest["inputs"]["train.jsonl"] == files.sha256(tiny_path(dmpo_settings, "train.jsonl"))
+    assert manifest["inputs"][f"{dmpo_settings.data}/train.jsonl"] == files.sha256(
+        tiny_path(dmpo_settings, "train.jsonl")
+    )
     assert (path / "training.png").read_bytes()[:4] == b"\x89PNG"
     again = resolve(DmpoSettings, path / "config.yaml", {"adapter_path": str(tmp_path / "again")})
     assert furthest(adapter(train_run.train(again, "test")), adapter(path)) == 0

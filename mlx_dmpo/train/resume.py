@@ -1,4 +1,4 @@
-"""What must stay the same for a run to be resumed, and how to resume one."""
+"""What must stay the same for a run to be resumed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import SftSettings, TrainSettings
 from ..core.tree import EncodedGroup
 from ..errors import UserError
 from .reference import sequences
-
-
-def how_to_resume(settings: TrainSettings) -> str:
-    """The command that resumes a run, to be pasted into a shell."""
-    command = "sft" if isinstance(settings, SftSettings) else "dmpo"
-    return f"mlx-dmpo {command} -c {settings.adapter_path}/config.yaml --resume"
 
 
 def digest(groups: Sequence[EncodedGroup]) -> str:

@@ -14,7 +14,7 @@ import mlx.optimizers as optimizers
 from ..config import DmpoSettings, SftSettings, resume_key
 from ..core.tree import pad_groups
 from ..errors import Interrupted
-from ..machine import files
+from ..machine import commands, files
 from ..machine.interrupts import Stop
 from ..machine.ranks import world
 from ..model import adapters, trackers
@@ -29,7 +29,7 @@ from .objective import needs_reference, objective
 from .optimizer import build_optimizer, learning_rate
 from .reference import Reference, cache_key
 from .reporting import METRICS, Report
-from .resume import check_identity, digest, how_to_resume
+from .resume import check_identity, digest
 from .step import StepFunction, padding
 from .validation import Validation
 
@@ -143,7 +143,7 @@ def _callbacks(
     stop: Stop,
     steps: int,
 ) -> Callbacks:
-    model, state, resume = policy.base.model, checkpoints.state, how_to_resume(settings)
+    model, state, resume = policy.base.model, checkpoints.state, commands.resume(settings)
     lower = "--learning-rate" + (" or --beta" if isinstance(settings, DmpoSettings) else "")
     bad_steps = BadSteps(model, checkpoints, settings.max_bad_steps, settings.debug_nan, lower, resume)
 

@@ -107,7 +107,8 @@ def test_rows_that_cannot_be_read_are_errors(tmp_path, capsys):
     assert "d.jsonl:5: not valid JSON" in out and "d.jsonl:6: the positive stands among the negatives" in out
     path.write_text("{oops\n" * 9)
     code, out, _ = run(capsys, "check", path, "--json")
-    assert code == 2 and json.loads(out)["errors"] == 6 and "9 rows" in out  # five of them by name, and their number
+    assert code == 2 and json.loads(out)["errors"] == 4 and "9 rows" in out  # three by name, and their number
+    assert len(json.loads(out)["findings"][-1]["rows"]) == 9
 
 
 def test_27_rows_twice_and_in_two_files(tmp_path):
@@ -117,13 +118,14 @@ def test_27_rows_twice_and_in_two_files(tmp_path):
     ]
     found = warnings(check.check(check.read_parts([str(write(tmp_path / "eval.json", sound + sound[:27]))])))
     assert [f.what.split(" ")[0] for f in found] == ["27"] and "repeat a pair" in found[0].what
-    assert found[0].rows[0].endswith("eval.json:row 201") and len(found[0].rows) == 5
+    assert found[0].rows[0].endswith("eval.json:row 201") and len(found[0].rows) == 27
+    assert found[0].line().count("eval.json:row") == 3 and found[0].line().endswith("and 24 more, listed by --json)")
     other = [released("Other", f"negative {i}", i % 2 == 0, (f"history {i}",)) for i in range(50)]
     parts = check.read_parts(
         [str(write(tmp_path / "train.json", other + sound[:27])), str(write(tmp_path / "eval.json", sound))]
     )
     told = [f.what for f in warnings(check.check(parts))]
-    assert any(t.startswith("27 groups") and "have a history that stands in" in t for t in told)
+    assert any(t.startswith("27 groups") and "27 of them the whole history" in t for t in told)
     assert any(t.startswith("27 groups") and "(history, pair)" in t for t in told)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -187,6 +188,8 @@ def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **optio
     from ..data import check
     from ..prompts import pairwise
 
+    # a prepared directory may have been made with a wording of its own; the config's comes first
+    settings = replace(settings, domains=check.own_domains(data) | settings.domains)
     domains = pairwise.with_domains(settings.domains)
     parts = check.read_parts(tuple(map(_home, data)), domains, settings.domain)
     findings = check.check(parts)

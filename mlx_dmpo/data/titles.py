@@ -28,7 +28,20 @@ _YEAR = re.compile(r"\s*\(\d{4}(?:-\d{0,4})?\)$")
 _ANGLES = str.maketrans("<>", "‹›")  # else "> " inside a title would end it: the prompt writes <Title:...>
 
 
-_JOINERS = "\u200c\u200d"  # format characters that Persian, Indic scripts and emoji are spelt with
+# Format characters that belong to the spelling: joiners (Persian, Indic scripts, emoji), the tags of a flag such as Scotland's.
+_SPELT = re.compile("[\u200c\u200d]|\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f")
+
+
+def without_hidden(text: str) -> str:
+    """The text without control and invisible characters; white space stays, and so does what a script or an emoji is spelt with.
+
+    Characters that Python's tables do not know stay, so that a title does not depend on the version of Python.
+    """
+    if text.isprintable():
+        return text
+    spelt = {n for m in _SPELT.finditer(text) for n in range(*m.span())}
+    hidden = ("Cc", "Cf", "Cs", "Co")
+    return "".join(c for n, c in enumerate(text) if n in spelt or c.isspace() or unicodedata.category(c) not in hidden)
 
 
 def normalise(title: str, articles: bool = True, years: bool = True) -> str:
@@ -39,12 +52,7 @@ def normalise(title: str, articles: bool = True, years: bool = True) -> str:
     """
     while (plain := html.unescape(title)) != title:  # "&amp;amp;" is seen in the wild
         title = plain
-    title = "".join(
-        c
-        for c in unicodedata.normalize("NFC", title)
-        if c.isspace() or c in _JOINERS or unicodedata.category(c)[0] != "C"
-    )
-    title = " ".join(title.split())
+    title = " ".join(without_hidden(unicodedata.normalize("NFC", title)).split())
     title = title.translate(_ANGLES)
     if not years:
         title = _YEAR.sub("", title)

@@ -129,8 +129,9 @@ def test_sft_dmpo_evaluate_report(model_directory, preferences, chat, tmp_path, 
     )
     assert code == 0 and "printed orders do not exist" in err and "positive first   -" in told
     metrics, scores = json.loads((out / "metrics.json").read_text()), lines(out / "scores.jsonl")
-    assert set(metrics) == {"n", "k", "users", "ties", "pair_accuracy", "auc", "mean_margin"}
+    assert set(metrics) == {"n", "k", "users", "ties", "pair_accuracy", "auc", "mean_margin", "trained_on"}
     assert (metrics["n"], metrics["k"], metrics["users"]) == (9, 3, 5)
+    assert metrics["trained_on"] == 5 and "was trained on" in err
     assert metrics["pair_accuracy"]["value"] == pytest.approx(sum(s["margin"] > 0 for s in scores) / 9)
     for s in scores:
         assert set(s) == {"user", "domain", "positive", "negative", "given", "margin"}
@@ -202,7 +203,9 @@ def test_a_directory_as_mlx_lm_has_it(model_directory, tmp_path):
     settings = SftSettings(model=str(model_directory), data=str(tmp_path), adapter_path=str(tmp_path / "a"), iters=2)
     path = train_run.train(settings, "test")
     assert any("valid_loss" in line for line in lines(path / "metrics.jsonl"))
-    assert set(json.loads((path / "manifest.json").read_text())["inputs"]) == {"train.jsonl", "valid.jsonl"}
+    assert set(json.loads((path / "manifest.json").read_text())["inputs"]) == {
+        str(tmp_path / name) for name in ("train.jsonl", "valid.jsonl")
+    }
     with pytest.raises(UserError, match="one answer a prompt"):
         train_run.train(replace(settings, best_metric="valid_pair_accuracy", adapter_path=str(tmp_path / "b")), "test")
 

@@ -476,7 +476,7 @@ def test_convert_keeps_every_example_and_splits_users(tmp_path, capsys):
     assert splits["train"][0].positive_first == (True, False)
     assert "released DMPO JSON, 40 rows, 20 ranking examples" in err and "14 examples, 14 users, 28 pairs" in told
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["splits"]["test"] == {"examples": 2, "users": 2, "pairs": 4} and "d.json" in manifest["inputs"]
+    assert manifest["splits"]["test"] == {"examples": 2, "users": 2, "pairs": 4} and str(path) in manifest["inputs"]
     again, *_ = converted(capsys, path, tmp_path / "again", "--valid", "0.2", "--test", "0.1")
     other, *_ = converted(capsys, path, tmp_path / "other", "--valid", "0.2", "--test", "0.1", "--seed", "1")
     assert again == files != other

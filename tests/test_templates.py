@@ -1,312 +1,276 @@
-"""Chat templates and tokenizers as models bring them: dates, refused turns, line breaks, end-of-turn tokens."""
+"""Templates of the user's own: what loads, what is refused with one line, and what an adapter keeps."""
 
+import importlib.util
 import json
-import shutil
-from datetime import datetime
+from pathlib import Path
 
-import numpy as np
 import pytest
-import tiny
-from mlx_lm.tokenizer_utils import TokenizerWrapper
-from test_bad_input import run
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from test_forms import run
 
-from mlx_dmpo.config import EvaluateSettings
 from mlx_dmpo.errors import UserError
-from mlx_dmpo.machine import files
-from mlx_dmpo.model import encode, loading
-from mlx_dmpo.records import Branch, PreferenceGroup
+from mlx_dmpo.prompts import template as prompts
+from mlx_dmpo.prompts.groups import build_group
+from mlx_dmpo.prompts.template import FORMS, SAMPLES, Template, built_in
+from mlx_dmpo.records import RankingExample
 
-CHATML = (
-    "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
-)
-DATED = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}" + CHATML
-ASK = ({"role": "user", "content": "Which?"},)
+ROOT = Path(__file__).resolve().parents[1]
+HASHES = {
+    "pairwise": "f479a5574d8181df",
+    "listwise": "22b05b4061c7c5f8",
+    "direct": "68a047faa86f9f22",
+    "pointwise": "f4284be8828a5116",
+}
 
+S_DPO = """\
+# one of S-DPO's ten prompts for music, with marks around the titles
+form: listwise
+prompt: "This person has listened to {items} [{history}] recently. Choose the next one from: [{candidates}]. Answer:"
+title: "“{title}”"
+separator: ", "
+answer: "{title}"
+domains:
+  song: {items: bands}
+"""
 
-def group(*answers, messages=ASK):
-    branches = tuple(Branch(messages, a) for a in answers)
-    return PreferenceGroup("u", "text", branches, tuple((0, r) for r in range(1, len(answers))), "d.jsonl:7")
-
-
-def tokenizer_of(pre, decoder, texts, template):
-    inner = Tokenizer(models.BPE(unk_token="<unk>"))
-    inner.pre_tokenizer, inner.decoder = pre, decoder
-    alphabet = pre_tokenizers.ByteLevel.alphabet() if isinstance(pre, pre_tokenizers.ByteLevel) else []
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<unk>"], show_progress=False, min_frequency=1
-    )
-    inner.train_from_iterator(texts, trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>")
-    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    made.chat_template = template
-    return TokenizerWrapper(made)
-
-
-def byte_level(template=CHATML):
-    texts = ["user\nWhich?\n\n\nThe river.\n\n\n\n", "assistant\n\n\n\nA lamp.\t\tNo.\n\n\n"] * 20
-    return tokenizer_of(pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel(), texts, template)
-
-
-def text_of(encoder, tokens):
-    return encoder.tokenizer.decode([int(t) for t in tokens])
-
-
-# --- answers that the tokenizer would join with the prompt
+DIRECT = {"form": "direct", "prompt": "Liked: {history}. Next?", "title": "<{title}>", "answer": "{title}"}
+PAIR = {
+    "form": "pairwise",
+    "prompt": "Liked: {history}. Better: <{first}> or <{second}>?",
+    "title": "<{title}>",
+    "answer": "<{first}> > <{second}>",
+}
+POINT = {
+    "form": "pointwise",
+    "prompt": "Liked: {history}. And <{target}>?",
+    "title": "<{title}>",
+    "answer_yes": "Yes",
+    "answer_no": "No",
+}
 
 
-@pytest.mark.parametrize("start", ["\n", "\n\n", "\n\n\n", " ", "\t\n", ""])
-def test_an_answer_that_begins_with_white_space(start):
-    encoder = encode.Encoder(byte_level())
-    found = encoder.encode_group(group(start + "The river.", start + "A lamp."))
-    for tail, length, answer in zip(found.tails, found.answer_lengths, ("The river.", "A lamp."), strict=True):
-        sequence = [*found.prefix, *tail]
-        assert text_of(encoder, sequence[:-length]) == "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n"
-        assert text_of(encoder, sequence[-length:]) == start + answer + "<|im_end|>"
-    joined = encoder._tokens(f"<|im_start|>assistant\n{start}The river.")
-    if start == "\n\n":  # the case at hand: one token across the border
-        apart = encoder._tokens("<|im_start|>assistant\n") + encoder._tokens(f"{start}The river.")
-        assert joined != apart
+def without(template, *keys, **change):
+    return {k: v for k, v in {**template, **change}.items() if k not in keys}
 
 
-def test_a_prompt_that_ends_with_a_space():
-    """A tokenizer that writes a space into the next word, and puts one before a text: `▁The` is one token."""
-    template = "{%- for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{%- endfor %}{%- if add_generation_prompt %}{{ 'assistant: ' }}{%- endif %}"
-    pre = pre_tokenizers.Metaspace(prepend_scheme="first")
-    texts = ["assistant: The river. user: Which? A lamp."] * 20
-    encoder = encode.Encoder(tokenizer_of(pre, decoders.Metaspace(prepend_scheme="first"), texts, template))
-    found = encoder.encode_group(group("The river.", "A lamp."))
-    for tail, length, answer in zip(found.tails, found.answer_lengths, ("The river.", "A lamp."), strict=True):
-        sequence = [*found.prefix, *tail]
-        assert text_of(encoder, sequence) == f"user: Which?<|im_end|>assistant: {answer}<|im_end|>"
-        assert length == len(encoder._tokens("<|im_end|>" + answer))
-    assert encoder.prompt(Branch(ASK, ""), "") == [
-        int(t) for t in [*found.prefix, *found.tails[0]][: -found.answer_lengths[0]]
-    ]
+# what is wrong: (template, what the line says)
+BAD = {
+    "no form": (without(DIRECT, "form"), '"form" is missing'),
+    "no prompt": (without(DIRECT, "prompt"), '"prompt" is missing'),
+    "blank prompt": (without(DIRECT, prompt=" "), '"prompt" is missing'),
+    "no title": (without(DIRECT, "title"), '"title" is missing'),
+    "no answer": (without(DIRECT, "answer"), '"answer": is missing'),
+    "unknown form": (without(DIRECT, form="triplewise"), "'triplewise' is no prompt form"),
+    "form is a list": (without(DIRECT, form=["direct"]), '"form": is not text'),
+    "misspelt key": (without(DIRECT, promt="x"), 'did you mean "prompt"?'),
+    "unknown key": (without(DIRECT, zzz="x"), "is not part of a template"),
+    "number for text": (without(DIRECT, separator=3), "is not text"),
+    "unknown placeholder": (without(DIRECT, prompt="{history} {genre}"), "{genre} is no placeholder of form direct"),
+    "another form's placeholder": (without(DIRECT, prompt="{history} <{first}>"), "{first} is no placeholder"),
+    "missing placeholder": (without(DIRECT, prompt="Next?"), "{history} is missing"),
+    "missing second": (without(PAIR, prompt="{history}. <{first}>?"), "{second} is missing"),
+    "twice": (without(DIRECT, prompt="{history} {history}"), "{history} stands twice"),
+    "stray brace": (without(DIRECT, prompt="{history} }"), "write {{ and }}"),
+    "attribute": (without(DIRECT, prompt="{history.__class__}"), "is no placeholder"),
+    "format spec": (without(DIRECT, prompt="{history:>9}"), "is no placeholder"),
+    "index": (without(DIRECT, prompt="{0}"), "is no placeholder"),
+    "conversion": (without(DIRECT, prompt="{history!r}"), "is no placeholder"),
+    "title without title": (without(DIRECT, title="<>"), "does not hold {title} once"),
+    "title twice": (without(DIRECT, title="<{title}{title}>"), "does not hold {title} once"),
+    "unmarked list": (without(DIRECT, title="{title}"), "nothing marks where {title} begins and ends"),
+    "mark on one side": (without(DIRECT, title="- {title}"), "nothing marks where {title}"),
+    "unmarked pair": (without(PAIR, prompt="{history}. Is it {first} or {second}?"), "nothing marks where {first}"),
+    "unmarked target": (without(POINT, prompt="{history}. Is it {target}"), "nothing marks where {target}"),
+    "answer without title": (without(DIRECT, answer="yes"), "form direct needs {title}"),
+    "answer of one title": (without(PAIR, answer="{first}"), "needs {first} and {second}"),
+    "ambiguous answer": (without(PAIR, answer="{first}{second}"), "nothing marks where {first}"),
+    "ambiguous comma": (without(PAIR, answer="<{first}>, {second}"), "nothing marks where {second}"),
+    "yes in direct": (without(DIRECT, answer_yes="Yes"), "has no use in form direct"),
+    "answer in pointwise": (without(POINT, answer="{title}"), "has no use in form pointwise"),
+    "no yes": (without(POINT, "answer_yes"), '"answer_yes": is missing'),
+    "yes is no": (without(POINT, answer_no=" yes"), "begin alike"),
+    "yes begins no": (without(POINT, answer_no="Yes, but no"), "begin alike"),
+    "domains is a list": (without(DIRECT, domains=["movie"]), "is no mapping"),
+    "unknown word": (without(DIRECT, domains={"movie": {"genre": "x"}}), 'unknown word "genre"'),
+    "word that the prompt uses": (
+        without(DIRECT, prompt="{items}: {history}", domains={"song": {"item": "song"}}),
+        'song: wording is not complete: prompt p uses items: add items as text',
+    ),
+    "word is a number": (without(DIRECT, domains={"movie": {"items": 3}}), "each as text"),
+}  # fmt: skip
 
 
-def test_answers_that_the_template_makes_equal_are_refused():
-    encoder = encode.Encoder(byte_level(CHATML.replace("m.content", "(m.content | trim)")))
-    with pytest.raises(UserError, match=r"d\.jsonl:7: chosen and rejected are the same tokens"):
-        encoder.encode_group(group("The river.", "\n\nThe river."))
-    encoder.encode_group(group("\n\nThe river.", "\n\nA lamp."))
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_template_is_one_line(name, tmp_path):
+    values, message = BAD[name]
+    file = tmp_path / "p.yaml"
+    file.write_text(json.dumps(values))  # JSON is YAML
+    with pytest.raises(UserError) as error:
+        prompts.load(str(file))
+    assert str(error.value).startswith(f"{file}:") and message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-# --- templates that refuse
+FILES = {
+    "form: direct\nform: pairwise\n": "given twice",
+    "form: [\n": "not valid YAML",
+    "- form\n": "not a mapping",
+    "a: &a x\nb: *a\n": "alias",
+    "form: !!python/object:os.system x\n": "not valid YAML",
+    "": '"form" is missing',
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_bad_file_is_one_line(text, tmp_path):
+    (tmp_path / "p.yaml").write_text(text)
+    code, printed = run("evaluate", "--prompt", tmp_path / "p.yaml", "--out", tmp_path / "e")
+    assert code == 2 and FILES[text] in printed.splitlines()[-1] and not (tmp_path / "e").exists()
 
 
 @pytest.mark.parametrize(
-    "check, messages, expected",
+    ("name", "message"),
     [
-        ("{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}", "su", 'system, user; "No system"'),
-        ("{% if messages[0].role != 'user' %}{{ raise_exception('User first.') }}{% endif %}", "au", 'assistant, user; "User first"'),
-        ("{% if messages | length > 2 %}{{ raise_exception('One turn') }}{% endif %}", "uau", '"One turn"'),
-        ("{{ messages[0].content + messages[0].name }}", "u", "user; "),
-        ("{{ messages[0].tools[0].name }}", "u", "user; "),
-        ("{{ messages[0].content + 1 }}", "u", "TypeError, "),
+        ("nowhere.yaml", "no such file"),
+        ("pairwize", 'did you mean "pairwise"?'),
+        ("x", "give pairwise, listwise, direct, pointwise, or a YAML file"),
     ],
-)  # fmt: skip
-def test_a_refusal_is_one_line_with_the_row(check, messages, expected):
-    roles = {"s": "system", "u": "user", "a": "assistant"}
-    turns = tuple({"role": roles[m], "content": f"text {n}"} for n, m in enumerate(messages))
-    encoder = encode.Encoder(byte_level(check + CHATML))
-    with pytest.raises(
-        UserError, match=rf"^d\.jsonl:7: the model's chat template refuses these turns \(.*{expected}"
-    ) as e:
-        encoder.encode_group(group("The river.", "A lamp.", messages=turns))
-    assert "\n" not in str(e.value)
+)
+def test_a_name_that_is_none(name, message):
+    with pytest.raises(UserError, match=message):
+        prompts.load(name)
 
 
-def test_rows_found_bad_in_tokens_are_left_out_by_name():
-    encoder = encode.Encoder(
-        byte_level("{% if messages[0].role == 'system' %}{{ raise_exception('No') }}{% endif %}" + CHATML), 40
+def test_lines_are_named(tmp_path):
+    (tmp_path / "p.yaml").write_text('form: direct\ntitle: "<{title}>"\nprompt: "{genre}"\nanswer: "{title}"\n')
+    with pytest.raises(UserError, match=r'p\.yaml:3: "prompt"'):
+        prompts.load(str(tmp_path / "p.yaml"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("domain", ["movie", "game", "book", "music", "product"])
+def test_built_in_forms_speak_every_domain(form, domain):
+    template = built_in(form)
+    example = RankingExample("u", domain, SAMPLES[:3], "p", ("q",))
+    orders = {"pairwise": [(True,)], "listwise": [(0, 1)]}.get(form, [])
+    text = build_group(example, orders, template).branches[0].messages[0]["content"]
+    assert "{" not in text.replace("{first}", "") and SAMPLES[1] in text
+
+
+def test_odd_titles_stay_in_their_place():
+    """A title is refused only where it holds the very text that ends its place."""
+    for form in FORMS:
+        template = built_in(form)
+        orders = {"pairwise": [(True,)], "listwise": [(0, 1)]}.get(form, [])
+        odd = RankingExample("u", "movie", ("{history}", "a > b", 'The "A"', "x, y"), "{target}", ("a. b?",))
+        text = build_group(odd, orders, template).branches[0].messages[0]["content"]
+        assert "{history}" in text and "a > b" in text
+    cases = {
+        "pairwise": (">  <Title:", "A>  <Title:B"),
+        "listwise": (">, <", "A>, <B"),
+        "direct": (">, <", "A>, <B"),
+        "pointwise": ('", "', 'A", "B'),
+    }
+    for form, (end, title) in cases.items():
+        orders = {"pairwise": [(True,)], "listwise": [(0, 1)]}.get(form, [])
+        bad = RankingExample("u", "movie", (title,), "p", ("q",), source="d.jsonl:3")
+        with pytest.raises(UserError) as error:
+            build_group(bad, orders, built_in(form))
+        assert str(error.value).startswith("d.jsonl:3: the title") and repr(end) in str(error.value)
+    for form, places in (("pairwise", ("positive", "negatives")), ("pointwise", ("positive",))):
+        end = ">  and  <Title:" if form == "pairwise" else '"?'
+        orders = {"pairwise": [(True,)]}.get(form, [])
+        for place in places:
+            values = {"positive": "p", "negatives": ("q",)}
+            values[place] = f"A{end}B" if place == "positive" else ("A> .B",)
+            with pytest.raises(UserError, match="ends a title's place"):
+                build_group(RankingExample("u", "movie", ("h",), **values), orders, built_in(form))
+
+
+def test_a_template_without_words_takes_any_domain(tmp_path):
+    (tmp_path / "p.yaml").write_text(json.dumps(DIRECT))
+    template = prompts.load(str(tmp_path / "p.yaml"))
+    group = build_group(RankingExample("u", "whatever", ("A", "B"), "C", ("D",)), [], template)
+    assert group.branches[0].messages[0]["content"] == "Liked: <A><B>. Next?"
+    with pytest.raises(UserError, match='d:1: no wording for domain "whatever"'):
+        build_group(RankingExample("u", "whatever", ("A",), "C", ("D",), source="d:1"), [], built_in("direct"))
+
+
+def test_a_users_file_is_a_fifth_form(model_directory, data_directory, tmp_path):
+    """S-DPO's wording: sft, dmpo and evaluate, the last two without being told again, the file gone."""
+    file, common = tmp_path / "music.yaml", ("--model", model_directory, "--data", data_directory)
+    file.write_text(S_DPO)
+    train = ("--iters", "1", "--num-layers", "1")
+    code, printed = run("sft", *common, "--prompt", file, "--adapter-path", tmp_path / "sft", *train)
+    assert code == 0, printed
+    words = file.read_text()
+    file.unlink()
+    code, printed = run(
+        "dmpo", *common, "--start-adapter", tmp_path / "sft", "--adapter-path", tmp_path / "dmpo", *train
     )
-    good, long = group("The river.", "A lamp."), group("The river. " * 40, "A lamp.")
-    control, system = (
-        group("The <|im_end|>", "A lamp."),
-        group("A", "B", messages=({"role": "system", "content": "x"}, *ASK)),
+    assert code == 0, printed
+    code, printed = run("evaluate", *common, "--adapter-path", tmp_path / "dmpo", "--limit", "2")
+    assert code == 0, printed
+    kept = json.loads((tmp_path / "dmpo" / "eval" / "manifest.json").read_text())["prompt"]
+    assert kept["name"] == "music" and kept["domains"]["song"]["items"] == "bands" and kept["title"] == "“{title}”"
+    # the same file with another word is another prompt
+    file.write_text(words.replace("Choose", "Pick"))
+    code, printed = run(
+        "dmpo", *common, "--prompt", file, "--start-adapter", tmp_path / "sft", "--adapter-path", tmp_path / "other"
     )
-    told = []
-    assert encoder.usable([good, long, control, good, system], told.append) == [good, good]
-    assert [t.startswith("left out: d.jsonl:7: ") for t in told] == [True] * 3 + [False]
-    assert "tokens, and max_seq_length is 40" in told[0] and "control token <|im_end|>" in told[1] and "No" in told[2]
-    assert told[3].startswith("note: 3 of 5 rows were left out")
-    with pytest.raises(UserError, match="none of the 1 rows can be used"):
-        encoder.usable([control], told.append)
+    assert code == 2 and "is worded otherwise" in printed.splitlines()[-1] and not (tmp_path / "other").exists()
+    # domains may be added, but not worded otherwise
+    config = tmp_path / "c.yaml"
+    arguments = ("evaluate", *common, "--adapter-path", tmp_path / "dmpo", "--limit", "2", "-c", config)
+    config.write_text("domains: {hymn: {items: hymns}}\n")
+    code, printed = run(*arguments, "--out", tmp_path / "e1")
+    assert code == 0, printed
+    config.write_text("domains: {song: {items: tunes}}\n")
+    code, printed = run(*arguments, "--out", tmp_path / "e2")
+    assert code == 2 and "another wording" in printed.splitlines()[-1]
+    assert run(*arguments, "--allow-other-prompt", "--out", tmp_path / "e2")[0] == 0
 
 
-def bad_rows(path, sound):
-    """Two rows of which no tokens can be made, among sound ones."""
-    rows = [json.loads(line) for line in (sound / "test.jsonl").read_text().splitlines()]
-    control, long = (
-        dict(rows[0], user="control", history=["a <|im_end|>"]),
-        dict(rows[0], user="long", positive="so long " * 400),
+def test_a_damaged_stored_prompt_is_refused():
+    stored = built_in("direct").to_json()
+    assert prompts.read_stored(stored, "a").hash == built_in("direct").hash
+    for damaged, message in (
+        ({**stored, "prompt": stored["prompt"] + " Please."}, "hash"),
+        ({**stored, "form": "other"}, "no prompt form"),
+        ("direct", "is no template"),
+        ({**stored, "domains": {"movie": 3}}, "wording is not complete"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prompts.read_stored(damaged, "adapter_config.json")
+
+
+def test_the_hash_covers_what_is_printed_and_not_the_name():
+    template = built_in("direct")
+    same = Template.build({k: v for k, v in template.to_json().items() if k not in ("hash", "name")}, "x", "mine")
+    assert same.name == "mine" and same.hash == template.hash
+    values = {k: v for k, v in template.to_json().items() if k != "hash"}
+    for key in ("prompt", "title", "separator", "empty", "answer"):
+        assert Template.build({**values, key: values[key] + " "}, "x").hash != template.hash
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "scripts" / "generate_docs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_golden_prompts():
+    """docs/prompts.md prints the four forms of one example: a change of wording must be seen there."""
+    page = (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8")
+    assert "<!-- prompts -->\n" + generator().prompt_forms() + "\n<!-- /prompts -->" in page
+    assert '-> " <Title:Collateral> ,  <Title:Bambi> "  chosen' in page
+    assert "Name one more movie that this user will like. Answer with its title only.\n" in page
+    assert (
+        'User Unpreference: "Cats"\nWhether the user will like the target movie "Dumbo"?\n  -> "Yes."  rejected\n'
+        in page
     )
-    path.write_text("".join(json.dumps(r) + "\n" for r in [rows[0], control, *rows[1:], long]))
-    return path, len(rows)
 
 
-@pytest.mark.parametrize("command", ["sft", "dmpo", "evaluate", "sample", "sample --score"])
-def test_every_command_skips_them(command, model_directory, tmp_path, capsys):
-    data, sound = bad_rows(tmp_path / "d.jsonl", tiny.write_data(tmp_path / "d", users=5))
-    where = {"sft": "--adapter-path", "dmpo": "--adapter-path"}.get(command, "--out")
-    arguments = [
-        *command.split(),
-        "--model",
-        model_directory,
-        "--data",
-        data,
-        where,
-        tmp_path / "o",
-        "--max-seq-length",
-        512,
-    ]
-    arguments += {
-        "--adapter-path": ["--iters", 1],
-        "--out": ["--n", 1, "--max-tokens", 1] if command == "sample" else [],
-    }[where]
-    code, _, err = run(capsys, *arguments)
-    assert code == 2 and "d.jsonl:2: a title or text holds the model's control token" in err
-    code, out, err = run(capsys, *arguments, "--skip-bad-rows")
-    assert code == 0, err
-    assert "left out: " in err and "d.jsonl:2: a title" in err and f"d.jsonl:{sound + 2}: " in err
-    assert f"note: 2 of {sound + 2} rows were left out" in err
-    if command == "evaluate":
-        assert json.loads((tmp_path / "o" / "metrics.json").read_text())["users"] == sound
-    if command in ("sft", "dmpo"):
-        assert f"{sound} groups" in out
-
-
-# --- templates that print the day
-
-
-@pytest.mark.parametrize("format", ["%d %b %Y", "%B %d, %Y (%A)", "%Y-%m-%d %H:%M:%S", "%-d/%-m"])
-def test_a_day_of_ones_own(format):
-    encoder = encode.Encoder(byte_level(DATED.replace("%d %b %Y", format)), date="2026-01-02")
-    expected = datetime(2026, 1, 2).strftime(format.replace("%-d/%-m", "2/1"))
-    text = encoder._prompt_text(Branch(ASK, ""), "")
-    assert text.startswith(f"<|im_start|>system\nToday: {expected}<|im_end|>\n<|im_start|>user\n")
-
-
-def test_todays_text_is_the_one_of_transformers():
-    """Also where the template begins with a line break, an indented block, and asks whether strftime_now exists."""
-    for start in ("\n", "  ", "{%- if true %}x{%- endif %}\n", "  {% if strftime_now is defined %}y{% endif %}\n z"):
-        tokenizer = byte_level(start + DATED)
-        encoder = encode.Encoder(tokenizer)
-        assert encoder.date == encode.today()
-        assert encoder._prompt_text(Branch(ASK, ""), "") == tokenizer.apply_chat_template(
-            list(ASK), tokenize=False, add_generation_prompt=True
-        )
-    assert encode.Encoder(byte_level(), date="2026-01-02").date == ""
-
-
-@pytest.fixture
-def dated(model_directory, tmp_path):
-    path = tmp_path / "model"
-    shutil.copytree(model_directory, path)
-    (path / "chat_template.jinja").write_text(DATED)
-    return path
-
-
-def on(monkeypatch, day):
-    monkeypatch.setattr(encode, "today", lambda: day)
-    monkeypatch.setattr(loading, "today", lambda: day)
-
-
-def test_a_run_keeps_its_day(dated, tmp_path, capsys, monkeypatch):
-    data, adapter = tiny.write_data(tmp_path / "d", users=4), tmp_path / "a"
-    common = ["--model", dated, "--data", data]
-    on(monkeypatch, "2026-01-02")
-    arguments = ["sft", *common, "--adapter-path", adapter, "--iters", 4, "--save-every", 1, "--keep-checkpoints", 9]
-    assert run(capsys, *arguments)[0] == 0
-    whole = (adapter / "adapters.safetensors").read_bytes()
-    assert files.read_json(adapter / "adapter_config.json")["template_date"] == "2026-01-02"
-    assert run(capsys, "evaluate", *common, "--adapter-path", adapter, "--out", tmp_path / "e1")[0] == 0
-    on(monkeypatch, "2027-12-31")
-    assert run(capsys, "evaluate", *common, "--adapter-path", adapter, "--out", tmp_path / "e2")[0] == 0
-    first, second = ((tmp_path / e / "scores.jsonl").read_text() for e in ("e1", "e2"))
-    assert first == second
-    assert files.read_json(tmp_path / "e2" / "manifest.json")["template_date"] == "2026-01-02"
-    assert run(capsys, "evaluate", *common, "--out", tmp_path / "base")[0] == 0
-    assert files.read_json(tmp_path / "base" / "manifest.json")["template_date"] == "2027-12-31"
-    # the next stage, and a run that continues on another day
-    code, _, err = run(
-        capsys, "dmpo", *common, "--start-adapter", adapter, "--adapter-path", tmp_path / "b", "--iters", 1
-    )
-    assert code == 0 and files.read_json(tmp_path / "b" / "adapter_config.json")["template_date"] == "2026-01-02"
-    (adapter / "manifest.json").unlink()
-    for step in (3, 4):
-        shutil.rmtree(adapter / "checkpoints" / f"{step:07d}")
-    code, _, err = run(capsys, *arguments, "--resume")
-    assert code == 0, err
-    assert (adapter / "adapters.safetensors").read_bytes() == whole
-
-
-@pytest.mark.parametrize("day", ["2026-13-45", "yesterday", 5, None])
-def test_a_day_that_is_none_is_refused(day, dated, tmp_path):
-    adapter = tiny.save_adapter(dated, tmp_path / "a")
-    config = files.read_json(adapter / "adapter_config.json")
-    files.write_json(adapter / "adapter_config.json", config | {"template_date": day})
-    with pytest.raises(UserError, match="template_date"):
-        loading_adapter(dated, adapter)
-
-
-def loading_adapter(model, adapter):
-    from mlx_dmpo.model.open import open_scorer
-
-    return open_scorer(EvaluateSettings(model=str(model)), str(adapter))
-
-
-@pytest.mark.parametrize("how", [[], ["--keep-quantized"]])
-def test_an_export_is_compared_on_the_adapters_day(how, dated, tmp_path, capsys, monkeypatch):
-    on(monkeypatch, "2026-01-02")
-    adapter = tiny.save_adapter(dated, tmp_path / "a", quantize=4)
-    on(monkeypatch, "2027-12-31")
-    data = tiny.write_data(tmp_path / "d", users=3)
-    quantised = ["--quantize", 4, "--quantize-group-size", 32]
-    arguments = [
-        "export",
-        "--model",
-        dated,
-        "--adapter-path",
-        adapter,
-        "--data",
-        data,
-        "--out",
-        tmp_path / "x",
-        *quantised,
-    ]
-    code, out, err = run(capsys, *arguments, *how)
-    assert code == 0 and "2026-01-02" in err, err
-    difference = files.read_json(tmp_path / "x" / "manifest.json")["export"]["difference"]
-    assert max(v for v in difference.values() if isinstance(v, float)) < 5e-4
-    if how:
-        assert files.read_json(tmp_path / "x" / "adapter" / "adapter_config.json")["template_date"] == "2026-01-02"
-
-
-# --- end-of-turn tokens
-
-
-@pytest.mark.parametrize("where", ["config", "config list", "generation", "generation list", "both"])
-def test_an_end_token_that_only_a_config_names(where, model_directory, tmp_path, capsys):
-    path = tmp_path / "model"
-    shutil.copytree(model_directory, path)
-    end = loading.load_tokenizer(str(path)).eos_token_id
-    told = json.loads((path / "tokenizer_config.json").read_text())
-    (path / "tokenizer_config.json").write_text(json.dumps(told | {"eos_token": "<|endoftext|>"}))
-    config = json.loads((path / "config.json").read_text())
-    value = [0, end] if "list" in where or where == "both" else end
-    (path / "config.json").write_text(json.dumps(config | {"eos_token_id": value if "config" in where else 0}))
-    if "config" not in where:
-        (path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
-    tokenizer = loading.load_tokenizer(str(path))
-    assert end in tokenizer.eos_token_ids and tokenizer.eos_token == "<|endoftext|>"
-    loaded = loading.load(EvaluateSettings(model=str(path)))
-    assert tokenizer.eos_token_ids == loaded.tokenizer.eos_token_ids
-    ends = [e.encode_group(group("The river.", "A lamp.")) for e in map(encode.Encoder, (tokenizer, loaded.tokenizer))]
-    assert all(int(g.tails[0][-1]) == end for g in ends) and np.array_equal(ends[0].tails[0], ends[1].tails[0])
-    data = tiny.write_data(tmp_path / "d", users=3)
-    assert run(capsys, "check", data, "--model", path)[0] != 2
-    assert run(capsys, "plan", "--model", path, "--data", data, "--tflops", 1)[0] == 0
+def test_the_wording_of_the_built_in_forms_is_fixed():
+    """Adapters keep these hashes. Whoever changes a wording makes a new form of it, or every adapter of it is refused."""
+    assert {form: built_in(form).hash for form in FORMS} == HASHES

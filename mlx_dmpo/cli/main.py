@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import traceback
-from pathlib import Path
 
 import click
 
 from .. import __version__
 from ..errors import Interrupted, UserError
 from ..machine import console
-from . import data, evaluate, tools, train
+from . import compare, data, evaluate, tools, train, use
 from .options import Group
 
 
@@ -42,13 +40,18 @@ for command in (
     train.sft,
     train.dmpo,
     evaluate.evaluate,
+    compare.compare,
     data.check,
     tools.sample,
     evaluate.report,
+    use.rank,
+    use.explain,
+    use.serve,
     tools.export,
     tools.demo,
     tools.plan,
     tools.doctor,
+    tools.completion,
 ):
     cli.add_command(command)
 
@@ -57,8 +60,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Exit codes: 0 done; 2 what the user can mend, one line on stderr; 130, 143 stopped by Ctrl-C, SIGTERM; 1 a fault of ours."""
     arguments = sys.argv[1:] if arguments is None else arguments
     verbose = "--verbose" in arguments
-    # a shell expands `~/` at the beginning of a word only, and not in quotes
-    arguments = [re.sub(r"^(--[\w-]+=)?~(?=/)", lambda m: (m[1] or "") + str(Path.home()), a) for a in arguments]
     try:
         code = cli.main(arguments, prog_name="mlx-dmpo", standalone_mode=False)
         raise SystemExit(code if isinstance(code, int) else 0)

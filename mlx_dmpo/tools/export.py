@@ -7,7 +7,6 @@ costs is printed rather than hidden.
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from .. import assets
 from ..config import CommonSettings, ExportSettings, build
 from ..data import formats
 from ..errors import UserError
-from ..machine import console, files, run_directory
+from ..machine import commands, console, files, memory, run_directory
 from ..model import adapters, device, loading, saving
 from ..model.open import LanguageModelScorer, open_scorer
 from ..prompts import pairwise
@@ -161,7 +160,7 @@ def _commands(settings: ExportSettings, base: loading.Loaded, place: str, prompt
     # the two programs call the same setting by two names
     template = {"generate": ["--chat-template-config", NO_THINKING], "server": ["--chat-template-args", NO_THINKING]}
     return tuple(
-        shlex.join([f"mlx_lm.{program}", *what, *(template[program] if switch else []), *more])
+        commands.join([f"mlx_lm.{program}", *what, *(template[program] if switch else []), *more])
         for program, more in (("generate", ["--max-tokens", "64", "--prompt", prompt]), ("server", ["--port", "8080"]))
     )
 
@@ -195,7 +194,12 @@ def _read_back(settings: ExportSettings, base: loading.Loaded, path: Path) -> lo
 
 
 def export(settings: ExportSettings, command: str = "export") -> Exported:
-    """Writes the export, whole or not at all. Raises UserError for what the user can mend."""
+    """Writes the export, whole or not at all. Raises UserError for what the user can fix."""
+    with memory.memory_limits(settings):
+        return _export(settings, command)
+
+
+def _export(settings: ExportSettings, command: str) -> Exported:
     _check(settings)
     stored = adapters.read_adapter_config(settings.adapter_path)
     settings = _base_of(settings, stored)

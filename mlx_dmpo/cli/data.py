@@ -189,7 +189,7 @@ def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **optio
     from ..prompts import pairwise
 
     # a prepared directory may have been made with a wording of its own; the config's comes first
-    settings = replace(settings, domains=check.own_domains(data) | settings.domains)
+    settings = replace(settings, domains=check.own_domains(tuple(map(_home, data))) | settings.domains)
     domains = pairwise.with_domains(settings.domains)
     parts = check.read_parts(tuple(map(_home, data)), domains, settings.domain)
     findings = check.check(parts)

@@ -17,6 +17,7 @@ from ..prompts.pairwise import DOMAINS, Domain
 from ..records import Example, PreferenceGroup, RankingExample
 from . import formats
 from .rows import SPLITS, has_split
+from .titles import hidden
 
 SHOWN = 5  # rows named by a finding
 
@@ -79,8 +80,8 @@ def _finding(level: str, what: str, rows: Sequence[str]) -> Iterator[Finding]:
 
 
 def _invisible(text: str) -> bool:
-    """Whether it holds control or format characters; white space is not among them."""
-    return not text.isprintable() and any(not c.isprintable() and not c.isspace() for c in text)
+    """Whether it holds characters that `prepare` takes out of titles; white space is not among them."""
+    return not text.isprintable() and bool(hidden(text))
 
 
 def titles_of(example: RankingExample) -> tuple[str, ...]:

@@ -28,7 +28,22 @@ _YEAR = re.compile(r"\s*\(\d{4}(?:-\d{0,4})?\)$")
 _ANGLES = str.maketrans("<>", "‹›")  # else "> " inside a title would end it: the prompt writes <Title:...>
 
 
-_JOINERS = "\u200c\u200d"  # format characters that Persian, Indic scripts and emoji are spelt with
+# format characters that a title needs: joiners of Persian, Indic scripts and emoji, and Arabic and Syriac number marks
+_KEPT = "\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2"
+
+
+_FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]{1,8}\U000e007f")  # England, Scotland, Wales: a black flag and tags
+
+
+def hidden(title: str) -> str:
+    """The characters of a title that show nothing and that `normalise` takes out: control, direction and format characters.
+
+    Characters that this Python's tables do not know yet stay, so that titles do not depend on the version of Python.
+    """
+    rest = _FLAG.sub("", title)
+    return "".join(
+        c for c in rest if not c.isspace() and c not in _KEPT and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co")
+    )
 
 
 def normalise(title: str, articles: bool = True, years: bool = True) -> str:
@@ -37,20 +52,31 @@ def normalise(title: str, articles: bool = True, years: bool = True) -> str:
     articles  "Sixth Sense, The (1999)" -> "The Sixth Sense (1999)", also within the brackets of another language's title
     years     False drops the year that ends the title
     """
-    while (plain := html.unescape(title)) != title:  # "&amp;amp;" is seen in the wild
-        title = plain
-    title = "".join(
-        c
-        for c in unicodedata.normalize("NFC", title)
-        if c.isspace() or c in _JOINERS or unicodedata.category(c)[0] != "C"
-    )
-    title = " ".join(title.split())
+    title, before = _clean(title), title
+    while title != before:  # "&amp;amp;" is seen in the wild, and a control character may hide an entity
+        title, before = _clean(title), title
     title = title.translate(_ANGLES)
     if not years:
         title = _YEAR.sub("", title)
     if articles:
         title = _ARTICLE.sub(lambda m: f"{m[1]}{m[3]}{'' if m[3].endswith(chr(39)) else ' '}{m[2]}", title)
-    return title
+    return " ".join(title.split())
+
+
+def _clean(title: str) -> str:
+    title = unicodedata.normalize("NFC", html.unescape(title))
+    for c in set(hidden(title)):
+        title = _without(title, c)
+    return " ".join(title.split())
+
+
+def _without(title: str, character: str) -> str:
+    """The title without a character, except inside a flag."""
+    if not "\U000e0020" <= character <= "\U000e007f":
+        return title.replace(character, "")
+    flags = _FLAG.findall(title)
+    parts = (part.replace(character, "") for part in _FLAG.split(title))
+    return "".join(part + flag for part, flag in zip(parts, [*flags, ""], strict=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -158,7 +158,7 @@ def test_hard_negatives_from_an_evaluations_scores(tmp_path, capsys):
     out = prepare(capsys, "movielens", tmp_path / "raw", *scored, "--out", tmp_path / "hard", *SMALL)
     assert {e.user: list(e.negatives) for e in load_examples(tmp_path / "hard", "train")} == hardest
     assert "negatives by margin: 3 of 3 train users, 0 of 3 valid users, 0 of 6 test users" in out
-    assert "scores.jsonl" in files.read_json(tmp_path / "hard" / "manifest.json")["inputs"]
+    assert str(tmp_path / "scores.jsonl") in files.read_json(tmp_path / "hard" / "manifest.json")["inputs"]
 
 
 def test_merged_titles_are_told_and_listed(tmp_path, capsys):
@@ -636,7 +636,9 @@ main()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-@pytest.mark.parametrize("place", ["columns.codes_of:1", "columns.numbers_of:1", *(f"files.atomic:{n}" for n in range(7))])
+@pytest.mark.parametrize(
+    "place", ["columns.codes_of:1", "columns.numbers_of:1", *(f"files.atomic:{n}" for n in range(7))]
+)
 def test_killed_anywhere_it_looks_unfinished(place, tmp_path, capsys):
     """While reading, and before each write: config, train, valid, test, items, picture, manifest. Then the command again does it all."""
     invented.movielens_100k(tmp_path / "raw")

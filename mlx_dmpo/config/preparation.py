@@ -9,7 +9,7 @@ from .fields import setting
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    out: str = setting("", "Directory to write: train, valid, test and items.jsonl, summary.png, manifest.")
+    out: str = setting("", "Directory to write: train, valid, test and items.jsonl, summary.png, manifest.", path=True)
     recipe: str = setting(
         "",
         "paper: the paper's sizes, 100 training, 100 validation and 1000 test users, an example each.",
@@ -72,11 +72,13 @@ class PrepareSettings:
         "disliked",
         "Where negatives come from: disliked; uniform or popularity (drawn from items that the user never met); "
         "scores:FILE (disliked items of least margin first, by JSON lines of user, positive, negative, margin).",
+        path=True,
     )
     catalogue: str = setting(
         "",
         "File of further titles, with their popularity where a column has it (items.jsonl of another prepared directory, or "
         "a table): drawn negatives and rankings may take them.",
+        path=True,
     )
     encoding: str = setting(
         "", "Encoding of the text files, such as cp1252 or shift_jis (UTF-8, and Windows-1252 for titles of old dumps)."
@@ -107,7 +109,9 @@ class MovielensSettings(PrepareSettings):
 
 @dataclass(frozen=True)
 class TableSettings(PrepareSettings):
-    items: str = setting("", "File of titles, a row an item (else a title column of PATH, or the item itself).")
+    items: str = setting(
+        "", "File of titles, a row an item (else a title column of PATH, or the item itself).", path=True
+    )
     user_column: str = setting(
         "", "Column of the user in PATH, by name or place (guessed from the names when left out, as are the others)."
     )
@@ -121,7 +125,9 @@ class TableSettings(PrepareSettings):
 @dataclass(frozen=True)
 class CheckSettings:
     model: str = setting(
-        "", "Model whose tokenizer counts tokens: a directory or hub repository (no token counts when left out)."
+        "",
+        "Model whose tokenizer counts tokens: a directory or hub repository (no token counts when left out).",
+        path=True,
     )
     max_seq_length: int = setting(2048, "Longest prompt with answer, in tokens.", low=16)
     num_negatives: int = setting(0, "Negatives used of each example; 0 takes all.", low=0)
@@ -137,11 +143,11 @@ class CheckSettings:
 
 @dataclass(frozen=True)
 class ConvertSettings:
-    out: str = setting("", "Directory to write: train, valid and test.jsonl, manifest.")
+    out: str = setting("", "Directory to write: train, valid and test.jsonl, manifest.", path=True)
     valid: float = setting(0.1, "Share of the users that goes to valid.jsonl.", low=0, high=0.9)
     test: float = setting(0.1, "Share of the users that goes to test.jsonl.", low=0, high=0.9)
-    valid_data: str = setting("", "File that becomes valid.jsonl whole, instead of a share of FILE.")
-    test_data: str = setting("", "File that becomes test.jsonl whole, instead of a share of FILE.")
+    valid_data: str = setting("", "File that becomes valid.jsonl whole, instead of a share of FILE.", path=True)
+    test_data: str = setting("", "File that becomes test.jsonl whole, instead of a share of FILE.", path=True)
     domain: str = setting(
         "",
         "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under `domains:`.",

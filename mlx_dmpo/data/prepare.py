@@ -13,7 +13,6 @@ import numpy as np
 from tqdm import tqdm
 
 from ..config import MovielensSettings, PrepareSettings
-from ..config.resolve import expand
 from ..errors import UserError
 from ..machine import files, run_directory
 from ..report import charts
@@ -39,7 +38,7 @@ def prepare(source: str, paths: Sequence[str], settings: PrepareSettings, comman
         return write_release(inputs[0][1], settings, command)
     scores = None
     if settings.negatives.startswith(SCORES):
-        scores = read_scores(Path(expand(settings.negatives.removeprefix(SCORES))))
+        scores = read_scores(Path(settings.negatives.removeprefix(SCORES)))
     further = read_catalogue(Path(settings.catalogue), settings.encoding) if settings.catalogue else None
     taken: dict[str, str] = {}
     domains: list[Domain] = []
@@ -85,7 +84,7 @@ def _inputs(source: str, paths: Sequence[str]) -> list[tuple[str, Path]]:
     found = []
     for path in paths:
         kind, colon, rest = path.partition(":")
-        found.append((kind, Path(expand(rest))) if colon and kind in SOURCES else (source, Path(expand(path))))
+        found.append((kind, Path(rest)) if colon and kind in SOURCES else (source, Path(path)))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..config import PrepareSettings
+from ..machine import commands
 from ..prompts.pairwise import DOMAINS
 from ..records import RankingExample
 from . import splits
@@ -231,11 +231,11 @@ def lines(domains: Sequence[Domain]) -> Iterator[str]:
 
 def following(domains: Sequence[Domain], run: Path) -> Iterator[str]:
     """The command that comes next, ready to be pasted."""
-    data = shlex.quote(str(run))
+    plan = commands.command("plan", model="M", data=run)
     train = sum(len(d.examples["train"]) for d in domains)
     if train > MANY:
         yield (
-            f"{train:,} examples may take long on a laptop: mlx-dmpo plan --model M --data {data} says how long; "
+            f"{train:,} examples may take long on a laptop: {plan} says how long; "
             "--few-shot 1000 or --examples-per-user 5 makes it shorter"
         )
     unworded = [d.name for d in domains if d.name not in DOMAINS]
@@ -245,4 +245,4 @@ def following(domains: Sequence[Domain], run: Path) -> Iterator[str]:
             "train with -c"
         )
     else:
-        yield f"next: mlx-dmpo sft --model M --data {data} --adapter-path runs/sft"
+        yield f"next: {commands.after_prepare(run)}"

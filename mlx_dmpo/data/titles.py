@@ -28,22 +28,21 @@ _YEAR = re.compile(r"\s*\(\d{4}(?:-\d{0,4})?\)$")
 _ANGLES = str.maketrans("<>", "‹›")  # else "> " inside a title would end it: the prompt writes <Title:...>
 
 
-# format characters that a title needs: joiners of Persian, Indic scripts and emoji, and Arabic and Syriac number marks
-_KEPT = "\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2"
+# Format characters that belong to the spelling: joiners (Persian, Indic scripts, emoji), number marks (Arabic, Syriac),
+# the tags of a flag such as Scotland's.
+_SPELT = re.compile("[\u200c\u200d\u0600-\u0605\u06dd\u070f\u08e2]|\U0001f3f4[\U000e0020-\U000e007e]{1,8}\U000e007f")
 
 
-_FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]{1,8}\U000e007f")  # England, Scotland, Wales: a black flag and tags
+def without_hidden(text: str) -> str:
+    """The text without control and invisible characters; white space stays, and so does what a script or an emoji is spelt with.
 
-
-def hidden(title: str) -> str:
-    """The characters of a title that show nothing and that `normalise` takes out: control, direction and format characters.
-
-    Characters that this Python's tables do not know yet stay, so that titles do not depend on the version of Python.
+    Characters that Python's tables do not know stay, so that a title does not depend on the version of Python.
     """
-    rest = _FLAG.sub("", title)
-    return "".join(
-        c for c in rest if not c.isspace() and c not in _KEPT and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co")
-    )
+    if text.isprintable():
+        return text
+    spelt = {n for m in _SPELT.finditer(text) for n in range(*m.span())}
+    hidden = ("Cc", "Cf", "Cs", "Co")
+    return "".join(c for n, c in enumerate(text) if n in spelt or c.isspace() or unicodedata.category(c) not in hidden)
 
 
 def normalise(title: str, articles: bool = True, years: bool = True) -> str:
@@ -64,19 +63,7 @@ def normalise(title: str, articles: bool = True, years: bool = True) -> str:
 
 
 def _clean(title: str) -> str:
-    title = unicodedata.normalize("NFC", html.unescape(title))
-    for c in set(hidden(title)):
-        title = _without(title, c)
-    return " ".join(title.split())
-
-
-def _without(title: str, character: str) -> str:
-    """The title without a character, except inside a flag."""
-    if not "\U000e0020" <= character <= "\U000e007f":
-        return title.replace(character, "")
-    flags = _FLAG.findall(title)
-    parts = (part.replace(character, "") for part in _FLAG.split(title))
-    return "".join(part + flag for part, flag in zip(parts, [*flags, ""], strict=True))
+    return " ".join(without_hidden(unicodedata.normalize("NFC", html.unescape(title))).split())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -96,7 +96,11 @@ def dialect(path: Path, *, encoding: Encoding = UTF8, known: Iterable[str] = ())
     quoted, escape = (False, False) if separator == "::" else _quotes(path, separator, encoding)
     if quoted and separator not in ",;":
         notes.append(f"{path.name}: quotes around cells are taken as part of the format, not of the text")
-    if header and separator != "::" and _one_more(cells, rest[:-1][:20], separator, quoted or separator in ",;", escape):
+    if (
+        header
+        and separator != "::"
+        and _one_more(cells, rest[:-1][:20], separator, quoted or separator in ",;", escape)
+    ):
         cells = ["row", *cells]  # R writes row names, but no name above them
         notes.append(f"{path.name}: rows have one cell more than the header: the first is taken as a row name")
     names = cells if header else [str(n) for n in range(1, len(cells) + 1)]

@@ -154,6 +154,8 @@ def _domain(
     told = [*ratings.notes, *([further[1]] if further else [])]
     told += summary.notes(bad, titles, histories, examples, scored if scores else None)
     told += _short(examples, wanted, settings)
+    if rankings.dropped.total():
+        told.append(f"{rankings.dropped.total():,} liked items are no positive: no negative from the same part of the time")
     ids = [*titles.ids, *([] for _ in rankings.titles[len(titles.titles) :])]
     return Domain(
         name,

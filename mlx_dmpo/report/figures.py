@@ -143,7 +143,7 @@ def margin_edges(margins: Sequence[np.ndarray], bins: int = 40) -> np.ndarray:
     every = np.concatenate(margins)
     low, high = (min(0.0, float(np.quantile(every, 0.005))), max(0.0, float(np.quantile(every, 0.995))))
     width = (high - low or 1.0) / (bins - 2)
-    return width * np.arange(np.floor(low / width), np.ceil(high / width) + 1)
+    return width * np.arange(np.floor(low / width), max(1.0, np.ceil(high / width)) + 1)
 
 
 def margins(name: str, values: np.ndarray, edges: np.ndarray, tallest: float) -> str:

@@ -11,23 +11,34 @@ import time
 from dataclasses import replace
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import tiny
+from hooks import before_steps
 
 from mlx_dmpo.config import DmpoSettings, SftSettings
 from mlx_dmpo.errors import Interrupted, UserError
 from mlx_dmpo.machine import files, run_directory
 from mlx_dmpo.machine.interrupts import Stop
-from mlx_dmpo.model import adapters, loading, score
-from mlx_dmpo.train import checkpoint, trainer
+from mlx_dmpo.model import adapters, device, loading, score
+from mlx_dmpo.train import checkpoint, resume, validation
 from mlx_dmpo.train import run as train_run
+from mlx_dmpo.train import step as train_step
 
 TIMES = {"groups_per_second", "tokens_per_second", "peak_memory_gb"}
 
 
 class Crash(BaseException):
     """Nothing in the package catches it."""
+
+
+def crash_before(number):
+    def call(model, step):
+        if step.number == number:
+            raise Crash
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +88,14 @@ def count_points(monkeypatch, crash_at=()):
 
         monkeypatch.setattr(owner, name, call)
 
-    point(trainer.Trainer, "_micro_batch")
+    point(train_step.StepFunction, "prepare")
     point(files, "append_line")
     point(checkpoint, "save_arrays")
     point(files, "write_json")
     point(checkpoint.os, "rename")
     point(checkpoint, "prune")
-    point(trainer, "right_pairs")  # in steps and in the middle of validations
+    point(train_step, "right_pairs")
+    point(validation, "right_pairs")  # in the middle of a validation
     point(score, "in_halves")
     return passed
 
@@ -94,7 +106,7 @@ def test_a_run_that_dies_anywhere_goes_on_to_the_same_end(kind, model_directory,
     with monkeypatch.context() as patch:
         passed = count_points(patch)
         train_run.train(settings_of(kind, model_directory, small_data, tmp_path / "counted"), "test")
-    assert {"_micro_batch", "append_line", "save_arrays", "rename", "right_pairs", "in_halves"} <= set(passed)
+    assert {"prepare", "append_line", "save_arrays", "rename", "right_pairs", "in_halves"} <= set(passed)
     spread = range(len(passed) // 6, len(passed), len(passed) // 3)  # test_faults.py: at all of them
     settings = settings_of(kind, model_directory, small_data, tmp_path / "broken")
     for at in spread:  # one run after another in one directory, each from the start
@@ -117,16 +129,7 @@ def test_every_optimizer_goes_on(optimizer, model_directory, small_data, tmp_pat
     whole = train_run.train(settings_of("sft", model_directory, small_data, tmp_path / "whole", **change), "test")
     settings = settings_of("sft", model_directory, small_data, tmp_path / "broken", **change)
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        passed = []
-        original = trainer.Trainer._step
-
-        def second(self, *arguments):
-            passed.append(1)
-            if len(passed) == 2:
-                raise Crash
-            return original(self, *arguments)
-
-        patch.setattr(trainer.Trainer, "_step", second)
+        before_steps(patch, crash_before(2))
         train_run.train(settings, "test")
     same(train_run.train(replace(settings, resume=True), "test"), whole)
 
@@ -158,13 +161,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(model_directory, small_data,
     )
     losses = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])  # of the validations: the second is the best
 
-    def validate(self):
-        self.state.validate = False
-        value = next(losses)
-        if self.state.best is None or value < self.state.best[0]:
-            self.state.best = (value, self.state.step)
-
-    monkeypatch.setattr(trainer.Trainer, "validate", validate)
+    monkeypatch.setattr(validation.Validation, "measure", lambda self: {"valid_loss": next(losses)})
     path = train_run.train(settings_of("dmpo", model_directory, small_data, tmp_path / "run", **change), "test")
     best = files.read_json(path / "manifest.json")["best_step"]
     kept = sorted(p.name for p in (path / "checkpoints").iterdir())
@@ -182,15 +179,8 @@ def test_the_last_checkpoints_and_the_best_are_kept(model_directory, small_data,
 def unfinished(model_directory, small_data, tmp_path, monkeypatch):
     """Settings of a DMPO run that died with a checkpoint at step 2 and one at step 4."""
     settings = settings_of("dmpo", model_directory, small_data, tmp_path / "run")
-    original = trainer.Trainer._step
-
-    def fifth(self, groups, step):
-        if step == 5:
-            raise Crash
-        return original(self, groups, step)
-
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(trainer.Trainer, "_step", fifth)
+        before_steps(patch, crash_before(5))
         train_run.train(settings, "test")
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["0000002", "0000004"]
     return replace(settings, resume=True)
@@ -211,7 +201,7 @@ def test_what_changes_the_course_is_refused_and_the_rest_is_not(unfinished, tmp_
     moved = tmp_path / "moved.jsonl"
     shutil.copytree(unfinished.data, tmp_path / "moved")
     rows = (tmp_path / "moved" / "train.jsonl").read_text().splitlines()
-    with pytest.raises(UserError, match="train data is not what the run began with"):
+    with pytest.raises(UserError, match="train data is not the one that the run started with"):
         moved.write_text("\n".join(rows[1:] + rows[:1]) + "\n")
         train_run.train(
             replace(unfinished, data=str(moved), valid_data=str(tmp_path / "moved" / "valid.jsonl")), "test"
@@ -252,6 +242,85 @@ def test_a_damaged_checkpoint_is_named_and_left_out(unfinished, model_directory,
     assert not list((tmp_path / "run").rglob(".partial-*"))
 
 
+def damage_manifest(path):
+    (path / "manifest.json").write_text('{"state": {"best": 1}, "identity"')
+
+
+def damage_weights(path):
+    weights = path / "adapters.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+
+
+def replace_by_a_file(path):
+    shutil.rmtree(path)
+    path.write_text("no directory")
+
+
+DAMAGES = [damage_manifest, damage_weights, replace_by_a_file, lambda path: (path / "manifest.json").write_text("[]")]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_run_survives_a_damaged_newest_checkpoint(damage, unfinished, tmp_path):
+    """Resumed, saved and pruned; `save_every` 1, so that it saves below, at and above the damaged step."""
+    damage(tmp_path / "run" / "checkpoints" / "0000004")
+    path = train_run.train(replace(unfinished, save_every=1, keep_checkpoints=3), "test")
+    kept = sorted(int(p.name) for p in (path / "checkpoints").iterdir())
+    assert {3, 4, 5} <= set(kept)
+    for step in kept:
+        assert checkpoint.read(checkpoint.directory(path, step)).state.step == step
+
+
+@pytest.mark.parametrize("damage", DAMAGES[:2])
+def test_a_damaged_best_is_forgotten_and_the_run_continues(damage, tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for step, best in ((1, (0.5, 1)), (2, (0.5, 1)), (3, (0.5, 1))):
+        state = checkpoint.State(step=step, best=best)
+        checkpoint.write(run, state, {}, {"a": mx.ones(3)}, {}, {"b": mx.ones(3)})
+    assert checkpoint.newest(run).state.best == (0.5, 1)
+    damage(checkpoint.directory(run, 1))
+    found = checkpoint.newest(run)
+    assert found.state.step == 3 and found.state.best is None
+    assert "the best adapter of step 3 is lost" in capsys.readouterr().err
+    checkpoint.prune(run, 2)
+    assert {"0000002", "0000003"} <= {p.name for p in (run / "checkpoints").iterdir()}
+    made = checkpoint.Checkpoints(run, nn.Linear(1, 1), None, {}, {}, keep=2)
+    made.state = checkpoint.State(step=3, best=(0.5, 1))
+    made.load_best()  # damaged after the start
+    assert made.state.best is None and "the last one, of step 3, is kept" in capsys.readouterr().err
+
+
+def test_a_best_that_an_older_checkpoint_still_has_is_used(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for step, best in ((1, (0.5, 1)), (2, (0.5, 1)), (3, (0.4, 3)), (4, (0.4, 3))):
+        checkpoint.write(run, checkpoint.State(step=step, best=best), {}, {"a": mx.ones(3)}, {}, {"b": mx.ones(3)})
+    damage_weights(checkpoint.directory(run, 3))
+    found = checkpoint.newest(run)
+    assert (found.state.step, found.state.best) == (2, (0.5, 1))
+
+
+def test_another_environment_is_a_note_and_another_model_an_error(unfinished, monkeypatch, tmp_path, capsys):
+    original = device.environment
+    monkeypatch.setattr(device, "environment", lambda: original() | {"mlx": "0.32.99"})
+    path = train_run.train(replace(unfinished, iters=5), "test")
+    told = capsys.readouterr()
+    version = run_directory.versions()["mlx"]
+    assert f"note: the run continues with mlx {version} -> 0.32.99: its result may differ" in told.err
+    assert "the model" not in told.err and run_directory.is_complete(path)
+    assert "reference" in told.out and "; 0 groups scored" not in told.out  # under a key of its own
+
+
+def test_what_differs_is_named():
+    given = {"checkpoint format": 2, "dtype of the weights": "bfloat16", "model": "b", "environment": {"mlx": "2"}}
+    stored = given | {"dtype of the weights": "float32", "model": "a"}
+    with pytest.raises(UserError, match="dtype of the weights was float32 and is now bfloat16"):
+        resume.check_identity(stored, given)
+    with pytest.raises(UserError, match="the model is not the one that the run started with"):
+        resume.check_identity(given | {"model": "a"}, given)
+    resume.check_identity(given | {"environment": {"mlx": "1"}}, given)
+
+
 def test_resume_without_a_checkpoint_begins_at_step_0(model_directory, small_data, tmp_path, capsys):
     path = train_run.train(
         settings_of("sft", model_directory, small_data, tmp_path / "run", iters=1, resume=True), "test"
@@ -263,20 +332,18 @@ def test_resume_without_a_checkpoint_begins_at_step_0(model_directory, small_dat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("where", ["_micro_batch", "right_pairs"])
+@pytest.mark.parametrize("where", ["prepare", "right_pairs"])
 def test_a_signal_ends_the_step_saves_and_says_how_to_resume(
     number, where, model_directory, small_data, tmp_path, monkeypatch
 ):
     whole = train_run.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole"), "test")
     settings = settings_of("dmpo", model_directory, small_data, tmp_path / "run")
-    owner = trainer.Trainer if where == "_micro_batch" else trainer
+    owner = train_step.StepFunction if where == "prepare" else validation
     original, calls = getattr(owner, where), []
 
     def signalled(*arguments):
         calls.append(arguments)
-        if (len(calls) == 6 and where == "_micro_batch") or (
-            where == "right_pairs" and len(calls) == 6
-        ):  # the third step; in a validation
+        if len(calls) == (6 if where == "prepare" else 2):  # in the third step; in the first validation
             os.kill(os.getpid(), number)
             time.sleep(0.2)  # the thread that watches takes note
         return original(*arguments)
@@ -285,15 +352,14 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_resume(
         monkeypatch.context() as patch,
         pytest.raises(
             Interrupted,
-            match=r"stopped at step \d of 5, saved at \d: go on with mlx-dmpo dmpo -c .*config.yaml --resume",
+            match=r"stopped at step \d of 5, saved at \d: continue with mlx-dmpo dmpo -c .*config.yaml --resume",
         ) as stop,
     ):
         patch.setattr(owner, where, signalled)
         train_run.train(settings, "test")
     assert stop.value.signal == number
     assert not run_directory.is_complete(tmp_path / "run")
-    step = int(str(stop.value).split()[3])
-    assert checkpoint.newest(tmp_path / "run").state.step == step
+    assert checkpoint.newest(tmp_path / "run").state.step == int(str(stop.value).split()[3])
     same(train_run.train(replace(settings, resume=True), "test"), whole)
 
 

@@ -60,7 +60,12 @@ class TrainSettings(CommonSettings):
     memory_check: bool = setting(True, "Refuse to start what by `mlx-dmpo plan` cannot fit in this machine's memory.")
     steps_per_report: int = setting(5, "Steps between lines of metrics.jsonl.", low=1)
     steps_per_eval: int = setting(0, "Steps between validations; 0 validates at the end of every epoch.", low=0)
-    val_batches: int = setting(25, "Validation micro-batches; -1 takes the whole split.", low=-1)
+    val_batches: int | None = setting(
+        None,
+        "Validation micro-batches, a sample of the split; -1 takes all of it.  "
+        "[default: all groups, of more than 1,000 a sample of 1,000]",
+        low=-1,
+    )
     best_metric: str = setting(
         "valid_loss", "What decides which adapter is best.", choices=("valid_loss", "valid_pair_accuracy")
     )
@@ -127,7 +132,6 @@ def resume_key(settings: TrainSettings) -> dict[str, Any]:
     return {
         **{name: value for name, value in asdict(settings).items() if name not in _FREE},
         "batch_size x grad_accumulation_steps": settings.batch_size * settings.grad_accumulation_steps,
-        "batch_size x val_batches": max(-1, settings.batch_size * settings.val_batches),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -151,94 +152,83 @@ def _below(group: EncodedGroup) -> _Below:
     return _Below(np.concatenate(tokens), np.concatenate(depths), np.concatenate(owner), blocks, ends, predictors)
 
 
+def _blank(
+    groups: Sequence[EncodedGroup], starts: np.ndarray, N: int, P: int, C: int, T: int, M: int, Q: int, A: int
+) -> GroupBatch:
+    """A batch of these sizes, all zeros."""
+    G, R, K = len(groups), max(len(g.tails) for g in groups), max([1, *(len(g.pairs) for g in groups)])
+
+    def ints(*shape: int) -> np.ndarray:
+        return np.zeros(shape, np.int32)
+
+    return GroupBatch(
+        tokens=ints(N),
+        positions=ints(N),
+        prefix_index=ints(G, P),
+        prefix_lengths=np.array([len(g.prefix) for g in groups], np.int32),
+        block_index=ints(G, C, T),
+        block_ends=ints(G, C, T),
+        place=ints(N),
+        rows=ints(M),
+        query_rows=ints(G, C, Q),
+        query_at=ints(G, C, Q),
+        row_place=ints(M),
+        answer_rows=ints(G, R, A),
+        answer_targets=ints(G, R, A),
+        answer_mask=np.zeros((G, R, A), np.float32),
+        chosen_lengths=np.zeros((G, R), np.float32),
+        pairs=ints(G, K, 2),
+        pair_mask=np.zeros((G, K), np.float32),
+        starts=starts,
+        groups=tuple(groups),
+    )
+
+
 def pad_groups(
     groups: Sequence[EncodedGroup], sized: Callable[[int, bool], int] = lambda size, coarse: size
 ) -> GroupBatch:
-    """The groups as one batch, its sizes N, M and, coarsely, P, T, Q, A enlarged by `sized`; see GroupBatch for the shapes."""
+    """The groups as one batch (see GroupBatch); `sized` enlarges its sizes N, M and, coarsely, P, T, Q, A."""
     trees = [_below(g) for g in groups]
     predicting = [np.unique(np.concatenate(t.predictors)) for t in trees]
     in_block = [np.bincount(t.owner[p, 0], minlength=len(t.blocks)) for t, p in zip(trees, predicting, strict=True)]
-    G = len(groups)
-    prefix_lengths = np.array([len(g.prefix) for g in groups], np.int32)
-    starts = np.cumsum(
-        [0, *(len(g.prefix) + len(t.tokens) for g, t in zip(groups, trees, strict=True))], dtype=np.int32
-    )
-    N = sized(int(starts[-1]), False)
-    P = sized(int(prefix_lengths.max()), True)
+    ends = itertools.accumulate(len(g.prefix) + len(t.tokens) for g, t in zip(groups, trees, strict=True))
+    starts = np.array([0, *ends], np.int32)
+    P = sized(max(len(g.prefix) for g in groups), True)
     C = max(len(t.blocks) for t in trees)
     T = sized(max(len(b) for t in trees for b in t.blocks), True)
     M = sized(sum(map(len, predicting)), False)
     Q = sized(int(max(n.max() for n in in_block)), True)
-    R = max(len(g.tails) for g in groups)
     A = sized(max(n for g in groups for n in g.answer_lengths), True)
-    K = max([1, *(len(g.pairs) for g in groups)])
-    tokens = np.zeros(N, np.int32)
-    positions = np.zeros(N, np.int32)
-    place = np.zeros(N, np.int32)
-    prefix_index = np.zeros((G, P), np.int32)
-    block_index = np.zeros((G, C, T), np.int32)
-    block_ends = np.zeros((G, C, T), np.int32)
-    rows = np.zeros(M, np.int32)
-    query_rows = np.zeros((G, C, Q), np.int32)
-    query_at = np.zeros((G, C, Q), np.int32)
-    row_place = np.zeros(M, np.int32)
-    answer_rows = np.zeros((G, R, A), np.int32)
-    answer_targets = np.zeros((G, R, A), np.int32)
-    answer_mask = np.zeros((G, R, A), np.float32)
-    chosen_lengths = np.zeros((G, R), np.float32)
-    pairs = np.zeros((G, K, 2), np.int32)
-    pair_mask = np.zeros((G, K), np.float32)
-    at = row = 0
+    b = _blank(groups, starts, sized(int(starts[-1]), False), P, C, T, M, Q, A)
+    row = 0
     for g, (group, tree, predicts) in enumerate(zip(groups, trees, predicting, strict=True)):
-        p = len(group.prefix)
+        p, at, end = len(group.prefix), int(starts[g]), int(starts[g + 1])
         below = at + p
-        prefix_index[g, :p] = np.arange(at, below)
-        tokens[at:below], positions[at:below], place[at:below] = group.prefix, np.arange(p), g * P + np.arange(p)
-        at = below + len(tree.tokens)
-        tokens[below:at], positions[below:at] = tree.tokens, p + tree.depths
-        place[below:at] = G * P + (g * C + tree.owner[:, 0]) * T + tree.owner[:, 1]
-        for c, (block, end) in enumerate(zip(tree.blocks, tree.ends, strict=True)):
-            block_index[g, c, : len(block)], block_ends[g, c, : len(block)] = below + block, end
-            asking = np.flatnonzero(tree.owner[predicts, 0] == c)
-            query_rows[g, c, : len(asking)], query_at[g, c, : len(asking)] = (
-                row + asking,
-                tree.owner[predicts[asking], 1],
-            )
-            row_place[row + asking] = (g * C + c) * Q + np.arange(len(asking))
-        rows[row : row + len(predicts)] = below + predicts
+        b.prefix_index[g, :p] = np.arange(at, below)
+        b.tokens[at:below], b.positions[at:below] = group.prefix, np.arange(p)
+        b.place[at:below] = g * P + np.arange(p)
+        b.tokens[below:end], b.positions[below:end] = tree.tokens, p + tree.depths
+        b.place[below:end] = len(groups) * P + (g * C + tree.owner[:, 0]) * T + tree.owner[:, 1]
+        for c, (block, block_end) in enumerate(zip(tree.blocks, tree.ends, strict=True)):
+            b.block_index[g, c, : len(block)], b.block_ends[g, c, : len(block)] = below + block, block_end
+            queries = np.flatnonzero(tree.owner[predicts, 0] == c)
+            b.query_rows[g, c, : len(queries)] = row + queries
+            b.query_at[g, c, : len(queries)] = tree.owner[predicts[queries], 1]
+            b.row_place[row + queries] = (g * C + c) * Q + np.arange(len(queries))
+        b.rows[row : row + len(predicts)] = below + predicts
         for r, (tail, predictor) in enumerate(zip(group.tails, tree.predictors, strict=True)):
             n = len(predictor)
-            answer_rows[g, r, :n] = row + np.searchsorted(predicts, predictor)
-            answer_targets[g, r, :n] = tail[len(tail) - n :]
-            answer_mask[g, r, :n] = 1
+            b.answer_rows[g, r, :n] = row + np.searchsorted(predicts, predictor)
+            b.answer_targets[g, r, :n] = tail[len(tail) - n :]
+            b.answer_mask[g, r, :n] = 1
         row += len(predicts)
-        pairs[g, : len(group.pairs)] = group.pairs
-        pair_mask[g, : len(group.pairs)] = 1
+        b.pairs[g, : len(group.pairs)] = group.pairs
+        b.pair_mask[g, : len(group.pairs)] = 1
         chosen = group.pairs[:, 0] if len(group.pairs) else np.arange(len(group.tails))
         if group.targets is not None:
             chosen = np.array(group.targets)
-        chosen_lengths[g, chosen] = np.array(group.answer_lengths)[chosen]
-    return GroupBatch(
-        tokens,
-        positions,
-        prefix_index,
-        prefix_lengths,
-        block_index,
-        block_ends,
-        place,
-        rows,
-        query_rows,
-        query_at,
-        row_place,
-        answer_rows,
-        answer_targets,
-        answer_mask,
-        chosen_lengths,
-        pairs,
-        pair_mask,
-        starts,
-        tuple(groups),
-    )
+        b.chosen_lengths[g, chosen] = np.array(group.answer_lengths)[chosen]
+    return b
 
 
 def planned(size: int, coarse: bool = False) -> int:

@@ -10,6 +10,16 @@ from typing import Any
 from ..errors import UserError
 
 
+def layer_count(directory: Path) -> int | None:
+    """The layers of a model directory, from its config.json; None where that does not say."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        layers = {**config, **config.get("text_config", {})}.get("num_hidden_layers")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return layers if type(layers) is int else None
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Sizes of a decoder of the Qwen3 kind. `bits` is 16 or 32 for plain weights, fewer for quantised ones (groups of 64)."""

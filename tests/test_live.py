@@ -148,3 +148,88 @@ def test_what_is_printed_meanwhile_stays_and_an_interrupt_leaves_the_last_state(
 def test_a_resumed_run_shows_its_earlier_curve():
     view, _ = panel(history=[LINE | {"step": s, "loss": 2.0 - s / 10} for s in range(1, 10)] + [VALID])
     assert len(view.values["loss"]) == 9 and view.last["step"] == 9
+
+
+# --- in a training run
+
+
+@pytest.fixture
+def sft_settings(model_directory, data_directory, tmp_path):
+    from mlx_dmpo.config import Lora, SftSettings
+
+    return SftSettings(
+        model=str(model_directory),
+        data=str(data_directory),
+        adapter_path=str(tmp_path / "sft"),
+        iters=4,
+        steps_per_report=2,
+        steps_per_eval=2,
+        batch_size=2,
+        lora_parameters=Lora(rank=2),
+        max_seq_length=512,
+    )
+
+
+def test_a_run_prints_what_it_writes(sft_settings, capsys):
+    from mlx_dmpo.machine import files
+    from mlx_dmpo.train.run import train
+
+    path = train(sft_settings, "test")
+    shown = capsys.readouterr().out
+    for line in files.read_lines(path / "metrics.jsonl"):
+        key = "valid_loss" if "valid_loss" in line else "loss"
+        assert f"loss {line[key]:.4f}" in shown
+        assert f"step {line['step']} of 4" in shown
+
+
+def test_a_run_in_a_terminal(sft_settings, tmp_path):
+    """In a pseudo-terminal: the panel is drawn, what is printed stays, and the cursor is shown again at the end."""
+    import os
+    import pty
+    import subprocess
+    import textwrap
+
+    code = f"""
+        import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from mlx_dmpo.config import Lora, SftSettings
+        from mlx_dmpo.train.run import train
+        train(SftSettings(model={sft_settings.model!r}, data={sft_settings.data!r}, adapter_path={sft_settings.adapter_path!r},
+              iters=4, steps_per_report=1, steps_per_eval=2, batch_size=2, max_seq_length=512), "test")
+    """
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40", "PYTHONIOENCODING": "utf-8"}
+    run = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=slave, stderr=slave, env=environment)
+    os.close(slave)
+    seen = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(master)
+    text = seen.decode(errors="replace")
+    assert run.wait(timeout=60) == 0, text
+    assert "sft: step 4 of 4" in text and "╭" in text and "validation loss" in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is shown again
+
+
+def test_tensorboard_gets_every_number(sft_settings):
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    from dataclasses import replace
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from mlx_dmpo.machine import files
+    from mlx_dmpo.train.run import train
+
+    path = train(replace(sft_settings, report_to="tensorboard"), "test")
+    events = EventAccumulator(str(path / "tensorboard")).Reload()
+    for line in files.read_lines(path / "metrics.jsonl"):
+        group = "valid" if "valid_loss" in line else "train"
+        for name, value in line.items():
+            if name != "step":
+                scalars = {e.step: e.value for e in events.Scalars(f"{group}/{name.removeprefix('valid_')}")}
+                assert scalars[line["step"]] == pytest.approx(value, rel=1e-6)

@@ -63,7 +63,7 @@ def nodes(tree, at_import_only=False):
 
 
 def imports(tree, name, modules=MODULES, at_import_only=False):
-    """(line, dotted name) of every import; the project's own modules as they are named in FLOORS, with a leading dot."""
+    """(line, dotted name) of every import; the project's own modules as in FLOOR, with a leading dot."""
     is_package = name in modules and modules[name].name == "__init__.py"
     for node in nodes(tree, at_import_only):
         if isinstance(node, ast.Import):
@@ -101,8 +101,9 @@ def upward(tree, name, modules=MODULES):
 
 
 def unsafe(tree):
-    """`trust_remote_code` or `allow_pickle` that is not plainly False, `yaml.load` without a loader made from SafeLoader in the
-    same file, text that is run, and archives that are unpacked whole (a member's name may lead out of the directory)."""
+    """`trust_remote_code` or `allow_pickle` that is not plainly False, `yaml.load` without a loader made from SafeLoader in
+    the same file, text that is run, and archives that are unpacked whole (a member's name may lead out of the directory).
+    """
     safe = {
         n.name
         for n in nodes(tree)
@@ -199,7 +200,7 @@ def test_no_modules_import_each_other():
 
 
 def test_frames_from_the_command_to_the_loss(tmp_path, monkeypatch, model_directory, data_directory):
-    """Counted where the loss is entered in a step of `mlx-dmpo dmpo`: our own code, the command's entry and the loss included."""
+    """In a step of `mlx-dmpo dmpo`, where the loss is entered: our own frames, `main` and the loss included."""
     from mlx_dmpo.cli.main import main
     from mlx_dmpo.core import losses
 

@@ -47,10 +47,10 @@ def small_data(tmp_path_factory):
 
 
 def settings_of(kind, model_directory, data, path, **change):
-    """5 groups, 2 a step in two micro-batches: 3 steps an epoch, the last one smaller; validations and reports between saves."""
+    """5 groups, 2 per step in two micro-batches: 3 steps per epoch, the last smaller; validations between saves."""
     common = dict(
-        model=str(model_directory), data=str(data), adapter_path=str(path), batch_size=1, iters=5, learning_rate=1e-3, save_every=2,
-        steps_per_eval=2, val_batches=2, steps_per_report=3, candidate_order="epoch", warmup=2,
+        model=str(model_directory), data=str(data), adapter_path=str(path), batch_size=1, iters=5, learning_rate=1e-3,
+        save_every=2, steps_per_eval=2, val_batches=2, steps_per_report=3, candidate_order="epoch", warmup=2,
     )  # fmt: skip
     return (SftSettings if kind == "sft" else DmpoSettings)(**{**common, **change})
 
@@ -390,7 +390,10 @@ def test_two_runs_into_one_directory(unfinished, tmp_path):
 
 
 def test_a_lock_goes_with_its_process(tmp_path):
-    hold = "import os, sys; from mlx_dmpo.machine import run_directory; r = run_directory.RunDirectory(sys.argv[1], 'test', {}); os.kill(os.getpid(), 9)"
+    hold = (
+        "import os, sys; from mlx_dmpo.machine import run_directory; "
+        "r = run_directory.RunDirectory(sys.argv[1], 'test', {}); os.kill(os.getpid(), 9)"
+    )
     child = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)])
     assert child.wait() == -signal.SIGKILL
     assert (tmp_path / ".lock").read_text() == str(child.pid)

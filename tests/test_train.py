@@ -101,14 +101,15 @@ def test_accumulation_does_not_change_the_step(settings, request, tmp_path):
         "test",
     )
     assert furthest(adapter(one), adapter(four)) < 1e-5
-    cut = train_run.train(replace(settings, batch_size=4, grad_accumulation_steps=1, optimizer="sgd", learning_rate=0.1, batch_tokens=1, adapter_path=str(tmp_path / "cut")), "test")  # fmt: skip
+    change = dict(batch_size=4, grad_accumulation_steps=1, batch_tokens=1, adapter_path=str(tmp_path / "cut"))
+    cut = train_run.train(replace(settings, optimizer="sgd", learning_rate=0.1, **change), "test")
     assert furthest(adapter(one), adapter(cut)) == 0  # no two groups fit: the same micro-batches of 1
     ours, theirs = metric_lines(one), metric_lines(four)
     assert ours[-1]["valid_loss"] == pytest.approx(theirs[-1]["valid_loss"], abs=1e-4)
 
 
 def test_host_work_is_prefetched_on_a_thread(dmpo_settings, monkeypatch):
-    """Padding of every step and of every batch that is scored, and the encoding of every epoch after the first, whose groups the run begins with."""
+    """Padding of every step and of every batch that is scored; the encoding of every epoch after the first."""
     encoded, padded, scored = [], [], []
 
     def watched(owner, name, seen):
@@ -320,7 +321,9 @@ def test_a_run_directory_explains_and_repeats_itself(dmpo_settings, tmp_path):
         "steps",
         "best_step",
     } <= manifest.keys()
-    assert manifest["inputs"]["train.jsonl"] == files.sha256(tiny_path(dmpo_settings, "train.jsonl"))
+    assert manifest["inputs"][f"{dmpo_settings.data}/train.jsonl"] == files.sha256(
+        tiny_path(dmpo_settings, "train.jsonl")
+    )
     assert (path / "training.png").read_bytes()[:4] == b"\x89PNG"
     again = resolve(DmpoSettings, path / "config.yaml", {"adapter_path": str(tmp_path / "again")})
     assert furthest(adapter(train_run.train(again, "test")), adapter(path)) == 0
@@ -461,7 +464,7 @@ def test_printed_orders():
 @pytest.mark.slow  # on a CPU every program goes through a C++ compiler
 @pytest.mark.parametrize("layers", [2, 3])
 def test_a_compiled_step_equals_the_plain_scorer(layers):
-    """In planned shapes, with and without frozen layers below; a second batch of the same shape meets the same program."""
+    """In planned shapes, with and without frozen layers below; a second batch of the same shape, the same program."""
     model = tiny.model(lora_layers=layers)
     loss = objective.objective(DmpoSettings(sft_weight=0.5))
     compiled = train_step.StepFunction(model, GroupScorer(shared_logps, True), loss, True, keep=1e9, compiled=True)
@@ -479,7 +482,7 @@ def test_a_compiled_step_equals_the_plain_scorer(layers):
 
 
 def test_the_number_of_compiled_shapes_is_bounded(monkeypatch):
-    """Past the bound a step of a new shape runs as it is; one of a known shape still meets its program. Values are the plain scorer's."""
+    """Past the bound a new shape is not compiled; a known shape still has its program. Values are the plain scorer's."""
     met = []
     monkeypatch.setattr(train_step, "COMPILED_SHAPES", 2)
     monkeypatch.setattr(

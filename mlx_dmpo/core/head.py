@@ -50,8 +50,8 @@ def _chunks(step: Callable[[mx.array, int], mx.array], x: mx.array, vocabulary: 
 def _normaliser(head: nn.Module, x: mx.array, vocabulary: int, differentiate: bool) -> mx.array:
     """log sum_v exp logits_v of each row.  (M, D) -> (M,) float32.
 
-    differentiate  d/dx is a row's probabilities times the head, whatever the loss is: it is computed with the value, chunk
-                   by chunk, and kept instead of the logits. Only for a frozen head.
+    differentiate  d/dx is a row's probabilities times the head, whatever the loss is: it is computed with the value,
+                   chunk by chunk, and kept instead of the logits. Only for a frozen head.
     """
     if not differentiate:
         return _chunks(lambda part, _: mx.logsumexp(_logits(head, part), axis=-1), x, vocabulary)

@@ -1,10 +1,11 @@
 """Log-probabilities of a group's answers; what its sequences share is run once.
 
 A group is its prefix tree in depth-first order: the history, then each question with its answers (see GroupBatch). All
-groups of a batch are one array of tokens; only attention sees them as prefixes and blocks. A token attends to what comes
-before it in its own branch, at the rotary position of its depth. In the last layer only the tokens that predict an answer
-token are queries and reach the vocabulary. Values and gradients are exact: tests compare them with `plain_logps`, which
-runs each sequence alone through the model's own forward. A model of another architecture falls back to it.
+groups of a batch are one array of tokens; only attention sees them as prefixes and blocks. A token attends to what
+comes before it in its own branch, at the rotary position of its depth. In the last layer only the tokens that predict
+an answer token are queries and reach the vocabulary. Values and gradients are exact: tests compare them with
+`plain_logps`, which runs each sequence alone through the model's own forward. A model of another architecture falls
+back to it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def _recomputed(run: Callable[..., mx.array], parameters: Any, h: mx.array) -> m
 
 
 def frozen_layers(model: nn.Module) -> int:
-    """How many of the first layers no gradient reaches: those below the first that trains; 0 if the embedding trains."""
+    """How many of the first layers no gradient reaches: below the first that trains; 0 if the embedding trains."""
     if tree_flatten(model.model.embed_tokens.trainable_parameters()):
         return 0
     trains = [bool(tree_flatten(layer.trainable_parameters())) for layer in model.model.layers]

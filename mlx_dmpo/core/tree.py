@@ -38,7 +38,7 @@ class EncodedGroup:
     )
 
     def tree(self) -> list[tuple[int, int]]:
-        """(branch, tokens of its tail in common with the branch before it), so ordered that each token of the prefix tree is met once."""
+        """(branch, tokens that its tail shares with the branch before it), so ordered that each token comes once."""
         order = sorted(range(len(self.tails)), key=lambda r: self.tails[r].tolist())
         return [(r, _common(self.tails[order[i - 1]], self.tails[r]) if i else 0) for i, r in enumerate(order)]
 
@@ -56,24 +56,28 @@ class EncodedGroup:
 class GroupBatch:
     """G encoded groups as arrays. R, A, K are the batch's largest sizes; N, M, P, C, T, Q its own or planned ones.
 
-    What branches share from the start is run once: `tokens` has each group's prefix tree in depth-first order, one group after
-    another. Attention sees what lies below a prefix as C blocks, each a question with its answers: a token attends to its
-    group's prefix and, in its block, to what came before it in its own branch. A few tokens that several blocks begin with
-    stand in each of them, and ask in the first. A branch's very last token predicts nothing and is left out.
+    What branches share from the start is run once: `tokens` has each group's prefix tree in depth-first order, one
+    group after another. Attention sees what lies below a prefix as C blocks, each a question with its answers: a token
+    attends to its group's prefix and, in its block, to what came before it in its own branch. The few tokens that
+    several blocks start with are keys in each of them, and queries in the first. A branch's very last token predicts
+    nothing and is left out.
 
-        sequences 1 2 7 4 9, 1 2 7 5 9, 1 2 8 6 9     tokens 1 2 | 7 4 5 | 8 6     positions 0 1 | 2 3 3 | 2 3     block_ends 3 2 3 | 2 2
+        1 2 7 4 9, 1 2 7 5 9, 1 2 8 6 9   # sequences
+        1 2 | 7 4 5 | 8 6                 # tokens: prefix, two blocks
+        0 1 | 2 3 3 | 2 3                 # positions
+              3 2 3 | 2 2                 # block_ends
 
     tokens           (N,)       int32
     positions        (N,)       int32: depth in the tree, the token's position in its own sequence
-    prefix_index     (G, P)     int32: where the prefix's tokens stand in `tokens`
+    prefix_index     (G, P)     int32: where the prefix's tokens are in `tokens`
     prefix_lengths   (G,)       int32
-    block_index      (G, C, T)  int32: where a block's tokens stand in `tokens`
-    block_ends       (G, C, T)  int32: within its block, one past the last token that follows it in any branch; 0 for padding
-    place            (N,)       int32: where a token asks, in the G*P prefix places followed by the G*C*T block places
+    block_index      (G, C, T)  int32: where a block's tokens are in `tokens`
+    block_ends       (G, C, T)  int32: in its block, one past the last token that follows it in a branch; 0 for padding
+    place            (N,)       int32: where a token is a query: the G*P prefix places, then the G*C*T block places
     rows             (M,)       int32: the tokens that predict an answer's token, each once, as places in `tokens`
-    query_rows       (G, C, Q)  int32: which of `rows` ask in a block
-    query_at         (G, C, Q)  int32: and where they stand there
-    row_place        (M,)       int32: where a row stands in the G*C*Q queries
+    query_rows       (G, C, Q)  int32: which of `rows` are queries in a block
+    query_at         (G, C, Q)  int32: and where they are in it
+    row_place        (M,)       int32: where a row is in the G*C*Q queries
     answer_rows      (G, R, A)  int32: which of `rows` predicts the answer's token
     answer_targets   (G, R, A)  int32
     answer_mask      (G, R, A)  float32
@@ -114,7 +118,7 @@ class _Below:
 
     tokens: np.ndarray
     depths: np.ndarray
-    owner: np.ndarray  # (tokens, 2): the block in which a token asks, and its place there
+    owner: np.ndarray  # (tokens, 2): the block in which a token is a query, and its place there
     blocks: list[np.ndarray]
     ends: list[np.ndarray]
     predictors: list[np.ndarray]  # of each branch: the tokens that predict its answer
@@ -129,7 +133,7 @@ def _below(group: EncodedGroup) -> _Below:
     size = 0
     for r, shared in group.tree():
         tail = group.tails[r][:-1]
-        shared = min(shared, len(tail), len(path))  # the branch before may end where this one goes on
+        shared = min(shared, len(tail), len(path))  # the branch before may be a prefix of this one
         new = np.arange(size, size + len(tail) - shared, dtype=np.int32)
         path = np.concatenate([path[:shared], new])
         room = BLOCK_TAILS * max(len(tail), 16)  # one long block would pad all others to its length
@@ -267,7 +271,10 @@ BATCH_TOKENS = 8192  # shared ones once; more in one piece is no faster anywhere
 
 
 def by_length(groups: Sequence[EncodedGroup], batch_size: int, tokens: int = BATCH_TOKENS) -> Iterator[np.ndarray]:
-    """Indices of micro-batches of like groups, at most `batch_size` of them and, beyond the first, `tokens`. Every group is in exactly one."""
+    """Indices of micro-batches of groups of similar length; every group is in exactly one.
+
+    A micro-batch has at most `batch_size` groups, and more than one only within `tokens`.
+    """
     order = sorted(range(len(groups)), key=lambda i: (len(groups[i].tails), len(groups[i].prefix), i))
     batch: list[int] = []
     total = 0

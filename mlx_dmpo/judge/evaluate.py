@@ -21,12 +21,12 @@ from .. import assets
 from ..config import EvaluateSettings
 from ..core.scorer import SCORER_VERSION
 from ..data import formats
-from ..data.rows import data_file
+from ..data.rows import data_file, hub_inputs
 from ..errors import UserError
-from ..machine import console, files, memory, run_directory
+from ..machine import console, files, memory, run_directory, trained_on
 from ..machine.ranks import world
-from ..model import adapters, device
-from ..model.open import LanguageModelScorer, open_scorer, refuse_for_free_text
+from ..model import device
+from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
@@ -85,14 +85,15 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
     with memory.memory_limits(settings), world().watched():
         _check(settings)
         examples = read_examples(settings)
-        if settings.adapter_path:
-            adapters.read_adapter_config(settings.adapter_path)
+        choose_template(settings, settings.adapter_path)  # refuses before a directory is made
         finished = run_directory.is_complete(output_directory(settings))
         with _directory(settings, command) as run:
             scorer = open_scorer(settings, settings.adapter_path)
+            examples = scorer.usable(examples)
             path = run.path if run else None
             result = measure(scorer, examples, settings, path, _key(settings, scorer, examples), finished)
             if run:
+                _count_trained_on(settings, examples, result)
                 _finish(run, settings, scorer, result, isinstance(examples[0], RankingExample))
             return result
 
@@ -242,6 +243,18 @@ def _generated(
     return generation.generation_metrics(found, resamples=settings.resamples, seed=settings.seed)
 
 
+def _count_trained_on(settings: EvaluateSettings, examples: Sequence[Example], result: dict[str, Any]) -> None:
+    """Adds to the result how many of the examples the adapter was trained on, and warns where there are any."""
+    trained = trained_on.count(settings.adapter_path, examples)
+    if trained is not None:
+        result["trained_on"] = trained
+    if trained:
+        console.notice(
+            f"warning: {trained} of the {len(examples)} examples are ones that {settings.adapter_path} was trained "
+            "on: this is no measure of ranking for new users; give test data with --data"
+        )
+
+
 def _finish(
     run: run_directory.RunDirectory,
     settings: EvaluateSettings,
@@ -253,10 +266,13 @@ def _finish(
     files.write_json(run.path / "metrics.json", result)
     charts.plot_comparison({settings.adapter_path or scorer.base.name: result}, run.path / "accuracy.png")
     charts.plot_margins(files.read_lines(run.path / SCORES), run.path / "margins.png")
-    if file := data_file(settings.data or str(assets.data_dir()), settings.split):
+    data, base = settings.data or str(assets.data_dir()), scorer.base
+    if file := data_file(data, settings.split):
         run.input(file)
-    base = scorer.base
+    run.inputs |= hub_inputs(data, settings.split)
     facts = {"model": base.name, "base_fingerprint": base.fingerprint, "shared_road": scorer.groups.shared}
     facts["prompt"] = scorer.template.to_json() if titles else None
+    if base.date:
+        facts["template_date"] = base.date
     run.finish(device.device_name(), adapter=settings.adapter_path or None, **facts)
     (run.path / PROGRESS).unlink(missing_ok=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -82,7 +81,8 @@ def write(
     final = directory(run, state.step)
     with files.writing(final):
         final.parent.mkdir(exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=files.PARTIAL, dir=final.parent))
+        temporary = files.partial(final.parent)
+        temporary.mkdir()
         try:
             save_arrays(temporary / ADAPTER_WEIGHTS, adapter)
             save_arrays(temporary / OPTIMIZER_STATE, optimizer)
@@ -94,7 +94,6 @@ def write(
                 temporary / run_directory.MANIFEST,
                 {"state": asdict(state), "identity": files.plain(identity), "files": hashes},
             )
-            temporary.chmod(0o755)
             if os.path.lexists(final):  # one that could not be read
                 _remove(final)
             os.rename(temporary, final)
@@ -230,7 +229,10 @@ class Checkpoints:
         prune(self.run, self.keep)
 
     def restore(self, check: Callable[[dict[str, Any], dict[str, Any]], None]) -> bool:
-        """Continues from the newest whole checkpoint -> whether there is one. Raises what `check(stored, given)` raises."""
+        """Continues from the newest whole checkpoint -> whether there is one.
+
+        Raises what `check(stored identity, given identity)` raises.
+        """
         found = newest(self.run) if self.run else None
         stored = world().from_first({"state": asdict(found.state), "identity": found.identity} if found else None)
         if stored is None:

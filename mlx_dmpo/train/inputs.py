@@ -73,13 +73,14 @@ def validation_sample(settings: TrainSettings, examples: Sequence[Example]) -> S
         return examples
     if wanted and world().first:
         console.notice(
-            f"note: validation takes {wanted:,} of {len(examples):,} groups, drawn at random; --val-batches -1 takes all"
+            f"note: validation takes {wanted:,} of {len(examples):,} groups, drawn at random; "
+            "--val-batches -1 takes all"
         )
     rows = np.random.default_rng(0).choice(len(examples), wanted, replace=False)
     return [examples[i] for i in sorted(rows)]
 
 
-def _read_split(settings: TrainSettings, split: str, domains: dict[str, Domain]) -> list[Example]:
+def _read_split(settings: SftSettings | DmpoSettings, split: str, domains: dict[str, Domain]) -> list[Example]:
     """The examples of a split with the settings' negatives; none where there is no validation data."""
     data = settings.data or str(assets.data_dir())
     if split == "valid" and settings.valid_data:
@@ -92,7 +93,10 @@ def _read_split(settings: TrainSettings, split: str, domains: dict[str, Domain])
             f"{loaded.name}: holds {loaded.format}, one answer per prompt: give data with chosen and rejected answers"
         )
     refuse_for_free_text(settings, not loaded.ranking)
-    return [first_negatives(e, settings.num_negatives) for e in loaded.examples]
+    count = settings.num_negatives
+    if count < 0:  # sft's default: one pair is enough to learn from, but a list is printed whole
+        count = 0 if loaded.ranking and choose_template(settings, settings.start_adapter).form == "listwise" else 1
+    return [first_negatives(e, count) for e in loaded.examples]
 
 
 def encode(
@@ -110,8 +114,10 @@ def encode(
         if given and not used and world().first:
             why = "use --orders" if form == "listwise" else f"{form} prints no order of two titles"
             console.notice(f"note: --{name} does not apply: {why}")
-    train = source(examples.train, both=both, redraw=redraw, chosen_only=isinstance(settings, SftSettings))
-    valid = source(examples.valid, both=form == "pairwise") if examples.valid else None
+    sft = isinstance(settings, SftSettings)
+    rows, valid_rows = policy.usable(examples.train, chosen_only=sft), policy.usable(examples.valid)
+    train = source(rows, both=both, redraw=redraw, chosen_only=sft)
+    valid = source(valid_rows, both=form == "pairwise") if valid_rows else None
     dropped = [g.dropped for g in train.epoch(0) if g.dropped]
     if dropped and world().first:
         console.notice(
@@ -124,7 +130,7 @@ def encode(
 def open_policy(
     settings: SftSettings | DmpoSettings,
 ) -> tuple[LanguageModelScorer, SftSettings | DmpoSettings]:
-    """The base model with the start adapter, or a new one, ready to train; and the settings with the adapter's shape."""
+    """The base model with the start adapter, or a new one, ready to train; the settings with the adapter's shape."""
     start, resolved = settings.start_adapter, settings
     if start:
         resolved = _with_adapter_shape(settings, adapters.read_adapter_config(start), start)
@@ -135,6 +141,8 @@ def open_policy(
             base.model.train()
         else:
             adapters.add_lora(base.model, resolved)
+        if settings.resume and base.date:  # the prompts show the day on which the run began
+            base.date = adapters.template_date(settings.adapter_path) or base.date
 
     return open_scorer(resolved, start, attach=attach), resolved
 

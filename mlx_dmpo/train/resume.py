@@ -1,4 +1,4 @@
-"""What must stay the same for a run to be resumed, and how to resume one."""
+"""What must stay the same for a run to be resumed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import DmpoSettings, SftSettings, TrainSettings, resume_key
+from ..config import DmpoSettings, SftSettings, resume_key
 from ..core.scorer import SCORER_VERSION
 from ..core.tree import EncodedGroup
 from ..errors import UserError
@@ -15,12 +15,6 @@ from ..machine import console
 from ..model.open import LanguageModelScorer
 from .batches import GroupSource
 from .reference import Reference, adapter_digest, sequences
-
-
-def how_to_resume(settings: TrainSettings) -> str:
-    """The command that resumes a run, to be pasted into a shell."""
-    command = "sft" if isinstance(settings, SftSettings) else "dmpo"
-    return f"mlx-dmpo {command} -c {settings.adapter_path}/config.yaml --resume"
 
 
 def digest(groups: Sequence[EncodedGroup]) -> str:

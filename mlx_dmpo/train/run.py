@@ -11,18 +11,17 @@ import mlx.core as mx
 from .. import assets
 from ..config import DmpoSettings, SftSettings
 from ..core.finite import is_finite
-from ..data.rows import hub_name
+from ..data.rows import hub_inputs, hub_name
 from ..errors import UserError, WriteError
-from ..machine import files, memory
+from ..machine import commands, files, memory, trained_on
 from ..machine.interrupts import Stop
 from ..machine.ranks import world
 from ..machine.run_directory import RunDirectory
 from ..model import adapters, device, loading
 from ..model.open import LanguageModelScorer
 from ..report import charts
-from .inputs import check_memory, encode, open_policy, read_examples
+from .inputs import Examples, check_memory, encode, open_policy, read_examples
 from .loop import fit
-from .resume import how_to_resume
 from .setup import Training, score_reference, set_up
 
 
@@ -57,7 +56,7 @@ def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
             if state.step < schedule.steps:
                 world().say(f"  stopped at step {state.step}: {state.waited} validations without a new best")
             if run:
-                _finish(run, settings, policy, training)
+                _finish(run, settings, policy, training, examples)
     return Path(settings.adapter_path)
 
 
@@ -83,7 +82,11 @@ def _say_parameters(base: loading.Loaded) -> None:
 
 
 def _finish(
-    run: RunDirectory, settings: SftSettings | DmpoSettings, policy: LanguageModelScorer, training: Training
+    run: RunDirectory,
+    settings: SftSettings | DmpoSettings,
+    policy: LanguageModelScorer,
+    training: Training,
+    examples: Examples,
 ) -> None:
     """Writes the best adapter, the picture and, last, the manifest."""
     base, checkpoints = policy.base, training.checkpoints
@@ -92,16 +95,21 @@ def _finish(
     if not is_finite(base.model.trainable_parameters()):
         raise UserError(
             f"step {state.step}: the adapter has NaN or Inf: continue from step {checkpoints.saved} with "
-            f"{how_to_resume(settings)}"
+            f"{commands.resume(settings)}"
         )
     adapters.save_adapter(base.model, run.path / adapters.ADAPTER_WEIGHTS)
     run.started -= checkpoints.seconds_before
     files.write_json(run.path / adapters.ADAPTER_CONFIG, adapters.adapter_config(settings, base))
     charts.plot_training(training.report.lines, run.path / "training.png")
     run.config = {k: v for k, v in files.plain(settings).items() if k in run.config}
-    for data in (settings.data or str(assets.data_dir()), settings.valid_data):
-        if data and not hub_name(data):
-            run.input(data)
+    trained_on.write(run.path, examples.train, settings.start_adapter)
+    data = settings.data or str(assets.data_dir())
+    read = [(data, "train")] + ([(settings.valid_data or data, "valid")] if examples.valid else [])
+    for name, split in read:
+        if hub_name(name):
+            run.inputs |= hub_inputs(name, split)
+        else:
+            run.input(name)
     run.finish(
         device.device_name(),
         model=base.name,

@@ -14,7 +14,7 @@ import mlx.optimizers as optimizers
 from ..config import DmpoSettings, SftSettings
 from ..core.tree import pad_groups
 from ..errors import Interrupted
-from ..machine import files
+from ..machine import commands, files
 from ..machine.interrupts import Stop
 from ..machine.ranks import world
 from ..model import adapters, device, fit, trackers
@@ -30,7 +30,7 @@ from .objective import needs_reference, objective
 from .optimizer import build_optimizer, learning_rate
 from .reference import Reference, adapter_digest, cache_key
 from .reporting import METRICS, Report
-from .resume import check_identity, how_to_resume, run_identity
+from .resume import check_identity, run_identity
 from .step import StepFunction, padding
 from .validation import Validation
 
@@ -73,7 +73,10 @@ def set_up(
     path: Path | None,
     stop: Stop,
 ) -> Training:
-    """Everything of a run, restored from its newest checkpoint where it is resumed. `path` is None on all ranks but one."""
+    """Everything of a run, restored from its newest checkpoint where it is resumed.
+
+    path  the run directory; None on all ranks but the first
+    """
     model, loss, optimizer = policy.base.model, objective(settings), build_optimizer(settings)
     dropout = bool(settings.lora_parameters.dropout)
     batches = Batches(
@@ -151,7 +154,7 @@ def _callbacks(
     stop: Stop,
     steps: int,
 ) -> Callbacks:
-    model, state, resume = policy.base.model, checkpoints.state, how_to_resume(settings)
+    model, state, resume = policy.base.model, checkpoints.state, commands.resume(settings)
     lower = "--learning-rate" + (" or --beta" if isinstance(settings, DmpoSettings) else "")
     bad_steps = BadSteps(model, checkpoints, settings.max_bad_steps, settings.debug_nan, lower, resume)
 

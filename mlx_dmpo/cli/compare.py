@@ -32,7 +32,7 @@ def compare(directories: tuple[str, ...], against: tuple[str, ...], resamples: i
     """
     from ..judge.compare import compare as run
 
-    found = run([Path(d) for d in directories], against, resamples=resamples, seed=seed)
+    found = run([Path(d).expanduser() for d in directories], against, resamples=resamples, seed=seed)
     click.echo(json.dumps(found, indent=2, allow_nan=False) if as_json else format_comparison(found))
 
 

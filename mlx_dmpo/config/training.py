@@ -85,7 +85,8 @@ class TrainSettings(CommonSettings):
     debug_nan: bool = setting(
         False, "Name the first layer with NaN or Inf whenever a step is skipped (slow for that step)."
     )
-    report_to: str = setting("", "Experiment tracker that mlx-lm knows: wandb or swanlab, comma-separated.")
+    report_to: str = setting("", "Experiment tracker: tensorboard, wandb or swanlab; several are comma-separated.")
+    plain: bool = setting(False, "Print plain lines instead of the live panel, which only a terminal shows.")
     project_name: str = setting("", "Project name for the experiment tracker.")
     overwrite: bool = setting(False, "Replace a finished run in --adapter-path.")
 
@@ -133,7 +134,7 @@ class DmpoSettings(TrainSettings):
 # What may change when a run is resumed: paths (their contents are compared), reports, and how a step's work is cut up.
 _FREE = frozenset(
     """model data valid_data skip_bad_rows prompt allow_other_prompt domains adapter_path start_adapter batch_size
-    batch_tokens grad_accumulation_steps val_batches grad_checkpoint steps_per_report report_to project_name save_every
+    batch_tokens grad_accumulation_steps val_batches grad_checkpoint steps_per_report report_to plain project_name save_every
     keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check""".split()
 )
 

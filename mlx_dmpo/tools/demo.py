@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import assets, config
+from ..judge.compare import for_report
 from ..judge.evaluate import evaluate
 from ..machine import files
 from ..report import charts, tables
@@ -48,7 +49,7 @@ def demo(out: Path, seed: int = 0, prompt: str = "") -> None:
     files.write_json(out / "summary.json", {**results, "seconds": seconds})
     charts.plot_comparison(results, out / "accuracy.png")
     evaluations = [out / name / "eval" for name in results]
-    report_page.write_report([*evaluations, out / "sft", out / "dmpo"], out / "report.html")
+    report_page.write_report([*evaluations, out / "sft", out / "dmpo"], out / "report.html", for_report)
     print(f"\n{tables.results_table(results)}\n")
     print(
         f"Every number is of {results['base']['users']} fictional users whom neither pretraining nor training has seen ({sum(seconds.values()):.0f} s in all)."

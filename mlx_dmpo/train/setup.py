@@ -17,9 +17,10 @@ from ..errors import Interrupted
 from ..machine import commands, files
 from ..machine.interrupts import Stop
 from ..machine.ranks import world
-from ..model import adapters, device, trackers
+from ..model import adapters, device, fit, trackers
 from ..model.open import LanguageModelScorer
 from ..model.score import score_groups
+from ..report import live
 from .batches import Batches, GroupSource
 from .checkpoint import Checkpoints
 from .inputs import describe_work
@@ -118,15 +119,25 @@ def set_up(
     tracker = None
     if path:
         tracker = trackers.tracker(settings.report_to, settings.project_name, path, files.plain(settings))
+    name = "sft" if isinstance(settings, SftSettings) else settings.loss
     report = Report(
         path / METRICS if path else None,
         state,
-        name="sft" if isinstance(settings, SftSettings) else settings.loss,
+        name=name,
         steps=steps,
         steps_per_epoch=per_epoch,
         every=settings.steps_per_report,
         learning_rate=lambda: float(optimizer.learning_rate),
         peak=lambda: step_function.peak,
+        view=lambda lines: live.view(
+            name,
+            steps,
+            state.step,
+            memory=fit.machine_memory(),
+            plain=settings.plain,
+            shown=world().first,
+            history=lines,
+        ),
         tracker=tracker,
     )
     callbacks = _callbacks(settings, policy, valid, reference, checkpoints, report, stop, steps)

@@ -73,5 +73,7 @@ def dmpo(settings: DmpoSettings) -> str:
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """Measures a ranker on a split. Returns the metrics and writes the evaluation directory. Raises UserError."""
-    result: dict[str, Any] = importlib.import_module(".judge.evaluate", __name__).evaluate(settings, "mlx_dmpo.evaluate")
+    result: dict[str, Any] = importlib.import_module(".judge.evaluate", __name__).evaluate(
+        settings, "mlx_dmpo.evaluate"
+    )
     return result

@@ -49,9 +49,7 @@ def margins_of(n, base, effects, pairs):
     """An arbitrary margin of what is left: base - sum of single effects - sum of what two items do together."""
 
     def margin(removed):
-        return (
-            base - sum(effects[i] for i in removed) - sum(pairs[i, j] for i, j in itertools.combinations(removed, 2))
-        )
+        return base - sum(effects[i] for i in removed) - sum(pairs[i, j] for i, j in itertools.combinations(removed, 2))
 
     return margin
 

@@ -193,7 +193,9 @@ def test_a_full_queue_is_429_and_recovers():
         body = {"query": ["x"], "documents": ["a", "bb"]}
         threads, found = in_threads([lambda: post(address, "/v1/rerank", body)])
         wait_for(scorer.entered.is_set)
-        more, rest = in_threads([lambda i=i: post(address, "/v1/rerank", {**body, "query": [f"y{i}"]}) for i in range(3)])
+        more, rest = in_threads(
+            [lambda i=i: post(address, "/v1/rerank", {**body, "query": [f"y{i}"]}) for i in range(3)]
+        )
         wait_for(lambda: server.worker.waiting == 3)
         full = post(address, "/v1/rerank", body)
         assert full.status_code == 429 and full.headers["retry-after"] == "1"
@@ -270,13 +272,19 @@ def test_a_closed_worker_answers_what_waits_and_takes_nothing_new():
 def test_results_and_ties():
     with fake_server() as (address, scorer, _):
         scorer.gate.set()
-        found = post(address, "/v1/rerank", {"query": "x\ny", "documents": ["a", "ccc", {"text": "bb"}, "a"], "model": "m"}).json()
+        found = post(
+            address, "/v1/rerank", {"query": "x\ny", "documents": ["a", "ccc", {"text": "bb"}, "a"], "model": "m"}
+        ).json()
         assert [r["index"] for r in found["results"]] == [1, 2, 0, 3]  # equal documents in the order in which they came
         assert [r["document"]["text"] for r in found["results"]] == ["ccc", "bb", "a", "a"]
         shares = [r["relevance_score"] for r in found["results"]]
-        assert shares == sorted(shares, reverse=True) and shares[2] == shares[3] and 0 <= min(shares) <= max(shares) <= 1
+        assert (
+            shares == sorted(shares, reverse=True) and shares[2] == shares[3] and 0 <= min(shares) <= max(shares) <= 1
+        )
         assert set(found["usage"]) == {"total_tokens", "prompt_tokens"}
-        short = post(address, "/v1/rerank", {"query": ["x"], "documents": ["a", "bb"], "top_n": 1, "return_documents": False})
+        short = post(
+            address, "/v1/rerank", {"query": ["x"], "documents": ["a", "bb"], "top_n": 1, "return_documents": False}
+        )
         assert [set(r) for r in short.json()["results"]] == [{"index", "relevance_score", "score"}]
         alone = post(address, "/v1/rerank", {"query": ["x"], "documents": ["a"]}).json()
         assert alone["results"][0]["relevance_score"] == 1.0
@@ -309,7 +317,11 @@ def embedded():
         yield address, Ranker.load(batch_size=32), data
 
 
-HOSTILE = ("<img src=x onerror=document.title='owned'>", "</script><script>document.title='owned'</script>", "\"'&amp; {{7*7}} ${1}")
+HOSTILE = (
+    "<img src=x onerror=document.title='owned'>",
+    "</script><script>document.title='owned'</script>",
+    "\"'&amp; {{7*7}} ${1}",
+)
 
 
 def test_eight_clients_and_fifty_requests_each(embedded):
@@ -329,7 +341,9 @@ def test_eight_clients_and_fifty_requests_each(embedded):
                 order = [documents[r["index"]] for r in answer.json().get("results", [])]
                 scores = [r["score"] for r in answer.json().get("results", [])]
                 done.append(answer.status_code)
-                if order != expected[i].titles or scores != pytest.approx([r.score for r in expected[i].ranking], abs=1e-3):
+                if order != expected[i].titles or scores != pytest.approx(
+                    [r.score for r in expected[i].ranking], abs=1e-3
+                ):
                     wrong.append((i, order, expected[i].titles))
 
     started = time.monotonic()

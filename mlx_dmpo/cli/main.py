@@ -10,7 +10,7 @@ import click
 from .. import __version__
 from ..errors import Interrupted, UserError
 from ..machine import console
-from . import data, evaluate, tools, train, use
+from . import compare, data, evaluate, tools, train, use
 from .options import Group
 
 
@@ -40,6 +40,7 @@ for command in (
     train.sft,
     train.dmpo,
     evaluate.evaluate,
+    compare.compare,
     data.check,
     tools.sample,
     evaluate.report,
@@ -50,6 +51,7 @@ for command in (
     tools.demo,
     tools.plan,
     tools.doctor,
+    tools.completion,
 ):
     cli.add_command(command)
 

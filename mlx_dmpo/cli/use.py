@@ -38,9 +38,7 @@ def _request(settings: Any) -> Any:
     from ..use.inputs import read_data, read_request
 
     data = read_data(settings.data, settings.domain, settings.domains)
-    found = read_request(
-        data, settings.history, settings.user, settings.candidates, _stdin(settings), console.notice
-    )
+    found = read_request(data, settings.history, settings.user, settings.candidates, _stdin(settings), console.notice)
     return data, found
 
 
@@ -105,7 +103,9 @@ def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
     for adapter in adapters or [""]:
         check_settings(settings, adapter)
     data, request = _request(settings)
-    chosen, rejected = (data.catalogue.match(t, console.notice) if t else "" for t in (settings.chosen, settings.rejected))
+    chosen, rejected = (
+        data.catalogue.match(t, console.notice) if t else "" for t in (settings.chosen, settings.rejected)
+    )
     names = ["", *adapters] if settings.base or not adapters else adapters
     found: list[Any] = []
     with memory.memory_limits(settings):

@@ -9,11 +9,12 @@ from .fields import CommonSettings, setting
 
 @dataclass(frozen=True)
 class EvaluateSettings(CommonSettings):
-    adapter_path: str = setting("", "Adapter directory; without it the base model is evaluated.")
+    adapter_path: str = setting("", "Adapter directory; without it the base model is evaluated.", path=True)
     split: str = setting("test", "Split of a prepared directory.", choices=("train", "valid", "test"))
     out: str = setting(
         "",
         "Directory to write: metrics.json, scores.jsonl, pictures, manifest (default: ADAPTER/eval, or runs/base/eval).",
+        path=True,
     )
     batch_size: int = setting(8, "Groups run at once.", low=1)
     orders: int | None = setting(
@@ -26,19 +27,38 @@ class EvaluateSettings(CommonSettings):
     per_token: bool = setting(False, "direct and listwise: divide a title's log-prob by its tokens.")
     limit: int = setting(0, "Evaluate only the first so many examples; 0 takes all.", low=0)
     resamples: int = setting(2000, "Bootstrap resamples of the users for the 95 % intervals.", low=100)
-    overwrite: bool = setting(False, "Replace a finished evaluation in --out.")
+    candidates: str = setting(
+        "",
+        "Also rank the liked title among this many candidates, itself included, or among all of the catalogue: "
+        "hit rates, NDCG, MRR.",
+    )
+    candidate_negatives: str = setting(
+        "uniform",
+        "Where the other candidates come from: the example's own negatives (file), or titles of the catalogue, drawn "
+        "uniformly or by popularity with --seed.",
+        choices=("uniform", "popularity", "file"),
+    )
+    generate: int = setting(
+        0, "Also let the model answer this many examples greedily, and count answers that are valid.", low=0
+    )
+    max_tokens: int = setting(128, "Longest generated answer, in tokens.", low=1)
+    overwrite: bool = setting(
+        False, "Replace a finished evaluation in --out. An unfinished one of the same settings is continued without it."
+    )
 
 
 @dataclass(frozen=True)
 class ExportSettings(CommonSettings):
-    model: str = setting("", "Base model (the one that the adapter names, where that is on this disk, when left out).")
-    adapter_path: str = setting("", "Adapter directory to export, as sft, dmpo or mlx-lm wrote it.")
+    model: str = setting(
+        "", "Base model (the one that the adapter names, where that is on this disk, when left out).", path=True
+    )
+    adapter_path: str = setting("", "Adapter directory to export, as sft, dmpo or mlx-lm wrote it.", path=True)
     to: str = setting(
         "mlx",
         "mlx: a fused model directory for mlx-lm; peft: an adapter for transformers and PEFT.",
         choices=("mlx", "peft"),
     )
-    out: str = setting("", "Directory to make (default: ADAPTER/mlx or ADAPTER/peft).")
+    out: str = setting("", "Directory to make (default: ADAPTER/mlx or ADAPTER/peft).", path=True)
     keep_quantized: bool = setting(
         False,
         "Of a quantised base: leave it as it is, with the adapter beside it (else it is dequantised and fused, which is larger).",
@@ -56,16 +76,16 @@ class ExportSettings(CommonSettings):
         low=0,
     )
     num_negatives: int = setting(1, "Negatives used of each example; 0 takes all.", low=0)
-    eval: tuple[str, ...] = setting((), "Evaluation directory whose results go into the model card.")
+    eval: tuple[str, ...] = setting((), "Evaluation directory whose results go into the model card.", path=True)
     batch_size: int = setting(8, "Groups run at once.", low=1)
     overwrite: bool = setting(False, "Replace an earlier export in --out.")
 
 
 @dataclass(frozen=True)
 class SampleSettings(CommonSettings):
-    adapter_path: str = setting("", "Adapter directory; without it the base model answers.")
+    adapter_path: str = setting("", "Adapter directory; without it the base model answers.", path=True)
     split: str = setting("test", "Split of a prepared directory.", choices=("train", "valid", "test"))
-    out: str = setting("samples.jsonl", "File to write, one JSON object a line.")
+    out: str = setting("samples.jsonl", "File to write, one JSON object a line.", path=True)
     n: int = setting(10, "Answers drawn to each prompt.", low=1)
     temperature: float = setting(0.8, "Sampling temperature; 0 takes the likeliest token.", low=0)
     top_p: float = setting(

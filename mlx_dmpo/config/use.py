@@ -53,7 +53,9 @@ class RankSettings(UseSettings):
 
 @dataclass(frozen=True)
 class ExplainSettings(UseSettings):
-    adapter_path: tuple[str, ...] = setting((), "Adapter directory; several are explained side by side, the last first.")
+    adapter_path: tuple[str, ...] = setting(
+        (), "Adapter directory; several are explained side by side, the last first."
+    )
     base: bool = setting(False, "Explain the base model beside the adapters.")
     history: tuple[str, ...] = setting((), "Title that the user liked, oldest first, or a file with one title a line.")
     user: str = setting("", "Instead: this user's history in --data.")

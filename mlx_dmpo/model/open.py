@@ -45,7 +45,7 @@ class LanguageModelScorer:
     ):
         self.base, self.settings, self.name = base, settings, name or base.name
         self.template = template or choose_template(settings)
-        self.encoder = Encoder(base.tokenizer, settings.max_seq_length, self.template)
+        self.encoder = Encoder(base.tokenizer, settings.max_seq_length, self.template, base.date)
         self.calibrate = bool(getattr(settings, "calibrate", False))
         self.per_token = bool(getattr(settings, "per_token", False))
         self.orders = getattr(settings, "orders", None) or EVALUATED_ORDERS
@@ -59,6 +59,15 @@ class LanguageModelScorer:
         if not groups.shared:
             console.notice(f"note: every sequence is run alone, which is slower: {groups.reason}")
         return groups
+
+    def usable(self, examples: Sequence[Example], *, chosen_only: bool = False) -> list[Example]:
+        """Under --skip-bad-rows, the examples whose tokens can be made, each other one named; else all of them.
+
+        Raises UserError where none is left.
+        """
+        if not self.settings.skip_bad_rows:
+            return list(examples)
+        return self.encoder.usable(examples, console.notice, chosen_only=chosen_only)
 
     @functools.cached_property
     def spellings(self) -> tuple[Sequences, Sequences]:

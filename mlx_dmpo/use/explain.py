@@ -73,7 +73,13 @@ class Explanation:
             "name": self.model,
             "margin": self.margin,
             "tokens": [
-                {"token": t.token, "side": t.side, "chosen": t.chosen, "rejected": t.rejected, "difference": t.difference}
+                {
+                    "token": t.token,
+                    "side": t.side,
+                    "chosen": t.chosen,
+                    "rejected": t.rejected,
+                    "difference": t.difference,
+                }
                 for t in self.tokens
             ],
             "history": [{"title": e.title, "effect": e.effect} for e in self.history],

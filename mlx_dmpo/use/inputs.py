@@ -33,7 +33,9 @@ class DataSet:
     def history(self, user: str) -> tuple[str, ...]:
         """Raises UserError for a user who is not in the data set."""
         if user not in self.users:
-            raise UserError(f"--user: {user} is not in {self.source}: name one of its users, such as {next(iter(self.users), '(none)')}")
+            raise UserError(
+                f"--user: {user} is not in {self.source}: name one of its users, such as {next(iter(self.users), '(none)')}"
+            )
         return self.users[user]
 
 
@@ -88,7 +90,7 @@ def titles_of(given: Sequence[str], flag: str) -> list[str]:
             raise UserError(f"{flag}: a title is empty: give a title, or leave the flag out")
         if _is_file(path):
             found += _titles_in(path)
-        elif path.suffix in (".txt", ".jsonl", ".csv") and ("/" in value or not " " in value):
+        elif path.suffix in (".txt", ".jsonl", ".csv") and ("/" in value or " " not in value):
             raise UserError(f"{flag}: {value}: no such file: name a file with one title a line, or a title")
         else:
             found.append(value)
@@ -151,7 +153,9 @@ def read_request(
             raise UserError("--candidates: standard input brings candidates too: keep one of them")
         wanted = wanted or more
     seen = data.history(user) if user else tuple(data.catalogue.match_all(liked, notice))
-    chosen = data.catalogue.match_all(wanted, notice) if wanted else [t for t in data.catalogue.titles if t not in set(seen)]
+    chosen = (
+        data.catalogue.match_all(wanted, notice) if wanted else [t for t in data.catalogue.titles if t not in set(seen)]
+    )
     return Request(seen, tuple(chosen))
 
 

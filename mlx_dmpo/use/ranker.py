@@ -130,7 +130,9 @@ class Ranker:
         return explain(self.scoring, tuple(history), chosen, rejected, max_flip)
 
 
-def top_pair(ranker: Ranker, history: Sequence[str], candidates: Sequence[str], chosen: str, rejected: str) -> tuple[str, str]:
+def top_pair(
+    ranker: Ranker, history: Sequence[str], candidates: Sequence[str], chosen: str, rejected: str
+) -> tuple[str, str]:
     """The pair to explain: what is named, and for the rest the best of a ranking. Raises UserError for too few candidates."""
     if chosen and rejected:
         return chosen, rejected
@@ -147,5 +149,3 @@ def settings_for(settings: Any) -> UseSettings:
     from dataclasses import fields
 
     return UseSettings(**{f.name: getattr(settings, f.name) for f in fields(UseSettings)})
-
-

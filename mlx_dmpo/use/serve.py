@@ -80,7 +80,9 @@ class Server:
 
     async def _not_found(self, request: Request, error: Any) -> Response:
         known = "POST /v1/rerank, POST /v1/explain, GET /v1/items, /healthz, /metrics, /"
-        return _json_error(error.status_code, f"{request.method} {request.url.path}: no such endpoint: known are {known}")
+        return _json_error(
+            error.status_code, f"{request.method} {request.url.path}: no such endpoint: known are {known}"
+        )
 
     def _guard(
         self, endpoint: Callable[[Request], Awaitable[Response]], with_key: bool = True
@@ -101,10 +103,14 @@ class Server:
             try:
                 host = re.sub(r":\d+$", "", request.headers.get("host", "")).strip("[]")
                 if self.settings.host in LOOPBACK and host not in LOOPBACK:  # another site's name that leads here
-                    return _json_error(400, "this server answers to 127.0.0.1 and localhost only: use one of them, or --host")
+                    return _json_error(
+                        400, "this server answers to 127.0.0.1 and localhost only: use one of them, or --host"
+                    )
                 if with_key and not self._has_key(request):
                     return _json_error(
-                        401, "the key is missing or wrong: send `Authorization: Bearer KEY`", {"WWW-Authenticate": "Bearer"}
+                        401,
+                        "the key is missing or wrong: send `Authorization: Bearer KEY`",
+                        {"WWW-Authenticate": "Bearer"},
                     )
                 return await endpoint(request)
             except Refused as refused:
@@ -145,7 +151,9 @@ class Server:
             if len(body) > limit:
                 raise too_large
         try:
-            return json.loads(body, parse_constant=lambda name: (_ for _ in ()).throw(ValueError(f"{name} is not JSON")))
+            return json.loads(
+                body, parse_constant=lambda name: (_ for _ in ()).throw(ValueError(f"{name} is not JSON"))
+            )
         except (ValueError, RecursionError) as error:
             raise Refused(400, f"the body is not JSON: {error}") from None
 
@@ -274,7 +282,9 @@ def listen(host: str, port: int) -> socket.socket:
         found.bind((host, port))
     except (OSError, UnicodeError) as error:
         found.close()
-        raise UserError(f"--port: {host}:{port} cannot be listened on ({error}): give another --port or --host") from None
+        raise UserError(
+            f"--port: {host}:{port} cannot be listened on ({error}): give another --port or --host"
+        ) from None
     found.listen(128)
     return found
 

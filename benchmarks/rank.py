@@ -51,7 +51,11 @@ def sequences(ranker: Ranker, history: Sequence[str], candidates: Sequence[str])
 
 
 def spread(things: Sequence[Any], n: int) -> list[Any]:
-    return list(things) if not n or n >= len(things) else [things[i] for i in np.linspace(0, len(things) - 1, n).astype(int)]
+    return (
+        list(things)
+        if not n or n >= len(things)
+        else [things[i] for i in np.linspace(0, len(things) - 1, n).astype(int)]
+    )
 
 
 def pairs_and_alone(options: argparse.Namespace, history: list[str], candidates: list[str]) -> dict[str, Any]:
@@ -70,7 +74,12 @@ def pairs_and_alone(options: argparse.Namespace, history: list[str], candidates:
     return {
         "what": f"all pairs of {len(candidates)} candidates, history of {len(history)}",
         "shared": {"tokens": found.tokens, "seconds": shared, "pairs": found.pairs_scored},
-        "alone": {"tokens": sum(g.separate_tokens for g in alone), "seconds": seconds, "sequences": len(alone), "timed": len(some)},
+        "alone": {
+            "tokens": sum(g.separate_tokens for g in alone),
+            "seconds": seconds,
+            "sequences": len(alone),
+            "timed": len(some),
+        },
         "times_faster": seconds / shared,
     }
 
@@ -92,7 +101,12 @@ def items_and_one_by_one(options: argparse.Namespace, history: list[str], titles
     return {
         "what": f"{len(titles)} titles by items, history of {len(history)}",
         "shared": {"tokens": found.tokens, "seconds": shared},
-        "one by one": {"tokens": one.tokens * len(titles) // len(some), "seconds": seconds, "titles": len(titles), "timed": len(some)},
+        "one by one": {
+            "tokens": one.tokens * len(titles) // len(some),
+            "seconds": seconds,
+            "titles": len(titles),
+            "timed": len(some),
+        },
         "times_faster": seconds / shared,
         "largest_difference_nats": max(abs(ranked[t] - s) for t, s in scores.items()),
     }
@@ -104,7 +118,9 @@ def main() -> None:
     parser.add_argument("--history", type=int, default=30)
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--titles", type=int, default=2000)
-    parser.add_argument("--alone", type=int, default=0, help="sequences and titles of the slow side that are timed; 0: all")
+    parser.add_argument(
+        "--alone", type=int, default=0, help="sequences and titles of the slow side that are timed; 0: all"
+    )
     parser.add_argument("--json", default="", help="file to write the numbers to")
     options = parser.parse_args()
     titles = invented(options.titles + options.history)

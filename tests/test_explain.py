@@ -312,6 +312,8 @@ def test_a_planted_favourite_genre_comes_out_on_top(trained):
         why = ranker.explain(history, catalogue.titles[own[8]], catalogue.titles[others[0]], max_flip=0)
         own_effects += [e.effect for e in why.history[::2]]
         other_effects += [e.effect for e in why.history[1::2]]
-    print(f"mean place {np.mean(places):.2f} of 12 (chance 6.5, best 2.5); effects {np.mean(own_effects):+.2f} of the genre's items, {np.mean(other_effects):+.2f} of others")
+    print(
+        f"mean place {np.mean(places):.2f} of 12 (chance 6.5, best 2.5); effects {np.mean(own_effects):+.2f} of the genre's items, {np.mean(other_effects):+.2f} of others"
+    )
     assert np.mean(places) < 5
     assert np.mean(own_effects) > np.mean(other_effects)

@@ -17,9 +17,22 @@ PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 
 
 def test_importing_it_loads_nothing_heavy():
-    script = "import sys, json, mlx_dmpo; dir(mlx_dmpo); print(json.dumps(sorted(m.split('.')[0] for m in sys.modules)))"
+    script = (
+        "import sys, json, mlx_dmpo; dir(mlx_dmpo); print(json.dumps(sorted(m.split('.')[0] for m in sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    heavy = {"mlx", "mlx_lm", "transformers", "tokenizers", "datasets", "pyarrow", "matplotlib", "numpy", "torch", "click"}
+    heavy = {
+        "mlx",
+        "mlx_lm",
+        "transformers",
+        "tokenizers",
+        "datasets",
+        "pyarrow",
+        "matplotlib",
+        "numpy",
+        "torch",
+        "click",
+    }
     assert heavy & set(json.loads(done.stdout)) == set()
 
 

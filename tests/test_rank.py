@@ -499,7 +499,9 @@ def test_notes_about_typed_titles_and_a_table(base):
 
 
 def test_a_terminal_gets_no_control_characters(base):
-    code, printed, err = command(*base, "--history", "river", "--candidates", "amber", "--candidates", "x\x1b[31m\u202ey")
+    code, printed, err = command(
+        *base, "--history", "river", "--candidates", "amber", "--candidates", "x\x1b[31m\u202ey"
+    )
     assert code == 0 and not {"\x1b", "\u202e"} & set(printed + err)
 
 
@@ -552,7 +554,9 @@ main(sys.argv[1:])
 """
     candidates = [part for i in range(18) for part in ("--candidates", f"river {i}")]
     arguments = ["rank", *map(str, base), "--history", "glass", *candidates, "--json"]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 130, done.stderr
     found = json.loads(done.stdout)
     assert found["pairs_scored"] == 128 and len(found["ranking"]) == 18

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .options import settings_of, settings_options
 NOT_HERE = ("num_negatives", "skip_bad_rows")  # settings of training and evaluation without a meaning here
 
 
-def _options(cls: type) -> Any:
+def _options(cls: type) -> Callable[[Any], Any]:
     """`settings_options` without those that have no effect on these commands."""
 
     def add(command: Any) -> Any:

@@ -238,7 +238,7 @@ def test_every_setting_is_read(model_directory, data_directory, tmp_path):
     from mlx_dmpo.tools.sample import sample
     from mlx_dmpo.train.run import train
 
-    adapter = tiny.save_adapter(model_directory, tmp_path / "a")
+    adapter = tiny.save_adapter(model_directory, tmp_path / "a", quantize=4)
     common = {"model": str(model_directory), "data": str(data_directory)}
     quantised = {**common, "quantize": 4, "quantize_group_size": 32}
     short = {"iters": 1, "val_batches": 1, "report_to": ""}
@@ -248,7 +248,7 @@ def test_every_setting_is_read(model_directory, data_directory, tmp_path):
         (evaluate, config.EvaluateSettings(**quantised, limit=2, out=str(tmp_path / "e")), ()),
         (sample, config.SampleSettings(**quantised, limit=1, n=1, max_tokens=2, out=str(tmp_path / "x")), ()),
         (sample, config.SampleSettings(**common, limit=1, score=True, out=str(tmp_path / "y")), ()),
-        (export, config.ExportSettings(**common, adapter_path=str(adapter), examples=2), ()),
+        (export, config.ExportSettings(**quantised, adapter_path=str(adapter), examples=2), ()),
         (plan, config.PlanSettings(tflops=1.0), ()),
         (plan, config.PlanSettings(tflops=1.0, **common), ()),
     ]
@@ -349,7 +349,7 @@ def test_on_a_terminal_the_bar_is_a_bar(width, monkeypatch):
     assert len(shown) == 2 and max(map(len, shown)) <= width
     assert first.startswith("dmpo ") and "120/390 steps" in first and "1:48 left" in first
     assert first.count("━") + first.count("╸") + first.count("╺") >= width // 6
-    assert second.rstrip() == "  loss 0.5123, margin 1.234, accuracy 0.8125, groups per second 41.7"[:width].rstrip()
+    assert second.startswith("  loss 0.5123, margin 1.234, accuracy 0.8125")
 
 
 def test_quiet_and_other_threads_show_nothing(capsys, monkeypatch):

@@ -53,11 +53,14 @@ def export(config_file: str | None, **options: Any) -> None:
 @click.command(short_help="Run the whole chain on the embedded model and data.")
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Directory to write.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of both training stages.")
-def demo(out: str, seed: int) -> None:
+@click.option(
+    "--prompt", default="", metavar="FORM", help="Prompt form: pairwise (default), listwise, direct, pointwise."
+)
+def demo(out: str, seed: int, prompt: str) -> None:
     """Run sft, dmpo, evaluate and report on the embedded model and data, in a few minutes."""
     from ..tools.demo import demo as run
 
-    run(Path(out).expanduser(), seed)
+    run(Path(out).expanduser(), seed, prompt)
 
 
 @settings_command(config.PlanSettings, "Estimate memory and time before training.")

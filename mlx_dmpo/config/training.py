@@ -89,7 +89,9 @@ class SftSettings(TrainSettings):
     adapter_path: str = setting("runs/sft", "Directory to write: adapter, metrics, pictures, manifest.", path=True)
     start_adapter: str = setting("", "Adapter directory to go on from.", path=True)
     epochs: float = setting(5.0, "Passes over the training groups.", above=0)
-    num_negatives: int = setting(1, "Negatives used of each example (a prompt each); 0 takes all.", low=0)
+    num_negatives: int = setting(
+        -1, "Negatives used of each example; 0 takes all; -1 takes one, and all where a list is printed.", low=-1
+    )
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,11 @@ class Progress:
             f"{self.done:,}{of} {self.unit}s",
             Text(self.speed(), style="cyan"),
         )
-        return Group(grid, Text(f"  {self.figures()}", style="dim", no_wrap=True, overflow="ellipsis")) if self.numbers else grid
+        return (
+            Group(grid, Text(f"  {self.figures()}", style="dim", no_wrap=True, overflow="ellipsis"))
+            if self.numbers
+            else grid
+        )
 
     def _start(self) -> None:
         from rich.live import Live

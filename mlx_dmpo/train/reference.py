@@ -16,12 +16,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from tqdm import tqdm
 
 from ..core.scorer import SCORER_VERSION
 from ..core.tree import EncodedGroup, by_length
 from ..errors import UserError, WriteError
 from ..machine import console, files
+from ..machine.progress import Progress
 from ..machine.ranks import world
 
 CHUNK = 16  # batches a rank scores between two exchanges with the others
@@ -90,7 +90,7 @@ class Reference:
         batches = [[groups[i] for i in rows] for rows in by_length(groups, self._batch_size)]
         chunk, before, saved = CHUNK * world().size, self.computed, time.monotonic()
         try:
-            with tqdm(total=len(groups), desc="reference", unit="group", disable=None, leave=False) as bar:
+            with Progress(len(groups), "reference", "group", quiet=not world().first) as bar:
                 for start in range(0, len(batches), chunk):
                     together = batches[start : start + chunk]
                     for batch in together if world().size == 1 else [list(itertools.chain(*together))]:
@@ -108,7 +108,8 @@ class Reference:
         for group, row in self._score(wanted) if wanted else ():
             if not np.isfinite(row).all():
                 raise UserError(
-                    f"{group.source or group.user}: its reference log-prob is not finite: look at the start adapter and at --dtype"
+                    f"{group.source or group.user}: its reference log-prob is NaN or Inf: look at the start adapter "
+                    "and at --dtype"
                 )
             for sequence, value in zip(sequences(group), map(float, row), strict=True):
                 self._table.setdefault(sequence, value)

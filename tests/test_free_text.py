@@ -1,6 +1,7 @@
 """Preferences in free text through encoding, both training stages, evaluation and report: one prompt, no printed orders."""
 
 import json
+import re
 from dataclasses import replace
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ from test_other_formats import write
 from mlx_dmpo.config import DmpoSettings, EvaluateSettings, SftSettings
 from mlx_dmpo.core.scorer import plain_logps, shared_logps
 from mlx_dmpo.core.tree import pad_groups
-from mlx_dmpo.data import formats
+from mlx_dmpo.data import formats, rows
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.judge import evaluate
 from mlx_dmpo.model import loading
@@ -183,7 +184,15 @@ def test_a_data_set_of_the_hub_brings_its_validation_split(model_directory, tmp_
     )
     assert any("valid_loss" in line for line in lines(path / "metrics.jsonl"))
     manifest = json.loads((path / "manifest.json").read_text())
-    assert list(manifest["inputs"]) == ["who/what"] and manifest["config"]["data"] == "who/what"
+    found = manifest["inputs"]
+    assert set(found) == {"who/what@train", "who/what@validation"} and manifest["config"]["data"] == "who/what"
+    assert all(re.fullmatch("rows [0-9a-f]{64}", value) for value in found.values())
+    parts["train"].info.download_checksums = {f"hf://datasets/who/what@{'ab' * 20}/train.jsonl": {"num_bytes": 1}}
+    named = rows.hub_inputs("who/what", "train")["who/what@train"]
+    assert named == f"revision {'ab' * 20}, {found['who/what@train']}"
+    parts["train"] = datasets.Dataset.from_list(CHAT[1:])
+    assert rows.hub_inputs("who/what", "train") != {"who/what@train": found["who/what@train"]}
+    assert rows.hub_inputs(tmp_path, "train") == {}
 
 
 def test_a_directory_as_mlx_lm_has_it(model_directory, tmp_path):

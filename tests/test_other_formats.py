@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bad_input import run
 
-from mlx_dmpo.data import formats, readers
+from mlx_dmpo.data import formats
 from mlx_dmpo.data.convert import split_users
+from mlx_dmpo.data.formats import known
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.prompts import pairwise
 from mlx_dmpo.records import PreferenceGroup, RankingExample
@@ -283,7 +284,7 @@ def test_the_documented_examples_are_read_as_documented(tmp_path):
         found.setdefault(section, []).append(name)
     assert found == DOCUMENTED
     assert {name for names in DOCUMENTED.values() for name in names if name} | {"released DMPO JSON"} == {
-        f.name for f in readers.FORMATS
+        f.name for f in known.FORMATS
     }
 
 

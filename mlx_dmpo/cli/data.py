@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import click
@@ -19,13 +18,15 @@ def prepare() -> None:
 
     \b
     mlx-dmpo prepare movielens ml-1m --out data/movies
-    mlx-dmpo prepare table ratings.csv --items items.csv --out data/mine
+    mlx-dmpo prepare letterboxd letterboxd-me --catalogue data/movies --out data/mine
+    mlx-dmpo prepare table ratings.csv --items items.csv --out data/songs
     mlx-dmpo prepare amazon Movies_and_TV_5.json.gz Video_Games_5.json.gz --domains movie,game \\
         --train-domains movie --test-domains game --out data/cross
 
-    One example per user: the last liked item is to be ranked above items that the user disliked, given the liked items
-    before it. Users of train, valid and test are different people, also across domains. To read a PATH with another
-    source, write its name before it: table:FILE.
+    In an example, a liked item is to be ranked above items that the user disliked, given the liked items before it. There
+    is one example per user, or --examples-per-user. Users of train, valid and test are different people, also across
+    domains; a single person's ratings are split by time instead. To read a PATH with another source, write its name
+    before it: table:FILE.
     """
 
 
@@ -40,7 +41,9 @@ def _prepare(source: str, cls: type, paths: tuple[str, ...], config_file: str | 
 def _home(path: str) -> str:
     """`~` as the home directory, also behind a source's name (table:~/ratings.csv), where a shell leaves it."""
     source, colon, rest = path.partition(":")
-    return f"{source}:{os.path.expanduser(rest)}" if colon and source.isidentifier() else os.path.expanduser(path)
+    if colon and source.isidentifier():
+        return f"{source}:{config.home(rest, path)}"
+    return config.home(path, path)
 
 
 _paths = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
@@ -87,12 +90,61 @@ def lastfm(paths: tuple[str, ...], config_file: str | None, **options: Any) -> N
 @settings_command(config.TableSettings, "Any table of user, item, rating and perhaps time.", prepare)
 @_paths
 def table(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Any table of user, item, rating and perhaps time: CSV, TSV, Parquet or JSON lines, gzipped or not.
+    """Any table of user, item, rating and perhaps time: CSV, TSV, Parquet or JSON, gzipped or not.
 
-    Columns are guessed from their names and printed; flags override the guess. A CSV without a header line is read as
+    Columns are guessed from their names and printed; flags set them by name or place. A CSV without a header line is read as
     user, item, rating, time; its columns are then called 1, 2, 3, 4.
     """
     _prepare("table", config.TableSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "Letterboxd.", prepare)
+@_paths
+def letterboxd(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Letterboxd. PATH is the unpacked export (ratings.csv, watched.csv), or one of its files."""
+    _prepare("letterboxd", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "IMDb ratings.", prepare)
+@_paths
+def imdb(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """IMDb. PATH is the exported ratings (Const, Your Rating, ...)."""
+    _prepare("imdb", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "Goodreads library.", prepare)
+@_paths
+def goodreads(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Goodreads. PATH is the exported library. A rating of 0 means not rated; books still to be read are left out."""
+    _prepare("goodreads", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "MyAnimeList.", prepare)
+@_paths
+def myanimelist(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """MyAnimeList. PATH is the exported XML (gzipped or not) or a CSV. A score of 0 means not rated."""
+    _prepare("myanimelist", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "Trakt.", prepare)
+@_paths
+def trakt(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Trakt. PATH is the unpacked JSON export, or one of its files (ratings, watched)."""
+    _prepare("trakt", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "Netflix viewing history.", prepare)
+@_paths
+def netflix(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Netflix. PATH is the viewing history. It has no ratings: add --negatives popularity --catalogue FILE."""
+    _prepare("netflix", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "Last.fm scrobbles.", prepare)
+@_paths
+def scrobbles(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Last.fm scrobbles as CSV. An artist is liked if played more often than the median of your artists."""
+    _prepare("scrobbles", config.PrepareSettings, paths, config_file, options)
 
 
 @settings_command(config.ConvertSettings, "A file of another project's format.", prepare)

@@ -46,6 +46,26 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
 
 
+def home(text: str, where: str) -> str:
+    """A path that begins with `~` or `~user` under that home directory, also after `scores:`; any other text as it is.
+
+    A shell does this for a word of its own only, not after `=`, in quotes or in a file. Raises UserError for an unknown user.
+    """
+    kind, path = ("scores:", text[7:]) if text.startswith("scores:") else ("", text)
+    if not path.startswith("~"):
+        return text
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        raise UserError(f"{where}: {path.split('/')[0]} is nobody's home directory: write the path out, or ./{path}")
+    return kind + found
+
+
+def _at_home(value: Any, where: str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(home(v, where) for v in value)
+    return home(value, where) if isinstance(value, str) else value
+
+
 def _coerce(value: Any, annotation: Any, where: str) -> Any:
     """`value` as the field's type, or UserError. Ints pass for floats; nothing else is converted."""
     for kind in _kinds(annotation):
@@ -54,6 +74,8 @@ def _coerce(value: Any, annotation: Any, where: str) -> Any:
             return build(kind, value, lambda key: f"{where}.{key}")
         if origin is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
             return tuple(value)
+        if kind is str and isinstance(value, str):
+            return value
         if origin is dict and isinstance(value, Mapping):
             return dict(value)
         if kind is type(None) and value is None:
@@ -102,6 +124,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: Any = lambda key: key)
             hint = f'did you mean "{near[0]}"?' if near else f"known settings: {', '.join(sorted(specs))}"
             raise UserError(f"{where(key)}: unknown setting: {hint}")
         clean[key] = _coerce(value, hints[key], where(key))
+        if specs[key].metadata.get("path"):
+            clean[key] = _at_home(clean[key], where(key))
         _check(clean[key], specs[key], where(key))
     return cls(**clean)
 
@@ -135,19 +159,6 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     return {str(k): v for k, v in values.items()}, lines
 
 
-def _user_paths(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """`~` and `~user` as home directories: a shell expands neither in YAML nor behind `=`."""
-    paths = {f.name for f in fields(cls) if f.metadata.get("path")}
-    return {
-        k: os.path.expanduser(v)
-        if k in paths and isinstance(v, str)
-        else [os.path.expanduser(p) if isinstance(p, str) else p for p in v]
-        if k in paths and isinstance(v, list | tuple)
-        else v
-        for k, v in values.items()
-    }
-
-
 def resolve(
     cls: type[T],
     config: str | Path | None,
@@ -160,7 +171,7 @@ def resolve(
     flags   only what was given
     notice  receives a line for each setting of the file that has no effect; a flag without effect is an error
     """
-    config = os.path.expanduser(config) if config else None
+    config = home(str(config), "--config") if config else None
     values, lines = read_yaml(config) if config else ({}, {})
     from_file = set(values)
 
@@ -186,7 +197,7 @@ def resolve(
     if embedded and not merged.get("model"):
         merged = {**embedded, **merged}
     merged = {**PRESETS.get(str(merged.get("preset")), {}), **merged}
-    settings = build(cls, _user_paths(cls, merged), where)
+    settings = build(cls, merged, where)
     for name, why in without_effect(settings).items():
         if name in flags:
             raise UserError(f"{where(name)}: has no effect {why}: leave it out")

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
 import platform
 import shutil
 import time
 import weakref
-from collections.abc import Sequence
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,6 @@ import yaml
 from .. import __version__
 from ..config import without_effect
 from ..errors import UserError
-from ..records import Example
 from .console import notice
 from .files import PARTIAL, plain, sha256, write_json, write_text
 
@@ -144,11 +139,6 @@ class RunDirectory:
         path = Path(path)
         for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
             self.inputs[str(file)] = sha256(file)
-
-    def input_rows(self, name: str, examples: Sequence[Example]) -> None:
-        """Records a data set of the hub, which is no file, by its examples."""
-        rows = "".join(json.dumps(asdict(e), sort_keys=True) for e in examples)
-        self.inputs[name] = hashlib.sha256(rows.encode()).hexdigest()
 
     def finish(self, device: str, **results: Any) -> None:
         write_json(

@@ -174,7 +174,8 @@ def _write_mlx(settings: ExportSettings, base: loading.Loaded, stored: Mapping[s
     saving.save_model(loading.load(settings), path / "model", keep_dtypes=keep_dtypes)
     (path / "adapter").mkdir()
     shutil.copyfile(Path(settings.adapter_path) / adapters.ADAPTER_WEIGHTS, path / "adapter" / adapters.ADAPTER_WEIGHTS)
-    kept = {k: stored[k] for k in ("fine_tune_type", "num_layers", "lora_parameters", "prompt") if k in stored}
+    names = ("fine_tune_type", "num_layers", "lora_parameters", "prompt", "template_date")
+    kept = {k: stored[k] for k in names if k in stored}
     files.write_json(path / "adapter" / adapters.ADAPTER_CONFIG, {"model": settings.base_name or base.name, **kept})
 
 
@@ -188,6 +189,7 @@ def _read_back(settings: ExportSettings, base: loading.Loaded, path: Path) -> lo
     )
     if settings.keep_quantized:
         adapters.load_adapter(again, path / "adapter")
+    again.date = base.date
     return again
 
 
@@ -206,7 +208,11 @@ def _export(settings: ExportSettings, command: str) -> Exported:
     results = _evaluations(settings)
     examples = _examples(settings, domains)
     scorer = open_scorer(settings, settings.adapter_path)
-    base, template = scorer.base, scorer.template
+    base, template, examples = scorer.base, scorer.template, scorer.usable(examples)
+    if base.date:
+        console.notice(
+            f"note: the chat template prints the day; the adapter's prompts show {base.date}, other tools' today's"
+        )
     if "quantization" not in base.config and (settings.keep_quantized or settings.requantize):
         raise UserError(
             f"--{'keep-quantized' if settings.keep_quantized else 'requantize'}: {base.name} is not quantised: leave it out"

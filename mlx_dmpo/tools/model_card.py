@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from ..config import ExportSettings
-from ..machine import console, files, run_directory
+from ..machine import console, files, hub, run_directory
 from ..model import loading
 from ..report import read, tables
 
@@ -109,7 +109,7 @@ def model_card(
         "library_name": settings.to if settings.to == "peft" else "mlx",
         "pipeline_tag": "text-generation",
     }
-    if loading.REPOSITORY.fullmatch(named) and not Path(named).exists():
+    if hub.REPOSITORY.fullmatch(named) and not Path(named).exists():
         head["base_model"] = named
     head["tags"] = [settings.to, "lora", "mlx-dmpo", "recommendation", "ranking"]
     kind = "DoRA" if stored.get("fine_tune_type") == "dora" else "LoRA"

@@ -143,6 +143,7 @@ def _lines(settings: SampleSettings) -> tuple[list[dict[str, Any]], str]:
         )
     examples = [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
     scorer = open_scorer(settings, settings.adapter_path)
+    examples = scorer.usable(examples)
     if settings.score:
         rows = [row for scores in scorer.score(examples) for row in rows_of(scores)]
         lines = [{k: row[k] for k in ("user", "domain", "positive", "negative", "margin")} for row in rows]

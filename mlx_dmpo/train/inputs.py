@@ -83,8 +83,10 @@ def encode(
         if given and not used and world().first:
             why = "use --orders" if form == "listwise" else f"{form} prints no order of two titles"
             console.notice(f"note: --{name} does not apply: {why}")
-    train = source(examples.train, both=both, redraw=redraw, chosen_only=isinstance(settings, SftSettings))
-    valid = source(examples.valid, both=form == "pairwise") if examples.valid else None
+    sft = isinstance(settings, SftSettings)
+    rows, valid_rows = policy.usable(examples.train, chosen_only=sft), policy.usable(examples.valid)
+    train = source(rows, both=both, redraw=redraw, chosen_only=sft)
+    valid = source(valid_rows, both=form == "pairwise") if valid_rows else None
     dropped = [g.dropped for g in train.epoch(0) if g.dropped]
     if dropped and world().first:
         console.notice(
@@ -108,6 +110,8 @@ def open_policy(
             base.model.train()
         else:
             adapters.add_lora(base.model, resolved)
+        if settings.resume and base.date:  # the prompts show the day on which the run began
+            base.date = adapters.template_date(settings.adapter_path) or base.date
 
     return open_scorer(resolved, start, attach=attach), resolved
 

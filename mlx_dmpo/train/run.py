@@ -11,7 +11,7 @@ import mlx.core as mx
 from .. import assets
 from ..config import DmpoSettings, SftSettings
 from ..core.finite import is_finite
-from ..data.rows import hub_name
+from ..data.rows import hub_inputs, hub_name
 from ..errors import UserError, WriteError
 from ..machine import commands, files, memory, trained_on
 from ..machine.interrupts import Stop
@@ -103,12 +103,13 @@ def _finish(
     charts.plot_training(training.report.lines, run.path / "training.png")
     run.config = {k: v for k, v in files.plain(settings).items() if k in run.config}
     trained_on.write(run.path, examples.train, settings.start_adapter)
-    inputs = ((settings.data or str(assets.data_dir()), examples.train), (settings.valid_data, examples.valid))
-    for data, rows in inputs:
-        if data and hub_name(data):
-            run.input_rows(data, rows)
-        elif data:
-            run.input(data)
+    data = settings.data or str(assets.data_dir())
+    read = [(data, "train")] + ([(settings.valid_data or data, "valid")] if examples.valid else [])
+    for name, split in read:
+        if hub_name(name):
+            run.inputs |= hub_inputs(name, split)
+        else:
+            run.input(name)
     run.finish(
         device.device_name(),
         model=base.name,

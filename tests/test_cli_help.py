@@ -331,6 +331,21 @@ def test_a_nested_progress_is_not_in_the_rate_of_the_outer_one(monkeypatch):
         assert outer.rate == 1.0 and outer.seconds == 2.0
 
 
+def test_a_progress_inside_a_part_advances_the_whole(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with progress.Progress(100, "evaluate", "example", done=20) as bar:
+        for _ in range(2):
+            with bar.part(40), progress.Progress(4, "chunk", "group") as inner:
+                for _ in range(4):
+                    now[0] += 20
+                    inner.update()
+        assert bar.done == 100
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "evaluate: 40 of 100 examples, 2 s/example, 2:00 left"
+    assert len(lines) == 4 and all(line.startswith("evaluate: ") for line in lines)
+
+
 @pytest.mark.parametrize("width", [80, 50])
 def test_on_a_terminal_the_bar_is_a_bar(width, monkeypatch):
     from rich.console import Console

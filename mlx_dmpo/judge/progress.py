@@ -82,11 +82,11 @@ def rows_in_chunks(
     with Progress(len(examples), describe, "example", done=scored, quiet=not world().first) as bar:
         for start in range(done * chunk, len(examples), chunk):
             part = examples[start : start + chunk]
-            found = list(compute(part))
+            with bar.part(len(part)):
+                found = list(compute(part))
             if path:
                 files.append_line(path, "".join(map(_line, found)).removesuffix("\n"))
             rows += found
-            bar.update(len(part))
     return rows
 
 

@@ -37,11 +37,15 @@ class Progress:
         self.numbers: dict[str, float] = {}
         self.quiet = quiet or threading.current_thread() is not threading.main_thread()
         self._live: Any = None
+        self._part: tuple[int, int] | None = None  # (done before it, units in it)
+        self._whole: Progress | None = None
 
     def __enter__(self) -> Progress:
         self._begun = self._told = time.monotonic()
         self._idle = 0.0
         self._recent = deque([(0.0, self.done)], maxlen=RECENT)
+        if not self.quiet and _open and _open[-1]._part:
+            self.quiet, self._whole = True, _open[-1]
         self._console = None if self.quiet else _terminal()
         if not self.quiet:
             if _open:
@@ -73,10 +77,24 @@ class Progress:
         finally:
             self._idle = before + time.monotonic() - since
 
+    @contextlib.contextmanager
+    def part(self, n: int) -> Iterator[None]:
+        """The next `n` units. A Progress inside is not shown; its share advances this one instead."""
+        before = self.done
+        self._part = (before, n)
+        try:
+            yield
+        finally:
+            self._part = None
+        self.update(before + n - self.done)
+
     def update(self, n: int = 1, **numbers: float) -> None:
         """`n` more units are done; the latest value of each number is shown."""
         self.done += n
         self.numbers.update(numbers)
+        if self._whole and self._whole._part and self.total:
+            before, units = self._whole._part
+            self._whole.update(before + units * self.done // self.total - self._whole.done)
         self._recent.append((self.seconds, self.done))
         if self.quiet or not _open or _open[-1] is not self:
             return

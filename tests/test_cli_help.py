@@ -1,4 +1,5 @@
-"""Flags: their help in groups, none of them without effect in silence, completion, and what a bar and a log line show."""
+"""Flags: their help in groups, none of them without effect in silence, completion, and what a bar and a log line
+show."""
 
 import io
 import os
@@ -212,7 +213,8 @@ def test_a_preset_is_announced_as_what_it_is(flags, expected):
 
 
 def reading(settings, run_it):
-    """Names of the settings that the package reads in `run_it(settings)`, copies of all of them (asdict) not counted."""
+    """Names of the settings that the package reads in `run_it(settings)`, copies of all of them (asdict) not
+    counted."""
     seen = set()
     names = {f.name for f in fields(settings)}
 

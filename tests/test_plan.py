@@ -44,7 +44,8 @@ def test_counts_are_those_of_the_model(tied, bits):
 
 def test_a_config_file_and_a_built_in_name_give_the_same_shape(tmp_path):
     config = dict(
-        model_type="qwen3", num_hidden_layers=36, hidden_size=4096, intermediate_size=12288, num_attention_heads=32, num_key_value_heads=8,
+        model_type="qwen3", num_hidden_layers=36, hidden_size=4096, intermediate_size=12288, num_attention_heads=32,
+        num_key_value_heads=8,
         head_dim=128, vocab_size=151936, tie_word_embeddings=False, quantization={"bits": 4, "group_size": 64},
     )  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))

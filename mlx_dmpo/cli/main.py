@@ -61,8 +61,8 @@ for command in (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command. Exit codes: 0 done; 2 something the user can fix, one line on stderr; 130, 143 stopped by Ctrl-C or
-    SIGTERM; 141 nobody reads the output; 1 internal error."""
+    """Runs a command. Exit codes: 0 done; 2 something the user can fix, one line on stderr; 130, 143 stopped by
+    Ctrl-C or SIGTERM; 141 nobody reads the output; 1 internal error."""
     arguments = sys.argv[1:] if arguments is None else arguments
     verbose = "--verbose" in arguments
     try:

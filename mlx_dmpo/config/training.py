@@ -19,10 +19,11 @@ class TrainSettings(CommonSettings):
     num_layers: int = setting(-1, "Adapt this many of the last layers; -1 adapts all.", low=-1)
     lora_parameters: Lora = setting(Lora, "LoRA's rank, scale, dropout and keys.")
     epochs: float = setting(3.0, "Passes over the training groups.", above=0)
-    iters: int | None = setting(None, "Optimiser steps, instead of epochs.", low=1)
+    iters: int | None = setting(None, "Optimiser steps; replaces epochs.", low=1)
     batch_tokens: int = setting(
         8192,
-        "Tokens run at once, shared ones counted once: groups of a micro-batch beyond them run after it, with the same result.",
+        "Tokens run at once, shared ones counted once: groups of a micro-batch beyond them run after it, with the "
+        "same result.",
         low=1,
     )
     grad_accumulation_steps: int = setting(2, "Micro-batches a step: a step sees batch_size x this many groups.", low=1)
@@ -36,7 +37,8 @@ class TrainSettings(CommonSettings):
     )
     orders: int | None = setting(
         None,
-        "listwise: printed orders of the candidates per group (1 when left out); more cure the bias for a place in the list.",
+        "listwise: printed orders of the candidates per group (1 when left out); more cure the bias for a place "
+        "in the list.",
         low=1,
     )
     optimizer: str = setting("adamw", "Optimiser.", choices=("adamw", "adam", "sgd", "adafactor", "muon", "lion"))
@@ -44,7 +46,7 @@ class TrainSettings(CommonSettings):
     learning_rate: float = setting(1e-4, "Peak learning rate.", above=0)
     lr_schedule: str | dict[str, Any] = setting(
         "cosine",
-        "Course of the learning rate to 0 (YAML may give mlx-lm's form: name, arguments, warmup).",
+        "Shape of the learning rate down to 0 (YAML may give mlx-lm's form: name, arguments, warmup).",
         choices=("cosine", "linear", "constant"),
     )
     warmup: float = setting(0.0, "Steps over which the learning rate rises; below 1, a share of all steps.", low=0)
@@ -55,10 +57,13 @@ class TrainSettings(CommonSettings):
     )
     frozen_cache_gb: float = setting(
         1.0,
-        "With --num-layers: GB in which outputs of the layers below the adapter, which never change, are kept between epochs.",
+        "With --num-layers: GB in which outputs of the layers below the adapter, which never change, are kept "
+        "between epochs.",
         low=0,
     )
-    memory_check: bool = setting(True, "Refuse to start what by `mlx-dmpo plan` cannot fit in this machine's memory.")
+    memory_check: bool = setting(
+        True, "Refuse to start a run that does not fit this machine's memory, as `mlx-dmpo plan` estimates it."
+    )
     steps_per_report: int = setting(5, "Steps between lines of metrics.jsonl.", low=1)
     steps_per_eval: int = setting(0, "Steps between validations; 0 validates at the end of every epoch.", low=0)
     val_batches: int = setting(25, "Validation micro-batches; -1 takes the whole split.", low=-1)
@@ -71,13 +76,11 @@ class TrainSettings(CommonSettings):
     )
     keep_checkpoints: int = setting(2, "Checkpoints kept, beside the best.", low=1)
     resume: bool = setting(
-        False, "Go on from the newest checkpoint in --adapter-path, as if the run had not been interrupted."
+        False, "Continue from the newest checkpoint in --adapter-path, as if the run had not been interrupted."
     )
-    max_bad_steps: int = setting(
-        3, "Stop after this many steps in a row that were left out because a number was not finite.", low=1
-    )
+    max_bad_steps: int = setting(3, "Stop after this many steps in a row were skipped because of NaN or Inf.", low=1)
     debug_nan: bool = setting(
-        False, "Name the first layer whose numbers are not finite, whenever a step is left out (slow, then only)."
+        False, "Name the first layer with NaN or Inf whenever a step is skipped (slow only then)."
     )
     report_to: str = setting("", "Experiment tracker that mlx-lm knows: wandb or swanlab, comma-separated.")
     project_name: str = setting("", "Project name for the experiment tracker.")
@@ -87,7 +90,7 @@ class TrainSettings(CommonSettings):
 @dataclass(frozen=True)
 class SftSettings(TrainSettings):
     adapter_path: str = setting("runs/sft", "Directory to write: adapter, metrics, pictures, manifest.", path=True)
-    start_adapter: str = setting("", "Adapter directory to go on from.", path=True)
+    start_adapter: str = setting("", "Adapter directory to continue from.", path=True)
     epochs: float = setting(5.0, "Passes over the training groups.", above=0)
     num_negatives: int = setting(
         -1, "Negatives used of each example; 0 takes all; -1 takes one, and all where a list is printed.", low=-1
@@ -99,7 +102,8 @@ class DmpoSettings(TrainSettings):
     adapter_path: str = setting("runs/dmpo", "Directory to write: adapter, metrics, pictures, manifest.", path=True)
     start_adapter: str = setting(
         "",
-        "Adapter directory to go on from, as sft wrote it; it is also the reference. Without it the base model is both.",
+        "Adapter directory to start from, as sft wrote it; it is also the reference. Without it the base model is "
+        "both.",
         path=True,
     )
     loss: str = setting("dmpo", "How a group's margins become one loss.", choices=("dmpo", "dpo", "s-dpo", "simpo"))
@@ -116,7 +120,8 @@ class DmpoSettings(TrainSettings):
     reference_free: bool = setting(False, "Leave the reference out of the margin.")
     preset: str = setting(
         "",
-        "released-code: what the DMPO release's trainer computes (pairwise, reference-free, + 1.0 x SFT); not the paper's loss.",
+        "released-code: what the DMPO release's trainer computes (pairwise, reference-free, + 1.0 x SFT); not the "
+        "paper's loss.",
         choices=("", "released-code"),
     )
 

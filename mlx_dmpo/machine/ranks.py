@@ -145,7 +145,8 @@ class World:
                 end.close()
 
     def _connect(self) -> dict[int, socket.socket]:
-        """A socket a rank to rank 0, and one a rank from it; a rank that cannot reach it goes unwatched, and is told so."""
+        """A socket a rank to rank 0, and one a rank from it; a rank that cannot reach it goes unwatched, and is told
+        so."""
         server = socket.create_server(("", 0), backlog=self.size) if self.first else None
         if server is not None:
             server.settimeout(SILENCE)
@@ -159,7 +160,8 @@ class World:
                     break
             else:
                 console.notice(
-                    f"note: rank {self.rank} cannot reach rank 0 at {places}: if a machine falls asleep, the run waits for it"
+                    f"note: rank {self.rank} cannot reach rank 0 at {places}: if a machine falls asleep, the run "
+                    "waits for it"
                 )
         reached = int(self.sum_numbers({"reached": float(bool(ends))})["reached"])
         while server is not None and len(ends) < reached:

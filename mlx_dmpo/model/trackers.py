@@ -9,7 +9,10 @@ from ..errors import UserError
 
 
 def tracker(report_to: str, project: str, log_dir: Path, config: dict[str, Any]) -> Any:
-    """mlx-lm's callback for wandb or swanlab, or None. Raises UserError where the tracker is not installed or not known."""
+    """mlx-lm's callback for wandb or swanlab, or None.
+
+    Raises UserError where the tracker is not installed or not known.
+    """
     if not report_to:
         return None
     from mlx_lm.tuner.callbacks import get_reporting_callbacks

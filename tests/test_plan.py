@@ -82,7 +82,7 @@ def test_memory_is_within_15_percent_of_the_measured_peak(change, k, history, ba
     nothing = mx.get_active_memory()
     model = random_qwen3(shape, mx.float32)
     groups = cost.assumed_groups(batch, k, history=history, vocabulary=shape.vocabulary)
-    step = train_step.value_and_grad(
+    step = train_step.StepFunction(
         model, GroupScorer(shared_logps, True), objective.objective(DmpoSettings()), checkpoint
     )
     padded = pad_groups(groups)

@@ -89,7 +89,12 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 def numbers(line: Mapping[str, Any], prefix: str = "") -> str:
     """The numbers of a line of metrics.jsonl, in words."""
-    parts = [f"{word} {line[prefix + key]:{form}}" for key, word, form in CURVES if prefix + key in line]
+    reward = "reward " if f"{prefix}reward_margin" in line else ""  # dmpo's margins are scaled by beta
+    parts = [
+        f"{reward if key == 'margin' else ''}{word} {line[prefix + key]:{form}}"
+        for key, word, form in CURVES
+        if prefix + key in line
+    ]
     if "groups_per_second" in line:
         parts.append(f"{line['groups_per_second']:.3g} groups/s")
     if "peak_memory_gb" in line:

@@ -25,7 +25,8 @@ each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.ste
 
 
 def commands(path):
-    """The commands in the opening comment, as argument lists: ["sft", "-c", ...]; the first is the one that runs the file."""
+    """The commands in the opening comment, as argument lists: ["sft", "-c", ...]; the first is the one that runs the
+    file."""
     opening = path.read_text(encoding="utf-8").split("\n\n")[0]
     return [shlex.split(found) for found in re.findall(r"mlx-dmpo (.+)", opening)]
 

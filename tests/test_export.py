@@ -527,7 +527,8 @@ def thinking_export(tmp_path_factory, data_directory):
     tokenizer.chat_template = (
         "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}"
         "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-        "{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+        "{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{%- "
+        "endif %}{%- endif %}"
     )
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "m.content +", "('<think>\n\n</think>\n\n' if m.role == 'assistant' else '') + m.content +"

@@ -405,7 +405,9 @@ def test_the_page_in_a_browser(browser, tmp_path):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("document.querySelectorAll('svg.chart').length") >= 10
         assert page.evaluate("document.querySelectorAll('script,img,iframe,[onload],[onerror]').length") == 0
-        sizes = page.evaluate("[...document.querySelectorAll('figure > svg')].map(e => e.getBoundingClientRect().height)")
+        sizes = page.evaluate(
+            "[...document.querySelectorAll('figure > svg')].map(e => e.getBoundingClientRect().height)"
+        )
         assert min(sizes) > 50
         assert page.evaluate(
             "[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.getAttribute('href')))"

@@ -17,10 +17,10 @@ from .options import command_line, given, say_done, settings_command, settings_o
 @settings_command(config.SftSettings, "Stage one: learn to answer with the liked item first.")
 def sft(config_file: str | None, **options: Any) -> None:
     """Stage one: teach the model to answer the ranking prompt with the liked item first."""
-    settings = _prepared(settings_of(config.SftSettings, "sft", config_file, options), config_file, options)
+    settings = _ready(settings_of(config.SftSettings, "sft", config_file, options), config_file, options)
     from ..train.run import train
 
-    _say_next(train(settings, command_line()), settings, config_file)
+    _done(train(settings, command_line()), settings, config_file)
 
 
 @settings_command(config.DmpoSettings, "Stage two: rank the liked item above the disliked ones.")
@@ -33,19 +33,19 @@ def dmpo(config_file: str | None, **options: Any) -> None:
         console.notice(config.describe_preset(settings))
     if not settings.start_adapter:
         console.notice("note: no --start-adapter: training starts from the base model, which is also the reference")
-    settings = _prepared(settings, config_file, options)
+    settings = _ready(settings, config_file, options)
     from ..train.run import train
 
-    _say_next(train(settings, command_line()), settings, config_file)
+    _done(train(settings, command_line()), settings, config_file)
 
 
-def _prepared(settings: Any, config_file: str | None, options: dict[str, Any]) -> Any:
+def _ready(settings: Any, config_file: str | None, options: dict[str, Any]) -> Any:
     settings = _own_directory(settings, config_file, options)
     _notes(settings)
     return settings
 
 
-def _say_next(path: Path, settings: Any, config_file: str | None) -> None:
+def _done(path: Path, settings: Any, config_file: str | None) -> None:
     from ..data.rows import has_split
 
     if settings.domains:
@@ -85,6 +85,7 @@ def _embedded_sft() -> str:
     path = Path(config.SftSettings().adapter_path)
     if not run_directory.is_complete(path) or files.read_json(path / run_directory.MANIFEST).get("model") != "embedded":
         raise UserError(
-            f"{path}: holds no finished sft run of the embedded model: run `mlx-dmpo sft` first, or give --start-adapter"
+            f"{path}: holds no finished sft run of the embedded model: run `mlx-dmpo sft` first, or give "
+            "--start-adapter"
         )
     return str(path)

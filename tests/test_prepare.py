@@ -656,10 +656,10 @@ def test_killed_anywhere_it_looks_unfinished(place, tmp_path, capsys):
 
 
 def test_help_teaches(capsys):
-    code, out, _ = run(capsys, "prepare", "--help")
+    code, out, _ = run(capsys, "prepare", "--help-all")
     assert code == 0 and all(name in out for name in sources.SOURCES)
     for name in sources.SOURCES:
-        code, out, _ = run(capsys, "prepare", name, "--help")
+        code, out, _ = run(capsys, "prepare", name, "--help-all")
         assert code == 0 and "--few-shot" in out and ("--user-column" in out) == (name == "table")
 
 

@@ -656,7 +656,7 @@ def test_killed_anywhere_it_looks_unfinished(place, tmp_path, capsys):
 
 
 def test_help_teaches(capsys):
-    code, out, _ = run(capsys, "prepare", "--help-all")
+    code, out, _ = run(capsys, "prepare", "--help")
     assert code == 0 and all(name in out for name in sources.SOURCES)
     for name in sources.SOURCES:
         code, out, _ = run(capsys, "prepare", name, "--help-all")

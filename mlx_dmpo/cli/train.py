@@ -77,6 +77,7 @@ def _embedded_sft() -> str:
     path = Path(config.SftSettings().adapter_path)
     if not run_directory.is_complete(path) or files.read_json(path / run_directory.MANIFEST).get("model") != "embedded":
         raise UserError(
-            f"{path}: holds no finished sft run of the embedded model: run `mlx-dmpo sft` first, or give --start-adapter"
+            f"{path}: holds no finished sft run of the embedded model: run `mlx-dmpo sft` first, or give "
+            "--start-adapter"
         )
     return str(path)

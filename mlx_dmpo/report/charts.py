@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..machine import console, files
-from .read import CURVES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+CURVES = {"loss": "loss", "margin": "margin", "pair_accuracy": "pair accuracy"}
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: told apart by everyone
 

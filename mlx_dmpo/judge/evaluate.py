@@ -68,7 +68,7 @@ def read_examples(settings: EvaluateSettings) -> list[Example]:
     loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
     if not loaded.has_pairs:
         raise UserError(
-            f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers"
+            f"{loaded.name}: holds {loaded.format}, one answer per prompt: give data with chosen and rejected answers"
         )
     if not loaded.ranking:
         refuse_for_free_text(settings)

@@ -57,12 +57,23 @@ def test_a_stray_byte_spoils_no_other_line(tmp_path):
     encoding = encoding_of(tmp_path / "m.dat")
     found = [line.split("::")[1] for _, line in text_lines(tmp_path / "m.dat", encoding)]
     assert found[33] == "It’s stray" and found[:33] == [f"Amélie {n}" for n in range(33)]
-    assert "1 line is not UTF-8, the others are" in encoding.note and "m.dat:34: " in encoding.note and "It’s" in encoding.note
+    assert (
+        "1 line is not UTF-8, the others are" in encoding.note
+        and "m.dat:34: " in encoding.note
+        and "It’s" in encoding.note
+    )
 
 
 @pytest.mark.parametrize("codec", ["cp1251", "shift_jis", "utf-16", "utf-16-le", "gb18030", "cp1252"])
 def test_any_encoding_can_be_named(codec, tmp_path, capsys):
-    words = {"cp1251": "Идиот", "shift_jis": "羅生門", "utf-16": "Œuvre", "utf-16-le": "Łódź", "gb18030": "红高粱", "cp1252": "Žižek’s"}
+    words = {
+        "cp1251": "Идиот",
+        "shift_jis": "羅生門",
+        "utf-16": "Œuvre",
+        "utf-16-le": "Łódź",
+        "gb18030": "红高粱",
+        "cp1252": "Žižek’s",
+    }
     text = "user,title,rating\n" + "".join(f"{u},{words[codec]} {i},{r}\n" for u, i, r, _ in invented.ROWS)
     ratings = read(tmp_path / "r.csv", text.encode(codec), encoding=codec)
     assert set(ratings.interactions.items) == {f"{words[codec]} {i}" for i in invented.ITEMS}
@@ -100,7 +111,11 @@ def quoted(separator, style):
             return '"' + text.replace('"', '""') + '"' if {'"', separator} & set(text) else text
         if not isinstance(value, str):
             return text
-        return '"' + (text.replace('"', '""') if style == "doubled" else text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+        return (
+            '"'
+            + (text.replace('"', '""') if style == "doubled" else text.replace("\\", "\\\\").replace('"', '\\"'))
+            + '"'
+        )
 
     header = separator.join(cell(n) for n in ("user", "title", "rating"))
     return titles, header + "\n" + "".join(separator.join(map(cell, row)) + "\n" for row in rows)
@@ -162,7 +177,10 @@ def test_a_title_that_is_a_column_name_makes_no_header(tmp_path):
 
 
 def test_places_count_in_a_table_with_names_too(tmp_path):
-    assert rows_of(read(tmp_path / "r.csv", PLAIN, user_column="1", item_column="ITEM", rating_column="3")) == invented.ROWS
+    assert (
+        rows_of(read(tmp_path / "r.csv", PLAIN, user_column="1", item_column="ITEM", rating_column="3"))
+        == invented.ROWS
+    )
     with pytest.raises(UserError, match=r'--user-column: .* has no column "7": it has user, item, rating, time'):
         read(tmp_path / "r.csv", PLAIN, user_column="7")
 
@@ -191,7 +209,10 @@ def test_excels_hint_is_no_header(hint, separator, tmp_path):
     ratings = read(tmp_path / "r.csv", b"\xef\xbb\xbf" + text.encode())
     assert rows_of(ratings) == invented.ROWS and any("sep=" in note.lower() for note in ratings.notes)
     with pytest.raises(UserError, match=r"r\.csv:5: the rating is no finite number"):
-        read(tmp_path / "r.csv", text.replace("\r\n".join(text.split("\r\n")[4:5]), separator.join(["1", "2", "x", "4"]), 1))
+        read(
+            tmp_path / "r.csv",
+            text.replace("\r\n".join(text.split("\r\n")[4:5]), separator.join(["1", "2", "x", "4"]), 1),
+        )
 
 
 def test_ids_and_titles_in_one_table(tmp_path):
@@ -202,7 +223,9 @@ def test_ids_and_titles_in_one_table(tmp_path):
     assert set(ratings.interactions.items) == set(invented.ITEMS) and "103" not in ratings.titles
     assert {**ratings.titles, "103": invented.TITLES["103"]} == invented.TITLES
     # where the title is the item, a row without one is left out and counted
-    text = "user,title,rating\n" + "".join(f"{u},{t if n % 9 else ''},{1 + n % 5}\n" for n, (u, t, _, _) in enumerate(invented.ROWS))
+    text = "user,title,rating\n" + "".join(
+        f"{u},{t if n % 9 else ''},{1 + n % 5}\n" for n, (u, t, _, _) in enumerate(invented.ROWS)
+    )
     ratings = read(tmp_path / "r.csv", text)
     assert len(ratings.interactions.user) == 160 and '20 rows left out: no title in "title"' in ratings.notes
 
@@ -211,10 +234,21 @@ def test_ids_and_titles_in_one_table(tmp_path):
 def test_the_items_file_may_name_its_id_otherwise(name, tmp_path, capsys):
     items = invented.lines([(i, '"' + t + '"') for i, t in invented.TITLES.items()], ",", f"{name},Titel\n")
     (tmp_path / "items.csv").write_text(items)
-    ratings = read(tmp_path / "r.csv", PLAIN.replace("item", "film_no"), items=str(tmp_path / "items.csv"), item_column="film_no")
+    ratings = read(
+        tmp_path / "r.csv", PLAIN.replace("item", "film_no"), items=str(tmp_path / "items.csv"), item_column="film_no"
+    )
     assert ratings.titles == invented.TITLES and f"columns of items.csv: item = {name}, title = Titel" in ratings.notes
     (tmp_path / "items.csv").write_text(items.replace(f"{name},Titel", "ref,Titel"))
-    files = ["prepare", "table", tmp_path / "r.csv", "--items", tmp_path / "items.csv", "--item-column", "film_no", *SMALL]
+    files = [
+        "prepare",
+        "table",
+        tmp_path / "r.csv",
+        "--items",
+        tmp_path / "items.csv",
+        "--item-column",
+        "film_no",
+        *SMALL,
+    ]
     code, _, err = run(capsys, *files, "--out", tmp_path / "a")
     assert code == 2 and "which column is the item's id? (it has ref, Titel): name it by --items-id-column" in err
     assert run(capsys, *files, "--items-id-column", "ref", "--out", tmp_path / "a")[0] == 0
@@ -224,7 +258,9 @@ def test_the_items_file_may_name_its_id_otherwise(name, tmp_path, capsys):
 
 @pytest.mark.parametrize("side", ["ratings", "items"])
 def test_ids_that_pandas_made_floating(side, tmp_path):
-    items = invented.lines([(i + ".0" * (side == "items"), '"' + t + '"') for i, t in invented.TITLES.items()], ",", "item,title\n")
+    items = invented.lines(
+        [(i + ".0" * (side == "items"), '"' + t + '"') for i, t in invented.TITLES.items()], ",", "item,title\n"
+    )
     (tmp_path / "items.csv").write_text(items)
     rows = [(u, i + ".0" * (side == "ratings"), r, t) for u, i, r, t in invented.ROWS]
     ratings = read(tmp_path / "r.csv", invented.lines(rows, ",", HEADER), items=str(tmp_path / "items.csv"))
@@ -239,13 +275,25 @@ TYPES = {
     "halves, then whole": ("rating", lambda n, v: v - 0.5 if n < 20 else v, lambda n, v: v - 0.5 if n < 20 else v),
     "numbers, then text": ("rating", lambda n, v: v if n < 20 else str(v), lambda n, v: v),
     "decimal commas": ("rating", lambda n, v: f"{v},5", lambda n, v: v + 0.5),
-    "ids: numbers, then text": ("user", lambda n, v: int(v) if n < 20 else f"guest-{v}", lambda n, v: v if n < 20 else f"guest-{v}"),
-    "ids: text, then numbers": ("user", lambda n, v: f"g{v}" if n < 20 else int(v), lambda n, v: f"g{v}" if n < 20 else v),
+    "ids: numbers, then text": (
+        "user",
+        lambda n, v: int(v) if n < 20 else f"guest-{v}",
+        lambda n, v: v if n < 20 else f"guest-{v}",
+    ),
+    "ids: text, then numbers": (
+        "user",
+        lambda n, v: f"g{v}" if n < 20 else int(v),
+        lambda n, v: f"g{v}" if n < 20 else v,
+    ),
     "ids: unsigned": ("user", lambda n, v: 2**64 - int(v), lambda n, v: str(2**64 - int(v))),
     "ids: larger still": ("item", lambda n, v: 10**30 + int(v), lambda n, v: str(10**30 + int(v))),
     "ids: floating": ("item", lambda n, v: float(v), lambda n, v: v),
     "ids: negative": ("item", lambda n, v: -int(v), lambda n, v: "-" + v),
-    "ids: small, then unsigned": ("user", lambda n, v: int(v) if n else 2**63 + 1, lambda n, v: v if n else str(2**63 + 1)),
+    "ids: small, then unsigned": (
+        "user",
+        lambda n, v: int(v) if n else 2**63 + 1,
+        lambda n, v: v if n else str(2**63 + 1),
+    ),
 }
 
 
@@ -341,7 +389,10 @@ def test_what_is_no_date(text):
     assert np.isnan(dates.seconds(text)) and not dates.is_date(text)
 
 
-@given(st.datetimes(datetime(1970, 1, 2), datetime(2060, 1, 1)), st.sampled_from(["%Y/%m/%d %H:%M:%S", "%d.%m.%Y %H:%M:%S", "%d %b %Y, %H:%M:%S"]))
+@given(
+    st.datetimes(datetime(1970, 1, 2), datetime(2060, 1, 1)),
+    st.sampled_from(["%Y/%m/%d %H:%M:%S", "%d.%m.%Y %H:%M:%S", "%d %b %Y, %H:%M:%S"]),
+)
 def test_any_date_comes_back(when, form):
     assert dates.seconds(when.strftime(form)) == int(when.replace(tzinfo=UTC).timestamp())
 
@@ -391,7 +442,9 @@ def test_time_stamps_of_any_unit_in_parquet(unit, zone, tmp_path):
     factor = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}[unit]
     odd = [t * factor + (1 if unit == "ns" else 0) for t in time]  # nanoseconds that are no whole microseconds
     stamps = pa.array(odd, pa.timestamp(unit, zone))
-    pa.parquet.write_table(pa.table({"user": user, "item": item, "rating": rating, "time": stamps}), tmp_path / "r.parquet")
+    pa.parquet.write_table(
+        pa.table({"user": user, "item": item, "rating": rating, "time": stamps}), tmp_path / "r.parquet"
+    )
     found = sources.table(tmp_path / "r.parquet", config.TableSettings(), sources.BadRows(False))
     assert found.interactions.time.tolist() == list(time)
 
@@ -411,8 +464,14 @@ def test_times_are_written_in_seconds_whatever_their_unit(factor, tmp_path, caps
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"PK\x03\x04" + b"\0" * 30 + b"[Content_Types].xml" + b"\0" * 40, "a spreadsheet (.xlsx): open it and save it as CSV"),
-        (b"PK\x03\x04" + b"\0" * 26 + b"mimetypeapplication/vnd.oasis.opendocument.spreadsheet", "a spreadsheet (.ods)"),
+        (
+            b"PK\x03\x04" + b"\0" * 30 + b"[Content_Types].xml" + b"\0" * 40,
+            "a spreadsheet (.xlsx): open it and save it as CSV",
+        ),
+        (
+            b"PK\x03\x04" + b"\0" * 26 + b"mimetypeapplication/vnd.oasis.opendocument.spreadsheet",
+            "a spreadsheet (.ods)",
+        ),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 99, "a spreadsheet (.xls)"),
         (b"PK\x03\x04" + b"\0" * 26 + b"ratings.csv", "a zip archive: unpack it first"),
         (b"SQLite format 3\0" + b"\0" * 99, "an SQLite database"),
@@ -431,7 +490,9 @@ def test_what_is_no_table_is_called_by_its_name(content, what, tmp_path):
 # --- numbers
 
 
-@pytest.mark.parametrize(("text", "value"), [("4,5", 4.5), (" 4.5 ", 4.5), ("-1", -1), ("1,234,5", None), ("4;5", None), ("five", None)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("4,5", 4.5), (" 4.5 ", 4.5), ("-1", -1), ("1,234,5", None), ("4;5", None), ("five", None)]
+)
 def test_numbers_with_a_decimal_comma(text, value):
     assert number(text) == value if value is not None else np.isnan(number(text))
 
@@ -448,9 +509,17 @@ def test_every_way_of_writing_a_table_gives_the_same_data(tmp_path, capsys):
     forms = {
         "a.csv": (plain.encode(), []),
         "b.csv": (b"sep=;\r\n" + plain.replace(",", ";").replace("\n", "\r\n").encode(), []),
-        "c.tsv": ("".join("\t".join(f'"{c}"' for c in line.split(",")) + "\n" for line in plain.splitlines()).encode(), []),
+        "c.tsv": (
+            "".join("\t".join(f'"{c}"' for c in line.split(",")) + "\n" for line in plain.splitlines()).encode(),
+            [],
+        ),
         "d.csv": (plain.encode("utf-16"), ["--encoding", "utf-16"]),
-        "e.json": (json.dumps([dict(zip(("user", "title", "rating", "time"), r, strict=True)) for r in invented.ROWS]).encode(), []),
+        "e.json": (
+            json.dumps(
+                [dict(zip(("user", "title", "rating", "time"), r, strict=True)) for r in invented.ROWS]
+            ).encode(),
+            [],
+        ),
     }
     found = set()
     for name, (content, flags) in forms.items():

@@ -53,19 +53,25 @@ def test_the_rules_hold_in_every_table(rows, s):
         return
     found, users = made(rows, s)
     plain = plainly(rows, s)
-    when = {u: {title: n for n, (title, _, _, _) in enumerate(row)} for u, row in plain.items()}  # place in the user's order
+    when = {
+        u: {title: n for n, (title, _, _, _) in enumerate(row)} for u, row in plain.items()
+    }  # place in the user's order
     users_of = {split: {e.user for e in es} for split, es in found.items()}
     if s.split == "user":  # users together
         assert sum(map(len, users_of.values())) == len(set().union(*users_of.values()))
     assert set().union(*users_of.values()) <= set(users)
     everything = [(split, e) for split in SPLITS for e in found[split]]
-    assert max(Counter((e.user, e.positive) for _, e in everything).values(), default=1) == 1  # no example in two splits
+    assert (
+        max(Counter((e.user, e.positive) for _, e in everything).values(), default=1) == 1
+    )  # no example in two splits
     of_user = defaultdict(list)
     for split, e in everything:
         of_user[e.user].append((split, e))
         row, place = plain[e.user], when[e.user][e.positive]
         window = row[max(0, place + 1 - s.max_interactions) if s.max_interactions else 0 : place]
-        assert row[place][1] and list(e.history) == [title for title, like, _, _ in window if like]  # nothing of the future
+        assert row[place][1] and list(e.history) == [
+            title for title, like, _, _ in window if like
+        ]  # nothing of the future
         assert len(e.history) >= 1 and sum(like for _, like, _, _ in row[:place]) >= s.min_liked - 1
         assert e.positive not in e.negatives and not set(e.negatives) & set(e.history)
         assert 1 <= len(set(e.negatives)) == len(e.negatives) <= s.num_negatives
@@ -88,7 +94,9 @@ def test_the_rules_hold_in_every_table(rows, s):
                 for place in order[early]:
                     assert all(place < other for other in order[late])
             for early, late in (("train", "valid"), ("valid", "test")):
-                if s.negatives == "disliked" and order[late]:  # nothing that is learnt is from after the next part begins
+                if (
+                    s.negatives == "disliked" and order[late]
+                ):  # nothing that is learnt is from after the next part begins
                     learnt = [when[e.user][n] for part, e in own if part == early for n in e.negatives]
                     assert all(place < min(order[late]) for place in learnt)
 
@@ -115,7 +123,11 @@ def test_the_nearest_in_time_by_hand():
     """Likes at 10, 30, 50, 70, 90, dislikes at 0, 20, ..., 100: the two nearest of each positive, equals by the draw."""
     s = config.PrepareSettings(examples_per_user="all", split="time", order="time", min_liked=2, num_negatives=2)
     found, _ = made(ROWS, s)
-    assert [[e.positive for e in found[split]] for split in SPLITS] == [["title 3", "title 5"], ["title 7"], ["title 9"]]
+    assert [[e.positive for e in found[split]] for split in SPLITS] == [
+        ["title 3", "title 5"],
+        ["title 7"],
+        ["title 9"],
+    ]
     assert [set(e.negatives) for e in found["train"]] == [{"title 2", "title 4"}, {"title 4", "title 6"}]
     assert set(found["valid"][0].negatives) == {"title 6", "title 8"}
     assert set(found["test"][0].negatives) == {"title 8", "title 10"}
@@ -145,8 +157,12 @@ def test_splits_scale_with_who_is_eligible(eligible, given, wanted):
 
 
 def test_a_person_of_a_table_is_split_by_time_and_people_by_user(tmp_path, capsys):
-    (tmp_path / "one.csv").write_text(invented.lines([("u", *row[1:]) for row in ROWS], ",", "user,title,rating,time\n"))
-    out = prepare(capsys, "table", tmp_path / "one.csv", "--out", tmp_path / "one", "--min-liked", "2", "--min-disliked", "2")
+    (tmp_path / "one.csv").write_text(
+        invented.lines([("u", *row[1:]) for row in ROWS], ",", "user,title,rating,time\n")
+    )
+    out = prepare(
+        capsys, "table", tmp_path / "one.csv", "--out", tmp_path / "one", "--min-liked", "2", "--min-disliked", "2"
+    )
     assert [len(load_examples(tmp_path / "one", split)) for split in SPLITS] == [2, 1, 1]
     assert "each user's examples in order of time" in out
     invented.movielens_1m(tmp_path / "raw")
@@ -249,4 +265,3 @@ def test_a_single_persons_flags_are_refused_before_anything_is_written():
         splits.for_this(s, 5, False)
     assert splits.for_this(config.PrepareSettings(), 1, False).split == "time"
     assert splits.for_this(config.PrepareSettings(), 2, True).examples_per_user == "all"
-

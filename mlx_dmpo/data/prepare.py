@@ -155,11 +155,14 @@ def _domain(
     told += summary.notes(bad, titles, histories, examples, scored if scores else None)
     told += _short(examples, wanted, settings)
     if rankings.dropped.total():
-        told.append(f"{rankings.dropped.total():,} liked items are no positive: no negative from the same part of the time")
+        told.append(
+            f"{rankings.dropped.total():,} liked items are no positive: no negative from the same part of the time"
+        )
     ids = [*titles.ids, *([] for _ in rankings.titles[len(titles.titles) :])]
     return Domain(
         name,
         ratings.name,
+        settings.split,
         ratings.files,
         summary.rules(rule, order, settings, bool(histories.liked.all())),
         told,
@@ -290,7 +293,7 @@ def _write(
             path = Path(settings.catalogue)
             run.input(path / "items.jsonl" if path.is_dir() else path)
         found = {d.name: {"source": d.source, "rules": d.rules, "notes": d.notes, "counts": d.counts} for d in domains}
-        run.finish("cpu", domains=found)
+        run.finish("cpu", domains=found, split="time" if any(d.split == "time" for d in domains) else "user")
     except OSError as error:
         raise UserError(
             f"{run.path}: cannot be written ({error.strerror or error}): free some space or name another --out"

@@ -162,6 +162,7 @@ def _domain(
     return Domain(
         name,
         ratings.name,
+        settings.split,
         ratings.files,
         summary.rules(rule, order, settings, bool(histories.liked.all())),
         told,
@@ -294,7 +295,7 @@ def _write(
             found = {
                 d.name: {"source": d.source, "rules": d.rules, "notes": d.notes, "counts": d.counts} for d in domains
             }
-            run.finish("cpu", domains=found)
+            run.finish("cpu", domains=found, split="time" if any(d.split == "time" for d in domains) else "user")
     except OSError as error:
         raise UserError(
             f"{settings.out}: cannot be written ({error.strerror or error}): free some space or name another --out"

@@ -51,7 +51,8 @@ def _draw(
 
 
 def candidate_examples(settings: EvaluateSettings, examples: Sequence[Example], facts: Facts) -> list[RankingExample]:
-    """The examples with their candidates as negatives. Raises UserError for free text, and where there are too few titles.
+    """The examples with their candidates as negatives. Raises UserError for free text, and where there are too few
+    titles.
 
     Every draw is a function of --seed and the example's place, so that --limit does not change it.
     """
@@ -96,7 +97,8 @@ class Ranker:
 
     @classmethod
     def of(cls, scorer: Scorer, examples: Sequence[RankingExample]) -> Ranker:
-        """Asks the scorer for one pair of the first example, to see whether it scores candidates or only compares them."""
+        """Asks the scorer for one pair of the first example, to see whether it scores candidates or only compares
+        them."""
         first = replace(examples[0], negatives=examples[0].negatives[:1])
         if next(iter(scorer.score([first]))).items is not None:
             return cls(scorer, "scores")

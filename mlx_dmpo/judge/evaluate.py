@@ -73,7 +73,7 @@ def read_examples(settings: EvaluateSettings) -> list[Example]:
         )
     if not loaded.ranking:
         refuse_for_free_text(settings)
-        console.notice("note: free text: each pair is scored in its one prompt; there are no printed orders to compare")
+        console.notice("note: free text: each pair is scored in its one prompt; printed orders do not exist")
     return [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
 
 
@@ -159,7 +159,8 @@ def measure(
     key: dict[str, Any],
     finished: bool = False,
 ) -> dict[str, Any]:
-    """Scores `examples` with any Scorer, writes scores.jsonl (and candidates.jsonl, answers.jsonl), returns the metrics.
+    """Scores `examples` with any Scorer, writes scores.jsonl (and candidates.jsonl, answers.jsonl), returns the
+    metrics.
 
     directory  where rows are appended as they are computed; None on a rank that writes nothing
     key        what the rows depend on (see progress.claim); finished: the directory's earlier evaluation is replaced
@@ -239,7 +240,9 @@ def _generated(
     for start in range(0, len(todo), settings.batch_size):
         found += generation.answer_rows(scorer, todo[start : start + settings.batch_size], settings.max_tokens)
     if directory:
-        files.write_text(directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found))
+        files.write_text(
+            directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in found)
+        )
     return generation.generation_metrics(found, resamples=settings.resamples, seed=settings.seed)
 
 
@@ -262,7 +265,8 @@ def _finish(
     result: dict[str, Any],
     titles: bool,
 ) -> None:
-    """metrics.json, the pictures, and the manifest last.  titles: the examples rank titles, through a prompt template."""
+    """metrics.json, the pictures, and the manifest last.  titles: the examples rank titles, through a prompt
+    template."""
     files.write_json(run.path / "metrics.json", result)
     charts.plot_comparison({settings.adapter_path or scorer.base.name: result}, run.path / "accuracy.png")
     charts.plot_margins(files.read_lines(run.path / SCORES), run.path / "margins.png")

@@ -157,7 +157,8 @@ class Plain(Silent):
 class Panel(Silent):
     """A panel that is redrawn in place: curves as bars of text, progress, speed, memory.
 
-    What is printed meanwhile appears above it. The panel is drawn for the terminal's width at each refresh, so a resized
+    What is printed meanwhile appears above it. The panel is drawn for the terminal's width at each refresh, so a
+    resized
     terminal is no loss; at the end, also of an interrupted run, the last state stays on the screen.
     """
 

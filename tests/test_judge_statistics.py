@@ -343,6 +343,7 @@ def test_no_writer_of_json_accepts_nan():
 
 def test_a_score_that_is_nan_reaches_no_file(tmp_path):
     from mlx_dmpo.config import EvaluateSettings
+    from mlx_dmpo.errors import UserError
     from mlx_dmpo.judge import evaluate
     from mlx_dmpo.records import RankingExample
     from mlx_dmpo.scores import Scores
@@ -355,6 +356,6 @@ def test_a_score_that_is_nan_reaches_no_file(tmp_path):
                 yield Scores(e, np.array([np.nan]), None, np.array([np.nan, 0.0]))
 
     data = [RankingExample("u", "movie", ("h",), "p", ("n",))]
-    with pytest.raises(ValueError, match=r"not JSON compliant|Out of range"):
+    with pytest.raises(UserError, match="user u: broken: a score is NaN or Inf"):
         evaluate.measure(Broken(), data, EvaluateSettings(resamples=100), tmp_path, {})
     assert "NaN" not in "".join(p.read_text() for p in tmp_path.iterdir())

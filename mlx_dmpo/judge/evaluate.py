@@ -31,7 +31,7 @@ from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
 from ..report import charts
-from ..scores import Scorer
+from ..scores import Scorer, check_finite
 from . import candidates, generation, metrics, ranking
 from .facts import Facts, load_facts
 from .progress import PROGRESS, claim, rows_in_chunks
@@ -188,7 +188,7 @@ def _scored(
 ) -> list[dict[str, Any]]:
     def compute(part: Sequence[Example]) -> Iterator[dict[str, Any]]:
         for scores in scorer.score(part):
-            for row in rows_of(scores):
+            for row in rows_of(check_finite(scores, scorer.name)):
                 yield facts.add_to(row, scores.example)
 
     return rows_in_chunks(

@@ -21,7 +21,7 @@ ORDER = [
     {"prompts"},
     {"data"},
     {"model"},
-    {"train", "judge"},
+    {"train", "judge", "use"},
     {"tools"},
     {"cli"},
     {"__main__"},
@@ -229,7 +229,13 @@ def test_every_room_has_its_place():
 
 @each_module
 def test_imports_point_downwards(name):
-    assert upward(parse(name), name) == []
+    if name:  # the package itself offers what is above it, by name and when it is first used
+        assert upward(parse(name), name) == []
+
+
+def test_the_package_imports_nothing_of_its_own_when_imported():
+    own = [target for _, target in imports(parse(""), "", at_import_only=True) if target.startswith(".")]
+    assert own == []
 
 
 @each_module

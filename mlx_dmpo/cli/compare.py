@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 
-@click.command()
+@click.command(short_help="Compare evaluations on the same examples.")
 @click.argument("directories", nargs=-1, required=True, metavar="EVAL_DIR...")
 @click.option(
     "--against",

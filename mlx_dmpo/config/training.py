@@ -19,7 +19,7 @@ class TrainSettings(CommonSettings):
     num_layers: int = setting(-1, "Adapt this many of the last layers; -1 adapts all.", low=-1)
     lora_parameters: Lora = setting(Lora, "LoRA's rank, scale, dropout and keys.")
     epochs: float = setting(3.0, "Passes over the training groups.", above=0)
-    iters: int | None = setting(None, "Optimiser steps, instead of epochs.", low=1)
+    iters: int | None = setting(None, "Optimiser steps; replaces epochs.", low=1)
     batch_tokens: int = setting(
         8192,
         "Tokens run at once, shared ones counted once; the other groups of a micro-batch run after it, with the same "
@@ -79,9 +79,7 @@ class TrainSettings(CommonSettings):
     resume: bool = setting(
         False, "Continue from the newest checkpoint in --adapter-path; the result is that of an uninterrupted run."
     )
-    max_bad_steps: int = setting(
-        3, "Stop after this many steps in a row that were skipped because of NaN or Inf.", low=1
-    )
+    max_bad_steps: int = setting(3, "Stop after this many steps in a row were skipped because of NaN or Inf.", low=1)
     debug_nan: bool = setting(
         False, "Name the first layer with NaN or Inf whenever a step is skipped (slow for that step)."
     )

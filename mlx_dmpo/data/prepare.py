@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..config import MovielensSettings, PrepareSettings
 from ..errors import UserError
 from ..machine import files, run_directory
+from ..machine.progress import Progress, track
 from ..report import charts
 from . import splits, summary
 from .advice import advice, extreme
@@ -116,7 +116,7 @@ def _domain(
 ) -> Domain:
     """One source's ratings as examples. Raises UserError where a split stays empty, with what would fill it."""
     ratings = _rated(ratings, settings)
-    with tqdm(total=4, desc=f"{name}: titles, order, split", unit="step", disable=None) as bar:
+    with Progress(4, f"{name}: titles, order, split", "step") as bar:
         titles = catalogue(ratings.interactions.items, ratings.titles, settings.title_articles, settings.title_years)
         bar.update()
         rule, order = splits.liked_rule(settings, ratings), splits.choose_order(settings, ratings)
@@ -154,6 +154,10 @@ def _domain(
     told = [*ratings.notes, *([further[1]] if further else [])]
     told += summary.notes(bad, titles, histories, examples, scored if scores else None)
     told += _short(examples, wanted, settings)
+    if rankings.dropped.total():
+        told.append(
+            f"{rankings.dropped.total():,} liked items are no positive: no negative from the same part of the time"
+        )
     ids = [*titles.ids, *([] for _ in rankings.titles[len(titles.titles) :])]
     return Domain(
         name,
@@ -278,9 +282,7 @@ def _write(
         _write_rows(run.path / "items.jsonl", (item for d in domains for item in d.items))
         _write_rows(run.path / "users.jsonl", (user for d in domains for user in d.users))
         charts.plot_preparation({d.name: d.charts for d in domains}, run.path / "summary.png")
-        for name, file in tqdm(
-            [(d.name, file) for d in domains for file in d.files], desc="hash the inputs", unit="file", disable=None
-        ):
+        for name, file in track([(d.name, file) for d in domains for file in d.files], "hash the inputs", "file"):
             run.inputs[f"{name}/{file.name}"] = files.sha256(file)
         for read in [scores.path] if scores else []:
             run.input(read)

@@ -14,6 +14,7 @@ BARS = "▁▂▃▄▅▆▇█"
 CURVES = (("loss", "loss", ".4f"), ("margin", "margin", "+.3f"), ("pair_accuracy", "pair accuracy", ".3f"))
 KEPT = 400  # values of a curve that the panel remembers
 REFRESH = 4  # a second
+EVERY = 30.0  # seconds between two lines without a panel
 
 
 class View(Protocol):
@@ -89,7 +90,12 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 def numbers(line: Mapping[str, Any], prefix: str = "") -> str:
     """The numbers of a line of metrics.jsonl, in words."""
-    parts = [f"{word} {line[prefix + key]:{form}}" for key, word, form in CURVES if prefix + key in line]
+    reward = "reward " if f"{prefix}reward_margin" in line else ""  # dmpo's margins are scaled by beta
+    parts = [
+        f"{reward if key == 'margin' else ''}{word} {line[prefix + key]:{form}}"
+        for key, word, form in CURVES
+        if prefix + key in line
+    ]
     if "groups_per_second" in line:
         parts.append(f"{line['groups_per_second']:.3g} groups/s")
     if "peak_memory_gb" in line:
@@ -133,16 +139,28 @@ class Silent:
 
 
 class Plain(Silent):
-    """One line for each line of metrics.jsonl, on stdout."""
+    """A line every 30 seconds, and for the first and the last report, on stdout."""
 
     def __init__(self, name: str, steps: int, start: int = 0, now: Callable[[], float] = time.monotonic):
         self.name, self.steps = name, steps
         self.clock = Clock(steps, start, now)
+        self._now, self._printed, self._last = now, 0.0, ""
+
+    def stepped(self, step: int) -> None:
+        if self._last and self._now() - self._printed >= EVERY:
+            self._say(step)
 
     def on_step(self, line: Mapping[str, Any]) -> None:
-        left = self.clock.left(line["step"])
-        ahead = f", {left} left" if left and line["step"] < self.steps else ""
-        self._print(f"{self.name} step {line['step']} of {self.steps}: {numbers(line)}{ahead}")
+        first, self._last = not self._last, numbers(line)
+        if first or line["step"] == self.steps or self._now() - self._printed >= EVERY:
+            self._say(line["step"])
+
+    def _say(self, step: int) -> None:
+        left = self.clock.left(step)
+        self._printed = self._now()
+        self._print(
+            f"{self.name} step {step} of {self.steps}: {self._last}{f', {left} left' if left and step < self.steps else ''}"
+        )
 
     def on_validation(self, line: Mapping[str, Any], best: bool) -> None:
         self._print(validation_text(line, best))

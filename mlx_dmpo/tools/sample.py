@@ -1,4 +1,5 @@
-"""Answers drawn from the policy, and margins of all candidate negatives: what preference data and hard negatives are made of."""
+"""Answers drawn from the policy, and margins of all candidate negatives: what preference data and hard negatives are
+made of."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class Task:
 
 
 def _tasks(examples: Sequence[Example], encoder: Encoder, seed: int) -> Iterator[Task]:
-    """The prompts of each example: pairwise each negative's in one printed order, pointwise each candidate's, else one."""
+    """The prompts of each example: pairwise each negative's in one printed order, pointwise each candidate's, else
+    one."""
     template = encoder.template
     for index, example in enumerate(examples):
         orders = printed_orders(example, index, both=False, redraw=False, seed=seed, form=template.form)
@@ -91,7 +93,8 @@ def _prompts(group: PreferenceGroup) -> list[Branch]:
 def draw(
     base: loading.Loaded, encoder: Encoder, examples: Sequence[Example], settings: SampleSettings
 ) -> Iterator[dict[str, Any]]:
-    """One line a prompt: its answers with log-probs, and what each says: an ordering of two titles, a title, or like."""
+    """One line a prompt: its answers with log-probs, and what each says: an ordering of two titles, a title, or
+    like."""
     tasks = list(_tasks(examples, encoder, settings.seed))
     with Progress(len(tasks) * settings.n, "sample", "answer") as bar:
         for start in range(0, len(tasks), settings.batch_size):
@@ -119,16 +122,16 @@ def draw(
 def summarize(lines: Sequence[dict[str, Any]]) -> str:
     answers = [a for line in lines for a in line["answers"]]
     cut = sum(not a["finished"] for a in answers)
-    told = f"{len(answers)} answers to {len(lines)} prompts" + (f", {cut} of them cut at --max-tokens" if cut else "")
+    line = f"{len(answers)} answers to {len(lines)} prompts" + (f", {cut} of them cut at --max-tokens" if cut else "")
     if "right" in answers[0]:
         parsed = [a for a in answers if a["right"] is not None]
         what = {"ordering": "orderings of the two titles", "title": "titles of candidates", "liked": "yes or no"}
-        told += f"; {len(parsed)} are {next(words for key, words in what.items() if key in answers[0])}"
+        line += f"; {len(parsed)} are {next(words for key, words in what.items() if key in answers[0])}"
         if parsed:
             right = sum(a["right"] for a in parsed) / len(parsed)
             does = {"ordering": "rank the positive first", "title": "name the positive", "liked": "are right"}
-            told += f", {right:.3f} of these {next(words for key, words in does.items() if key in answers[0])}"
-    return told
+            line += f", {right:.3f} of these {next(words for key, words in does.items() if key in answers[0])}"
+    return line
 
 
 def _lines(settings: SampleSettings) -> tuple[list[dict[str, Any]], str]:

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from tqdm import tqdm
 
 from ..core.scorer import SCORER_VERSION
 from ..core.tree import EncodedGroup, by_length
 from ..errors import UserError, WriteError
 from ..machine import console, files
+from ..machine.progress import Progress
 from ..machine.ranks import world
 
 CHUNK = 16  # batches that a rank scores between two exchanges with the others
@@ -101,7 +101,7 @@ class Reference:
         batches = [[groups[i] for i in rows] for rows in by_length(groups, self._batch_size)]
         chunk, before, saved = CHUNK * world().size, self.computed, time.monotonic()
         try:
-            with tqdm(total=len(groups), desc="reference", unit="group", disable=None, leave=False) as bar:
+            with Progress(len(groups), "reference", "group", quiet=not world().first) as bar:
                 for start in range(0, len(batches), chunk):
                     together = batches[start : start + chunk]
                     for batch in together if world().size == 1 else [list(itertools.chain(*together))]:

@@ -22,6 +22,8 @@ class Report:
     """Reports a run's numbers. A context manager: inside, the view is shown.
 
     path           metrics.jsonl; None on the ranks that write nothing
+    rewards        whether margins are reward margins (scaled by beta) rather than nats; they are then written under both
+                   names, margin and reward_margin
     every          steps between two lines
     learning_rate  of the step just done
     peak           bytes of memory, so far
@@ -41,7 +43,9 @@ class Report:
         peak: Callable[[], int],
         view: Callable[[list[dict[str, Any]]], View],
         tracker: Any = None,
+        rewards: bool = False,
     ):
+        self.rewards = rewards
         self.path, self.state, self.name, self.steps, self.every = path, state, name, steps, every
         self.steps_per_epoch, self.tracker = steps_per_epoch, tracker
         self._learning_rate, self._peak, self._open_view = learning_rate, peak, view
@@ -86,6 +90,8 @@ class Report:
             self._view.on_step(line)
 
     def validated(self, numbers: dict[str, float], best: bool) -> None:
+        if self.rewards and "valid_margin" in numbers:
+            numbers = {**numbers, "valid_reward_margin": numbers["valid_margin"]}
         line = self._head() | numbers
         self._write(line)
         self._view.on_validation(line, best)
@@ -102,6 +108,7 @@ class Report:
         line["loss"] = total["loss"] / total["groups"]
         if total["pairs"]:
             line |= {"margin": total["margin"] / total["pairs"], "pair_accuracy": total["right"] / total["pairs"]}
+            line |= {"reward_margin": line["margin"]} if self.rewards else {}
         return line | {
             "learning_rate": self._learning_rate(),
             "groups_per_second": total["groups"] / total["seconds"],

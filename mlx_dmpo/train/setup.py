@@ -139,6 +139,7 @@ def set_up(
             history=lines,
         ),
         tracker=tracker,
+        rewards=isinstance(settings, DmpoSettings),
     )
     callbacks = _callbacks(settings, policy, valid, reference, checkpoints, report, stop, steps)
     return Training(model, optimizer, batches, step_function, schedule, callbacks, checkpoints, report)

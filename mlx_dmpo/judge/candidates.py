@@ -97,7 +97,7 @@ class Ranker:
 
     @classmethod
     def of(cls, scorer: Scorer, examples: Sequence[RankingExample]) -> Ranker:
-        """Asks the scorer for one pair of the first example, to see whether it scores candidates or only compares
+        """Scores one pair of the first example, to see whether the scorer scores candidates or only compares
         them."""
         first = replace(examples[0], negatives=examples[0].negatives[:1])
         if next(iter(scorer.score([first]))).items is not None:

@@ -1,7 +1,7 @@
 """Ranking evaluation: examples -> a Scorer -> scores.jsonl -> metrics.json, with whatever else was asked for.
 
 Every pair is scored in both printed orders, each with both answers. Preferences in free text have one prompt, as it is:
-no printed order, and no number that speaks of one.
+no printed order, and no number about orders.
 """
 
 from __future__ import annotations

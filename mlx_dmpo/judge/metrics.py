@@ -99,7 +99,7 @@ def _margins(rows: Rows, orders: Sequence[str]) -> tuple[np.ndarray, list[np.nda
 def interval_note(bootstrap: Bootstrap) -> dict[str, Any]:
     """What the intervals were drawn over, in one object that a reader of metrics.json meets first."""
     if bootstrap.users == 1:
-        note = "one user: the intervals are over its pairs and say nothing of other users"
+        note = "one user: the intervals are over its pairs and do not cover other users"
     elif not bootstrap.has_interval:
         note = f"{bootstrap.users} users, fewer than {MIN_UNITS}: no intervals"
     else:
@@ -127,7 +127,7 @@ def ranking_metrics(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> dict
     calibration                     of σ(margin) (see calibration.py)
     popularity, slices              accuracy by popularity, history length, domain, ... (see panels.py)
 
-    Rows without two printed orders leave out the numbers that speak of an order. Fewer than 10 users have no intervals;
+    Rows without two printed orders have no numbers about orders. Fewer than 10 users have no intervals;
     the pairs of a single user are resampled instead of users ("intervals" says so).
     Raises ValueError for no rows, or a margin that is not finite.
     """

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 CURVES = {"loss": "loss", "margin": "margin", "pair_accuracy": "pair accuracy"}
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: told apart by everyone
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+)  # Okabe and Ito: distinct for colour-blind readers too
 
 
 def _figure(width: float, height: float) -> Figure:

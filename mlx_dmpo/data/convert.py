@@ -71,7 +71,7 @@ def convert(file: str, settings: ConvertSettings, command: str, notice: Callable
             run.inputs |= hub_inputs(name, split)
         facts = {}
         for split, examples in splits.items():
-            text = "".join(json.dumps(e.to_json(), ensure_ascii=False) + "\n" for e in examples)
+            text = "".join(json.dumps(e.to_json(), ensure_ascii=False, allow_nan=False) + "\n" for e in examples)
             (run.path / f"{split}.jsonl").unlink(missing_ok=True)
             if examples:  # an empty file would be no split
                 files.write_text(run.path / f"{split}.jsonl", text)

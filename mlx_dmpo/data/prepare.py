@@ -305,7 +305,7 @@ def _write(
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """A JSON lines file; none where there are no rows, and what stood there goes."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     if text:
         files.write_text(path, text)
     else:

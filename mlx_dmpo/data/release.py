@@ -73,7 +73,7 @@ def _file(users: Sequence[_User], negatives: int, both: bool, title: Callable[[s
             instruction = pair_prompt(example, negative, draw.random() < 0.5, DOMAINS["movie"])
             chosen, rejected = ranking_answer(positive, negative), ranking_answer(negative, positive)
             rows.append({"instruction": instruction, "input": "", "output": [chosen, rejected] if both else chosen})
-    return json.dumps(rows)
+    return json.dumps(rows, allow_nan=False)
 
 
 def released_files(

@@ -1,7 +1,7 @@
 """Ranking evaluation: examples -> a Scorer -> scores.jsonl -> metrics.json, with whatever else was asked for.
 
 Every pair is scored in both printed orders, each with both answers. Preferences in free text have one prompt, as it is:
-no printed order, and no number that speaks of one.
+no printed order, and no number about orders.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..model.open import LanguageModelScorer, choose_template, open_scorer, refu
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
 from ..report import charts
-from ..scores import Scorer
+from ..scores import Scorer, check_finite
 from . import candidates, generation, metrics, ranking
 from .facts import Facts, load_facts
 from .progress import PROGRESS, claim, rows_in_chunks
@@ -72,7 +72,7 @@ def read_examples(settings: EvaluateSettings) -> list[Example]:
         )
     if not loaded.ranking:
         refuse_for_free_text(settings)
-        console.notice("note: free text: each pair is scored in its one prompt; there are no printed orders to compare")
+        console.notice("note: free text: each pair is scored in its one prompt; printed orders do not exist")
     return [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
 
 
@@ -157,7 +157,8 @@ def measure(
     key: dict[str, Any],
     finished: bool = False,
 ) -> dict[str, Any]:
-    """Scores `examples` with any Scorer, writes scores.jsonl (and candidates.jsonl, answers.jsonl), returns the metrics.
+    """Scores `examples` with any Scorer, writes scores.jsonl (and candidates.jsonl, answers.jsonl), returns the
+    metrics.
 
     directory  where rows are appended as they are computed; None on a rank that writes nothing
     key        what the rows depend on (see progress.claim); finished: the directory's earlier evaluation is replaced
@@ -185,7 +186,7 @@ def _scored(
 ) -> list[dict[str, Any]]:
     def compute(part: Sequence[Example]) -> Iterator[dict[str, Any]]:
         for scores in scorer.score(part):
-            for row in rows_of(scores):
+            for row in rows_of(check_finite(scores, scorer.name)):
                 yield facts.add_to(row, scores.example)
 
     return rows_in_chunks(
@@ -237,7 +238,9 @@ def _generated(
     for start in range(0, len(todo), settings.batch_size):
         found += generation.answer_rows(scorer, todo[start : start + settings.batch_size], settings.max_tokens)
     if directory:
-        files.write_text(directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found))
+        files.write_text(
+            directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in found)
+        )
     return generation.generation_metrics(found, resamples=settings.resamples, seed=settings.seed)
 
 
@@ -260,7 +263,8 @@ def _finish(
     result: dict[str, Any],
     titles: bool,
 ) -> None:
-    """metrics.json, the pictures, and the manifest last.  titles: the examples rank titles, through a prompt template."""
+    """metrics.json, the pictures, and the manifest last.  titles: the examples rank titles, through a prompt
+    template."""
     files.write_json(run.path / "metrics.json", result)
     charts.plot_comparison({settings.adapter_path or scorer.base.name: result}, run.path / "accuracy.png")
     charts.plot_margins(files.read_lines(run.path / SCORES), run.path / "margins.png")

@@ -158,9 +158,8 @@ class Plain(Silent):
     def _say(self, step: int) -> None:
         left = self.clock.left(step)
         self._printed = self._now()
-        self._print(
-            f"{self.name} step {step} of {self.steps}: {self._last}{f', {left} left' if left and step < self.steps else ''}"
-        )
+        rest = f", {left} left" if left and step < self.steps else ""
+        self._print(f"{self.name} step {step} of {self.steps}: {self._last}{rest}")
 
     def on_validation(self, line: Mapping[str, Any], best: bool) -> None:
         self._print(validation_text(line, best))
@@ -175,7 +174,8 @@ class Plain(Silent):
 class Panel(Silent):
     """A panel that is redrawn in place: curves as bars of text, progress, speed, memory.
 
-    What is printed meanwhile appears above it. The panel is drawn for the terminal's width at each refresh, so a resized
+    What is printed meanwhile appears above it. The panel is drawn for the terminal's width at each refresh, so a
+    resized
     terminal is no loss; at the end, also of an interrupted run, the last state stays on the screen.
     """
 

@@ -359,9 +359,9 @@ def test_terminal_escapes_in_titles_are_not_obeyed(model_directory, tmp_path, ca
 
 
 def test_a_fault_of_ours_is_exit_1_and_one_line(capsys, monkeypatch):
-    from mlx_dmpo.cli import main as cli_main
+    from mlx_dmpo.cli import train as train_commands
 
-    monkeypatch.setattr(cli_main, "_settings", lambda *a: 1 / 0)
+    monkeypatch.setattr(train_commands, "settings_of", lambda *a: 1 / 0)
     code, _, err = run(capsys, "sft")
     assert code == 1 and err.startswith("fault: ZeroDivisionError") and len(err.splitlines()) == 1
     code, _, err = run(capsys, "--verbose", "sft")

@@ -658,7 +658,7 @@ def test_help_teaches(capsys):
 
 
 def test_every_source_has_its_command():
-    from mlx_dmpo.cli.main import prepare as group
+    from mlx_dmpo.cli.data import prepare as group
 
     assert set(sources.SOURCES) <= set(group.commands)
     assert config.PrepareSettings().negatives == "disliked"

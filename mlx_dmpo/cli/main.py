@@ -10,7 +10,7 @@ import click
 from .. import __version__
 from ..errors import Interrupted, UserError
 from ..machine import console
-from . import data, evaluate, tools, train
+from . import data, evaluate, get_model, tools, train
 from .options import Group
 
 
@@ -47,6 +47,7 @@ for command in (
     tools.demo,
     tools.plan,
     tools.doctor,
+    get_model.get_model,
 ):
     cli.add_command(command)
 

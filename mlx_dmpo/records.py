@@ -5,12 +5,17 @@ RankingExample (titles) -> PreferenceGroup (text) -> EncodedGroup (tokens) -> Gr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import UserError
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
+
+
+REQUIRED = ("user", "domain", "history", "positive", "negatives")
+OPTIONAL = ("positive_first", "disliked", "ratings", "times", "candidates")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,12 @@ class RankingExample:
     negatives       1..K disliked titles
     positive_first  for files that fix the printed order of each pair: one flag a negative; else None
     source          `file:line` or `file:row`, for messages only; never written
+
+    What a source may give besides, each None where it does not:
+    disliked        titles the user disliked before, oldest first
+    ratings         the user's rating of each title of the history
+    times           when the user rated each title of the history, in seconds since 1970
+    candidates      titles among which the positive is ranked when a whole list is evaluated, the positive not among them
     """
 
     user: str
@@ -31,64 +42,73 @@ class RankingExample:
     negatives: tuple[str, ...]
     positive_first: tuple[bool, ...] | None = None
     source: str = ""
+    disliked: tuple[str, ...] | None = None
+    ratings: tuple[float, ...] | None = None
+    times: tuple[float, ...] | None = None
+    candidates: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "user": self.user,
-            "domain": self.domain,
-            "history": list(self.history),
-            "positive": self.positive,
-            "negatives": list(self.negatives),
-        }
-        if self.positive_first is not None:
-            row["positive_first"] = list(self.positive_first)
-        return row
+        """The example as a row of a JSON lines file; what is None is left out."""
+        row: dict[str, Any] = {name: getattr(self, name) for name in REQUIRED}
+        row |= {name: value for name in OPTIONAL if (value := getattr(self, name)) is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
 
     @classmethod
     def from_json(cls, row: Any, source: str = "") -> RankingExample:
         """Raises UserError, beginning with `source`, for whatever is missing or malformed."""
 
-        def fail(what: str, mend: str) -> UserError:
-            return UserError(f"{source}: {what}: {mend}")
+        def fail(what: str, fix: str) -> UserError:
+            return UserError(f"{source}: {what}: {fix}")
 
         if not isinstance(row, dict):
             raise fail("not a JSON object", 'write {"user", "domain", "history", "positive", "negatives"}')
-        for name in ("user", "domain", "history", "positive", "negatives"):
+        for name in REQUIRED:
             if name not in row:
                 raise fail(f'field "{name}" is missing', f'add "{name}" to the object')
-        unknown = set(row) - {"user", "domain", "history", "positive", "negatives", "positive_first"}
+        unknown = set(row) - {*REQUIRED, *OPTIONAL}
         if unknown:
             raise fail(f'unknown field "{sorted(unknown)[0]}"', "remove or rename it")
         user = str(row["user"]) if isinstance(row["user"], int) else row["user"]
         for name, value in (("user", user), ("domain", row["domain"]), ("positive", row["positive"])):
             if not isinstance(value, str) or not value.strip():
                 raise fail(f'"{name}" is not a non-empty string', f"give {name} as text")
-        for name in ("history", "negatives"):
+        optional = {name: row[name] for name in OPTIONAL if row.get(name) is not None}
+        for name in ("history", "negatives", *(n for n in ("disliked", "candidates") if n in optional)):
             value = row[name]
             if not isinstance(value, list) or any(not isinstance(t, str) or not t.strip() for t in value):
                 raise fail(f'"{name}" is not a list of non-empty strings', f"give {name} as a list of titles")
-            if not value:
+            if not value and name in REQUIRED:
                 raise fail(f'"{name}" is empty', "give at least one title")
-        if row["positive"] in row["negatives"]:
-            raise fail("the positive stands among the negatives", "a pair needs two different titles")
-        if len(set(row["negatives"])) < len(row["negatives"]):
-            raise fail("a negative is listed twice", "list each negative once")
-        first = row.get("positive_first")
-        if first is not None and (
-            not isinstance(first, list)
-            or len(first) != len(row["negatives"])
-            or any(not isinstance(f, bool) for f in first)
-        ):
+        for name in ("negatives", *(n for n in ("candidates",) if n in optional)):
+            what = {"negatives": "negative", "candidates": "candidate"}[name]
+            if row["positive"] in row[name]:
+                raise fail(f"the positive stands among the {name}", "a pair needs two different titles")
+            if len(set(row[name])) < len(row[name]):
+                raise fail(f"a {what} is listed twice", "list each once")
+        first = optional.get("positive_first")
+        if first is not None and not _list_of(first, len(row["negatives"]), bool):
             raise fail('"positive_first" does not fit', "give one true or false for each negative")
+        for name in ("ratings", "times"):
+            if name in optional and not _list_of(optional[name], len(row["history"]), int, float):
+                raise fail(f'"{name}" does not fit', "give one finite number for each title of the history")
         return cls(
             user,
             row["domain"],
             tuple(row["history"]),
             row["positive"],
             tuple(row["negatives"]),
-            None if first is None else tuple(first),
-            source,
+            source=source,
+            **{name: tuple(value) for name, value in optional.items()},
         )
+
+
+def _list_of(value: Any, length: int, *kinds: type) -> bool:
+    """Whether `value` is a list of so many values of these very types (true is no number), none of them NaN or Inf."""
+    return (
+        isinstance(value, list)
+        and len(value) == length
+        and all(type(v) in kinds and (type(v) is not float or math.isfinite(v)) for v in value)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +124,7 @@ class PreferenceGroup:
     """K pairs of branches in text. pairs[k] = (index of the chosen branch, index of the rejected one).
 
     Without pairs (K = 0) it is one answer to learn from (SFT).
+    targets: the branches whose answers SFT learns, where these are not the chosen ones (pointwise: Yes and No).
     """
 
     user: str
@@ -111,6 +132,7 @@ class PreferenceGroup:
     branches: tuple[Branch, ...]
     pairs: tuple[tuple[int, int], ...]
     source: str = ""
+    targets: tuple[int, ...] | None = None
 
 
 Example = RankingExample | PreferenceGroup  # what a data file holds a list of, all of one kind

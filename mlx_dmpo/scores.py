@@ -21,15 +21,19 @@ class Scores:
     margins  (K,) float64: above 0 where the positive is ranked above the negative, 0 for a tie. For prompts in two
              printed orders, the sum over both.
     logps    (K, O, 2) float64, nats: pair, printed order (O = 2: the positive printed first, then second; O = 1: one
-             prompt without an order), answer (chosen, rejected). None for a scorer without log-probabilities.
+             prompt without an order, or the mean over several), answer (chosen, rejected). The numbers that a margin is
+             made of: log-probs, or for pointwise the log-odds of Yes. None for a scorer without log-probabilities.
     items    (1 + K,) float64: one score per candidate, the positive first, then the negatives; a higher score ranks
              higher. None for a scorer that only compares pairs.
+    places   (1 + K,) float64, of prompts that print all candidates (listwise): the share of the printed orders in which
+             the candidate printed in this place had the highest score; ties share. None where nothing is printed.
     """
 
     example: Example
     margins: np.ndarray
     logps: np.ndarray | None = None
     items: np.ndarray | None = None
+    places: np.ndarray | None = None
 
 
 class Scorer(Protocol):

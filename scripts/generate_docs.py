@@ -1,7 +1,10 @@
-"""Rewrites what would go stale by hand: docs/cli.md, and the README's tree and results table.
+"""Writes everything in the docs that would go stale by hand, from the code and from result files.
 
 python scripts/generate_docs.py           rewrite
 python scripts/generate_docs.py --check   exit 1 and say so if anything is stale
+
+docs/cli.md is made from the commands' help, docs/architecture.md from the modules' docstrings, and the tables between
+<!-- name --> and <!-- /name --> from docs/results/*.json, each written by the command that the page names.
 """
 
 from __future__ import annotations
@@ -10,13 +13,33 @@ import ast
 import json
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mlx_dmpo.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "mlx_dmpo"
+
+# The order in which a stranger reads: the method first, then what feeds it, what runs it, and what uses it.
+READING_ORDER = (
+    "core prompts data model train judge use baselines report machine tools cli config records.py scores.py errors.py assets"
+).split()
+FIRST = "core/losses.py core/tree.py core/attention.py core/head.py core/scorer.py train/loop.py train/run.py".split()
+
+
+def result(name: str) -> Any:
+    return json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def summary(path: Path) -> str:
+    """The first sentence of a module's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return re.split(r"(?<=[a-z)`])[.;](?:\s|$)", " ".join(text.split()))[0].rstrip(".")
 
 
 def command_reference() -> str:
@@ -33,55 +56,172 @@ def command_reference() -> str:
     return "\n".join(parts)
 
 
+def block(rows: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "```\n" + "\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows) + "\n```"
+
+
 def tree() -> str:
-    """Each module with the first sentence of its docstring."""
-    rows = []
-    package = ROOT / "mlx_dmpo"
-    for path in sorted(package.rglob("*.py")):
-        if path.name == "__main__.py":
-            continue
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        name = path.relative_to(package).as_posix()
-        depth = name.count("/")
-        if path.name == "__init__.py":
-            name = "mlx_dmpo/" if path.parent == package else f"{path.parent.name}/"
+    """The packages in reading order, with the files to read first."""
+    rows = [("mlx_dmpo/", summary(PACKAGE / "__init__.py"))]
+    for name in READING_ORDER:
+        path = PACKAGE / name
+        if path.is_dir():
+            rows.append((f"  {name}/", summary(path / "__init__.py")))
+            rows += [(f"    {f.split('/')[1]}", summary(PACKAGE / f)) for f in FIRST if f.startswith(name + "/")]
         else:
-            depth += 1
-            name = path.name
-        sentence = re.split(r"(?<=[a-z)])[.:;](?:\s|$)", " ".join(text.split()))[0].rstrip(".")
-        rows.append((path.parent != package and path.name != "__init__.py", "  " * depth + name, sentence))
-    width = max(len(name) for _, name, _ in rows)
-    return "```\n" + "\n".join(f"{name:<{width}}  {sentence}" for _, name, sentence in rows) + "\n```"
+            rows.append((f"  {name}", summary(path)))
+    return block(rows)
 
 
-def results() -> str:
-    """The README's table of the demo, from docs/demo-results.json as a demo run wrote it (summary.json)."""
-    summary = json.loads((ROOT / "docs" / "demo-results.json").read_text(encoding="utf-8"))
+def architecture() -> str:
+    """Every module, in reading order."""
+    rows = []
+    for name in READING_ORDER:
+        path = PACKAGE / name
+        if not path.is_dir():
+            rows.append((name, summary(path)))
+            continue
+        rows.append((f"{name}/", summary(path / "__init__.py")))
+        for file in sorted(path.rglob("*.py"), key=lambda p: (f"{name}/{p.name}" not in FIRST, p)):
+            if file.parent == path and file.name == "__init__.py":
+                continue
+            inner = file.relative_to(path).as_posix().removesuffix("/__init__.py")
+            rows.append((f"  {inner}", summary(file)))
+    return block(rows)
+
+
+def interval(metric: Mapping[str, Any]) -> str:
+    return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
+
+
+def demo_table() -> str:
+    """From docs/results/demo.json, a demo run's summary.json."""
+    found = result("demo")
     rows = ["| model | pairs | pair accuracy | AUC | position bias | mean margin (nats) |", "|---|---|---|---|---|---|"]
     for name in ("base", "sft", "dmpo"):
-        m = summary[name]
-
-        def told(key: str, m: dict = m) -> str:
-            return f"{m[key]['value']:.3f} ({m[key]['low']:.3f} to {m[key]['high']:.3f})"
-
-        rows.append(
-            f"| {name} | {m['n']} | {told('pair_accuracy')} | {told('auc')} | {told('position_bias')} | {told('mean_margin')} |"
-        )
+        m = found[name]
+        cells = [interval(m[key]) for key in ("pair_accuracy", "auc", "position_bias", "mean_margin")]
+        rows.append(f"| {name} | {m['n']} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def between(text: str, name: str, content: str) -> str:
+def demo_picture() -> str:
+    """Pair accuracy of the three stages with intervals, as an SVG that follows light and dark mode."""
+    found = result("demo")
+    left, width, top, step = 90, 400, 34, 34
+
+    def x(value: float) -> float:
+        return left + width * (value - 0.4) / 0.5
+
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 168" role="img" font-family="system-ui, sans-serif"'
+        ' font-size="13" aria-label="Pair accuracy on unseen users: base, SFT, DMPO">',
+        "<style>text{fill:#24292f}.axis{stroke:#8c959f}.bar{fill:#0969da}.line{stroke:#24292f}"
+        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.axis{stroke:#8b949e}.bar{fill:#58a6ff}.line{stroke:#e6edf3}}"
+        "</style>",
+        f'<text x="{left}" y="16" font-weight="600">Pairs ranked right on {found["base"]["users"]} unseen users'
+        " (95 % intervals)</text>",
+    ]
+    for n, name in enumerate(("base", "sft", "dmpo")):
+        m, y = found[name]["pair_accuracy"], top + n * step
+        parts += [
+            f'<text x="{left - 12}" y="{y + 15}" text-anchor="end">{name.upper() if n else name}</text>',
+            f'<rect class="bar" x="{left}" y="{y}" width="{x(m["value"]) - left:.1f}" height="22" rx="3"/>',
+            f'<path class="line" fill="none" stroke-width="1.5" d="M{x(m["low"]):.1f} {y + 11}H{x(m["high"]):.1f}'
+            f'M{x(m["low"]):.1f} {y + 6}v10M{x(m["high"]):.1f} {y + 6}v10"/>',
+            f'<text x="{x(m["high"]) + 8:.1f}" y="{y + 15}">{100 * m["value"]:.1f} %</text>',
+        ]
+    bottom = top + 3 * step
+    parts.append(f'<path class="axis" fill="none" stroke-dasharray="4 3" d="M{x(0.5):.1f} {top - 6}V{bottom}"/>')
+    for value in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+        label = f"{100 * value:.0f} %" + (" (chance)" if value == 0.5 else "")
+        parts.append(f'<text x="{x(value):.1f}" y="{bottom + 18}" text-anchor="middle" font-size="12">{label}</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def benchmark_table() -> str:
+    """From docs/results/benchmark.json, as `scripts/benchmark --json` wrote it: others' time and memory over ours."""
+    found = result("benchmark")
+    shapes: dict[str, Any] = found["shapes"]
+
+    def both(part: str, other: str) -> Callable[[Mapping[str, Any]], str]:
+        def cell(s: Mapping[str, Any]) -> str:
+            theirs, ours = s[part][other], s[part]["mlx-dmpo"]
+            return f"{theirs['seconds'] / ours['seconds']:.1f} / {theirs['memory_mb'] / ours['memory_mb']:.1f}"
+
+        return cell
+
+    lines: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
+        (f"DMPO step, k = 5: mlx-lm-lora {found['versions']['mlx-lm-lora']}", both("dmpo", "mlx-lm-lora")),
+        (
+            "the same, our reference pass spread over 3 epochs (time)",
+            lambda s: f"{s['dmpo_k5_speed_vs_mlx_lm_lora_with_reference']:.1f}",
+        ),
+        ("DMPO step, k = 5: each sequence alone", both("dmpo", "plain scorer")),
+        ("DMPO step, k = 5: sharing within a pair", both("dmpo", "pair sharing")),
+        ("our step, k = 5 over k = 1 (time)", lambda s: f"{s['step_time_k5_over_k1']:.2f}"),
+        (f"SFT step: mlx-lm {found['versions']['mlx-lm']}", both("sft", "mlx-lm")),
+        (
+            "evaluation in both orders, one by one (time; pairs)",
+            lambda s: f"{s['evaluate_speed_vs_plain']:.1f} ({s['evaluate_pairs']:,})",
+        ),
+        (
+            "our DMPO step in seconds, and its share of the matmul peak",
+            lambda s: (
+                f"{s['dmpo']['mlx-dmpo']['seconds']:.2f}, {100 * s['flops_share_of_matmul_peak']:.0f} %"
+            ),
+        ),
+    ]
+    head = ["| others' time / memory relative to ours | " + " | ".join(shapes) + " |", "|---" * (len(shapes) + 1) + "|"]
+    return "\n".join([*head, *(f"| {name} | {' | '.join(map(cell, shapes.values()))} |" for name, cell in lines)])
+
+
+def plan_table() -> str:
+    """From docs/results/plan.json, as `benchmarks/plan_accuracy.py --json` wrote it."""
+    rows = [
+        "| configuration | peak measured (MB) | predicted | error | above the model, measured (MB) | predicted | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    found = result("plan")
+    for r in found:
+        rows.append(
+            f"| {r['name']} | {r['measured_mb']:.0f} | {r['predicted_mb']:.0f} | {100 * r['error']:+.1f} % | "
+            f"{r['measured_above_mb']:.0f} | {r['predicted_above_mb']:.0f} | {100 * r['error_above']:+.1f} % |"
+        )
+    worst, above = (100 * max(abs(r[key]) for r in found) for key in ("error", "error_above"))
+    rows += ["", f"Largest error: {worst:.1f} % of the peak, {above:.1f} % of what lies above the model."]
+    return "\n".join(rows)
+
+
+def between(text: str, name: str, content: str, where: Path) -> str:
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
     if not re.search(pattern, text, re.DOTALL):
-        raise SystemExit(f"README.md has no <!-- {name} --> block")
+        raise SystemExit(f"{where.name} has no <!-- {name} --> block")
     return re.sub(pattern, lambda match: match[1] + content + "\n" + match[2], text, flags=re.DOTALL)
 
 
+# page -> its generated blocks
+BLOCKS: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "README.md": {"tree": tree, "results": demo_table},
+    DOCS / "architecture.md": {"modules": architecture},
+    DOCS / "performance.md": {"benchmark": benchmark_table},
+    DOCS / "plan.md": {"plan": plan_table},
+}
+# files made whole
+WHOLE: dict[Path, Callable[[], str]] = {
+    DOCS / "cli.md": command_reference,
+    DOCS / "images" / "demo.svg": demo_picture,
+}
+
+
 def main() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, content in (("tree", tree()), ("results", results())):
-        readme = between(readme, name, content)
-    wanted = {ROOT / "docs" / "cli.md": command_reference(), ROOT / "README.md": readme}
+    wanted = {path: make() for path, make in WHOLE.items()}
+    for path, blocks in BLOCKS.items():
+        text = path.read_text(encoding="utf-8")
+        for name, make in blocks.items():
+            text = between(text, name, make(), path)
+        wanted[path] = text
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         print(f"{path.relative_to(ROOT)} is stale" if "--check" in sys.argv else f"wrote {path.relative_to(ROOT)}")

@@ -496,7 +496,7 @@ def thinking_export(tmp_path_factory, data_directory):
 
     _, wrapped = load(str(done.path))
     assert wrapped.has_thinking
-    message = [{"role": "user", "content": export._placeholder_prompt([], export.prompts.DOMAINS)}]
+    message = [{"role": "user", "content": export._placeholder_prompt([], export.pairwise.DOMAINS)}]
     lengths = [
         len(wrapped.apply_chat_template(message, add_generation_prompt=True, enable_thinking=on))
         for on in (False, True)

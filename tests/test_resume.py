@@ -19,7 +19,7 @@ from mlx_dmpo.config import DmpoSettings, SftSettings
 from mlx_dmpo.errors import Interrupted, UserError
 from mlx_dmpo.machine import files, run_directory
 from mlx_dmpo.machine.interrupts import Stop
-from mlx_dmpo.model import score
+from mlx_dmpo.model import adapters, loading, score
 from mlx_dmpo.train import checkpoint, trainer
 from mlx_dmpo.train import run as train_run
 
@@ -174,9 +174,8 @@ def test_the_last_checkpoints_and_the_best_are_kept(model_directory, small_data,
     assert (path / "adapters.safetensors").read_bytes() == (
         path / "checkpoints" / kept[0] / "adapters.safetensors"
     ).read_bytes()
-    trainer.models.load_adapter(
-        trainer.models.load(settings_of("sft", model_directory, small_data, "x")), path / "checkpoints" / kept[1]
-    )
+    base = loading.load(settings_of("sft", model_directory, small_data, "x"))
+    adapters.load_adapter(base, path / "checkpoints" / kept[1])
 
 
 @pytest.fixture

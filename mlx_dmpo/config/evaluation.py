@@ -16,6 +16,14 @@ class EvaluateSettings(CommonSettings):
         "Directory to write: metrics.json, scores.jsonl, pictures, manifest (default: ADAPTER/eval, or runs/base/eval).",
     )
     batch_size: int = setting(8, "Groups run at once.", low=1)
+    orders: int | None = setting(
+        None, "listwise: printed orders of the candidates over which scores are averaged (4 when left out).", low=1
+    )
+    calibrate: bool = setting(
+        False,
+        "Subtract from each score the score without the history, which takes out the model's liking for the title itself.",
+    )
+    per_token: bool = setting(False, "direct and listwise: divide a title's log-prob by its tokens.")
     limit: int = setting(0, "Evaluate only the first so many examples; 0 takes all.", low=0)
     resamples: int = setting(2000, "Bootstrap resamples of the users for the 95 % intervals.", low=100)
     overwrite: bool = setting(False, "Replace a finished evaluation in --out.")

@@ -51,6 +51,14 @@ class CommonSettings:
         "",
         "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under `domains:`.",
     )
+    prompt: str = setting(
+        "",
+        "Prompt form: pairwise, listwise, direct or pointwise, or a YAML file of your own (docs/prompts.md). "
+        "When left out, the adapter's; pairwise without one.",
+    )
+    allow_other_prompt: bool = setting(
+        False, "Use --prompt, or `domains:`, although the adapter was trained with another prompt."
+    )
     skip_bad_rows: bool = setting(
         False, "Go on without rows that cannot be read, naming each, rather than stop at the first."
     )

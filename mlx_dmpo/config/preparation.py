@@ -82,6 +82,10 @@ class CheckSettings:
     )
     max_seq_length: int = setting(2048, "Longest prompt with answer, in tokens.", low=16)
     num_negatives: int = setting(0, "Negatives used of each example; 0 takes all.", low=0)
+    prompt: str = setting(
+        "",
+        "Prompt form whose tokens are counted: pairwise (when left out), listwise, direct, pointwise, or a YAML file.",
+    )
     domain: str = setting("", "Domain of rows that name none, such as S-DPO's.")
     domains: dict[str, dict[str, str]] = setting(
         dict, "Wording of further domains: name -> topic, items, consumed, consuming (YAML only)."

@@ -33,6 +33,11 @@ class TrainSettings(CommonSettings):
     both_orders: bool = setting(
         False, "Train on both printed orders of every pair, the cure for order bias; the shared history keeps it cheap."
     )
+    orders: int | None = setting(
+        None,
+        "listwise: printed orders of the candidates per group (1 when left out); more cure the bias for a place in the list.",
+        low=1,
+    )
     optimizer: str = setting("adamw", "Optimiser.", choices=("adamw", "adam", "sgd", "adafactor", "muon", "lion"))
     optimizer_config: dict[str, Any] = setting(dict, "Further arguments of the optimiser, such as betas (YAML only).")
     learning_rate: float = setting(1e-4, "Peak learning rate.", above=0)
@@ -112,7 +117,7 @@ class DmpoSettings(TrainSettings):
 
 # What may change when a run is resumed: paths (what they lead to is compared), reports, and how a step's work is cut up.
 _FREE = frozenset(
-    """model data valid_data skip_bad_rows domains adapter_path start_adapter batch_size batch_tokens grad_accumulation_steps val_batches grad_checkpoint
+    """model data valid_data skip_bad_rows prompt allow_other_prompt domains adapter_path start_adapter batch_size batch_tokens grad_accumulation_steps val_batches grad_checkpoint
     steps_per_report report_to project_name save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check""".split()
 )
 

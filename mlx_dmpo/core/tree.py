@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 
+BLOCK_TAILS = 4  # a block holds at most so many times a tail's tokens
+
+
 def _common(a: np.ndarray, b: np.ndarray) -> int:
     n = min(len(a), len(b))
     differs = np.flatnonzero(a[:n] != b[:n])
@@ -30,6 +33,7 @@ class EncodedGroup:
     domain: str = ""
     source: str = ""
     dropped: int = 0  # history items left out to fit max_seq_length
+    targets: tuple[int, ...] | None = None  # branches that SFT learns; None: the chosen ones, or all where there are no pairs
 
     def tree(self) -> list[tuple[int, int]]:
         """(branch, tokens of its tail in common with the branch before it), so ordered that each token of the prefix tree is met once."""
@@ -71,7 +75,7 @@ class GroupBatch:
     answer_rows      (G, R, A)  int32: which of `rows` predicts the answer's token
     answer_targets   (G, R, A)  int32
     answer_mask      (G, R, A)  float32
-    chosen_lengths   (G, R)     float32: answer tokens of chosen branches, 0 elsewhere; without pairs every branch is chosen
+    chosen_lengths   (G, R)     float32: answer tokens of the branches that SFT learns, 0 elsewhere
     pairs            (G, K, 2)  int32: chosen, rejected branch
     pair_mask        (G, K)     float32
     starts           (G + 1,)   int32: where each group's tokens begin in `tokens`; the last is the count of real ones
@@ -126,7 +130,8 @@ def _below(group: EncodedGroup) -> _Below:
         shared = min(shared, len(tail), len(path))  # the branch before may end where this one goes on
         new = np.arange(size, size + len(tail) - shared, dtype=np.int32)
         path = np.concatenate([path[:shared], new])
-        if blocks and 2 * shared >= len(tail):  # mostly the same: another answer to the question before
+        room = BLOCK_TAILS * max(len(tail), 16)  # one long block would pad all others to its length
+        if blocks and 2 * shared >= len(tail) and len(blocks[-1]) + len(new) <= room:  # another answer to the same question
             own = np.concatenate([own[:shared], len(blocks[-1]) + np.arange(len(new), dtype=np.int32)])
             blocks[-1] = np.concatenate([blocks[-1], new])
             ends[-1] = np.concatenate([ends[-1], np.zeros(len(new), np.int32)])
@@ -207,6 +212,8 @@ def pad_groups(
         pairs[g, : len(group.pairs)] = group.pairs
         pair_mask[g, : len(group.pairs)] = 1
         chosen = group.pairs[:, 0] if len(group.pairs) else np.arange(len(group.tails))
+        if group.targets is not None:
+            chosen = np.array(group.targets)
         chosen_lengths[g, chosen] = np.array(group.answer_lengths)[chosen]
     return GroupBatch(
         tokens,
@@ -236,6 +243,29 @@ def planned(size: int, coarse: bool = False) -> int:
     coarse_step = 32 if size <= 32 else 64 if size <= 256 else 128
     step = coarse_step if coarse else max(32, 1 << max(0, size.bit_length() - 4))
     return -(-size // step) * step
+
+
+def pieces(group: EncodedGroup, tokens: int) -> list[np.ndarray]:
+    """The branches of a group in parts of at most `tokens`, shared ones counted once and the prefix in each part.
+
+    Branches that begin alike stay together. A part holds at least one branch.
+    """
+    parts: list[list[int]] = []
+    total = 0
+    for r, shared in group.tree():
+        length = len(group.tails[r])
+        if not parts or total + length - shared > tokens:
+            parts.append([])
+            total, shared = len(group.prefix), 0
+        parts[-1].append(r)
+        total += length - shared
+    return [np.array(part) for part in parts]
+
+
+def part(group: EncodedGroup, branches: np.ndarray) -> EncodedGroup:
+    """The group with some of its branches alone, to be scored; it has no pairs."""
+    tails, lengths = (tuple(of[r] for r in branches) for of in (group.tails, group.answer_lengths))
+    return EncodedGroup(group.prefix, tails, lengths, np.zeros((0, 2), np.int32), group.user, group.domain, group.source)
 
 
 BATCH_TOKENS = 8192  # shared ones once; more in one piece is no faster anywhere

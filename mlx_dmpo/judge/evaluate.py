@@ -21,7 +21,7 @@ from ..model import adapters, device
 from ..model.open import open_scorer
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
-from ..records import Example
+from ..records import Example, RankingExample
 from ..report import charts
 from . import metrics
 from .rows import rows_of
@@ -74,4 +74,13 @@ def _metrics(
     rows = [row for scores in scorer.score(examples) for row in rows_of(scores)]
     result = metrics.ranking_metrics(rows, resamples=settings.resamples, seed=settings.seed)
     base = scorer.base
-    return rows, result, {"model": base.name, "base_fingerprint": base.fingerprint, "shared_road": scorer.groups.shared}
+    return (
+        rows,
+        result,
+        {
+            "model": base.name,
+            "base_fingerprint": base.fingerprint,
+            "shared_road": scorer.groups.shared,
+            "prompt": scorer.template.to_json() if isinstance(examples[0], RankingExample) else None,
+        },
+    )

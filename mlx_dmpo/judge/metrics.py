@@ -59,6 +59,12 @@ def release_auc(rows: Sequence[Mapping[str, Any]], seed: int) -> float | None:
     return float(ranks.mean() / len(unlike))
 
 
+def place_wins(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """How often the candidate printed in each place of a list has the highest score, over the lists that are so long."""
+    longest = max(len(row["places"]) for row in rows)
+    return [float(np.mean([r["places"][p] for r in rows if len(r["places"]) > p])) for p in range(longest)]
+
+
 def ranking_metrics(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Metrics of an evaluation, each as {"value", "low", "high"}; n pairs of `users` users, k the most negatives of an example.
 
@@ -67,10 +73,11 @@ def ranking_metrics(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000,
     pair_accuracy_positive_second   the same in those that print it second
     auc                             of the summed margins (see `auc`)
     auc_release                     the release's own statistic (see `release_auc`), without an interval
-    position_bias                   share of prompts in which the first-listed wins, minus ½
+    position_bias                   share of prompts in which the first-listed wins, minus ½ (minus 1 / candidates in a list)
+    place_wins                      of prompts that print a list: share of prompts which each place wins
     mean_margin                     mean of the summed margins, nats
 
-    Rows of free text ("given" in place of the two orders) have no printed order: the numbers that speak of one are left out.
+    Rows with "given" in place of the two orders (free text, and titles scored one by one) have no printed order: the numbers that speak of one are left out.
 
     Raises ValueError for no rows, or a margin that is not finite.
     """
@@ -96,6 +103,8 @@ def ranking_metrics(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000,
             # the first-listed wins where the positive does if it is listed first, and where it does not if listed second
             "position_bias": (first + 1 - second) / 2 - 0.5,
         }
+    if "places" in rows[0]:  # prompts that print a list: how often its first place wins, above the share by chance
+        means["position_bias"] = np.array([row["places"][0] - 1 / len(row["places"]) for row in rows])
     statistics: dict[str, list[np.ndarray]] = {name: [] for name in [*means, "auc"]}
     counts = _resample(users, resamples, seed)
     step = max(1, CHUNK // len(rows))
@@ -123,6 +132,11 @@ def ranking_metrics(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000,
         **{name: told(name, float(means[name].mean())) for name in means if name.startswith("pair_accuracy")},
         "auc": told("auc", float(auc(margin)[0])),
         **({"auc_release": {"value": release_auc(rows, seed)}} if ranked else {}),
-        **({"position_bias": told("position_bias", float(means["position_bias"].mean()))} if ranked else {}),
+        **(
+            {"position_bias": told("position_bias", float(means["position_bias"].mean()))}
+            if "position_bias" in means
+            else {}
+        ),
+        **({"place_wins": place_wins(rows)} if "places" in rows[0] else {}),
         "mean_margin": told("mean_margin", float(margin.mean())),
     }

@@ -10,7 +10,11 @@ from ..scores import Scores
 
 
 def rows_of(scores: Scores) -> Iterator[dict[str, Any]]:
-    """One row per (positive, negative) pair; log-probs in nats, summed over the answer. Free text has "given" in place of two orders."""
+    """One row per (positive, negative) pair; log-probs in nats, summed over the answer.
+
+    "given" stands in place of two orders where a pair is not printed: free text, and the two titles' own scores in the
+    listwise, direct and pointwise forms. "places" (listwise): share of printed orders that each place won.
+    """
     example = scores.example
     assert scores.logps is not None
     for k, (margin, logps) in enumerate(zip(scores.margins, scores.logps, strict=True)):
@@ -24,6 +28,8 @@ def rows_of(scores: Scores) -> Iterator[dict[str, Any]]:
         for name, (chosen_logp, rejected_logp) in zip(names, logps.tolist(), strict=True):
             row[name] = {"chosen_logp": chosen_logp, "rejected_logp": rejected_logp}
         row["margin"] = float(margin)
+        if scores.places is not None:  # of the whole example, the same in each of its rows
+            row["places"] = scores.places.tolist()
         if not isinstance(example, PreferenceGroup) and example.positive_first is not None:
             row["source_positive_first"] = example.positive_first[k]
         yield row

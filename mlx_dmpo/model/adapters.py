@@ -78,6 +78,7 @@ def adapter_config(settings: TrainSettings, base: Loaded) -> dict[str, Any]:
         "num_layers": settings.num_layers,
         "lora_parameters": _mlx_lm_lora(settings.lora_parameters),
         "base_fingerprint": base.fingerprint,
+        **({"prompt": base.prompt} if base.prompt else {}),
     }
 
 

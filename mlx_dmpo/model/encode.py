@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..core.tree import EncodedGroup
 from ..errors import UserError
-from ..prompts.pairwise import DOMAINS, Domain, build_group
-from ..records import Branch, Example, Message, PreferenceGroup
+from ..prompts.groups import build_group, droppable
+from ..prompts.pairwise import PAIRWISE
+from ..prompts.template import Template
+from ..records import Branch, Example, Message, PreferenceGroup, RankingExample
 
 
 class Encoder:
@@ -21,8 +23,8 @@ class Encoder:
     token. That the prompt's tokens are a prefix of the full rendering's is checked on every branch.
     """
 
-    def __init__(self, tokenizer: Any, max_seq_length: int = 2048, domains: Mapping[str, Domain] = DOMAINS):
-        self.tokenizer, self.max_seq_length, self.domains = tokenizer, max_seq_length, domains
+    def __init__(self, tokenizer: Any, max_seq_length: int = 2048, template: Template = PAIRWISE):
+        self.tokenizer, self.max_seq_length, self.template = tokenizer, max_seq_length, template
         self._ends = frozenset(tokenizer.eos_token_ids)
         added = tokenizer.added_tokens_decoder.values()
         control = sorted((str(t.content) for t in added if t.content.strip()), key=len, reverse=True)
@@ -61,11 +63,12 @@ class Encoder:
         )
 
     def encode_group(self, group: PreferenceGroup, *, chosen_only: bool = False, dropped: int = 0) -> EncodedGroup:
-        """Tokens of a group. `chosen_only` keeps the chosen branches, each once, without pairs (SFT); without pairs all are chosen.
+        """Tokens of a group. `chosen_only` keeps the answers that SFT learns, each once, without pairs; without pairs all are learnt.
 
         Raises UserError, beginning with the group's source, for a template or a text that cannot be encoded.
         """
-        chosen = list(dict.fromkeys(c for c, _ in group.pairs)) if chosen_only else []
+        targets = group.targets if group.targets is not None else [c for c, _ in group.pairs]
+        chosen = list(dict.fromkeys(targets)) if chosen_only else []
         rows = chosen or range(len(group.branches))
         prompts: dict[tuple[str, ...], list[int]] = {}
         sequences, prompt_lengths = [], []
@@ -77,10 +80,7 @@ class Encoder:
             sequences.append(np.array(self._sequence(branch, prompts[key], group.source), np.int32))
             prompt_lengths.append(len(prompts[key]))
         # the last prompt token stays with each tail: its position predicts the answer's first
-        limit = min(prompt_lengths) - 1
-        stacked = np.stack([s[:limit] for s in sequences])
-        differs = np.flatnonzero((stacked != stacked[0]).any(axis=0))
-        shared = int(differs[0]) if len(differs) else limit
+        shared = _common_start(sequences, min(prompt_lengths) - 1)
         return EncodedGroup(
             sequences[0][:shared],
             tuple(s[shared:] for s in sequences),
@@ -90,10 +90,11 @@ class Encoder:
             group.domain,
             group.source,
             dropped,
+            None if chosen_only else group.targets,
         )
 
     def encode(
-        self, example: Example, orders: Sequence[tuple[bool, ...]], *, chosen_only: bool = False
+        self, example: Example, orders: Sequence[tuple[Any, ...]], *, chosen_only: bool = False
     ) -> EncodedGroup:
         """Tokens of an example's group (orders as in `build_group`), its oldest history items left out where it would not fit.
 
@@ -110,14 +111,36 @@ class Encoder:
             return group
 
         def attempt(drop: int) -> EncodedGroup:
-            return self.encode_group(
-                build_group(example, orders, self.domains, drop), chosen_only=chosen_only, dropped=drop
-            )
+            group = build_group(example, orders, self.template, drop)
+            return self.encode_group(group, chosen_only=chosen_only, dropped=drop)
 
+        return self._fitting(example, attempt)
+
+    def encode_spellings(self, example: RankingExample, spellings: Sequence[Sequence[int]]) -> EncodedGroup:
+        """Pointwise prompts of an example's candidates, each followed by each spelling as its answer, without end of turn.
+
+        Branch c x S + s is candidate c with spelling s. Raises UserError as `encode` does.
+        """
+
+        def attempt(drop: int) -> EncodedGroup:
+            group = build_group(example, [], self.template, drop)
+            prompts = [np.array(self.prompt(b, group.source), np.int32) for b in group.branches[::2]]
+            endings = [np.array(s, np.int32) for s in spellings]
+            shared = _common_start(prompts, min(map(len, prompts)) - 1)
+            tails = tuple(np.concatenate([p[shared:], ending]) for p in prompts for ending in endings)
+            lengths = tuple(len(ending) for _ in prompts for ending in endings)
+            empty = np.zeros((0, 2), np.int32)
+            user, domain, source = group.user, group.domain, group.source
+            return EncodedGroup(prompts[0][:shared], tails, lengths, empty, user, domain, source, drop)
+
+        return self._fitting(example, attempt)
+
+    def _fitting(self, example: RankingExample, attempt: Callable[[int], EncodedGroup]) -> EncodedGroup:
+        """`attempt` with the fewest titles left out that fits `max_seq_length`."""
         group = attempt(0)
         if longest(group) <= self.max_seq_length:
             return group
-        low, high = 0, len(example.history) - 1  # low does not fit; does high?
+        low, high = 0, droppable(example, self.template)  # low does not fit; does high?
         shortest = attempt(high)
         if longest(shortest) > self.max_seq_length:
             raise UserError(
@@ -131,6 +154,13 @@ class Encoder:
                 (low, middle, tried) if longest(tried) <= self.max_seq_length else (middle, high, shortest)
             )
         return shortest
+
+
+def _common_start(sequences: Sequence[np.ndarray], limit: int) -> int:
+    """How many tokens, at most `limit`, all sequences begin with."""
+    stacked = np.stack([s[:limit] for s in sequences])
+    differs = np.flatnonzero((stacked != stacked[0]).any(axis=0))
+    return int(differs[0]) if len(differs) else limit
 
 
 def longest(group: EncodedGroup) -> int:

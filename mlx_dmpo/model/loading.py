@@ -8,7 +8,7 @@ import io
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Loaded:
     vocabulary: int
     fingerprint: str  # of weights, config, tokenizer, template, quantisation and dtype
     config: dict[str, Any]  # config.json, with what quantising at load changed
+    prompt: dict[str, Any] = field(default_factory=dict)  # the prompt template in use, for the adapter's config
 
 
 def _fingerprint(path: Path, extra: str) -> str:

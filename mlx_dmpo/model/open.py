@@ -1,31 +1,53 @@
-"""The one way to a model that scores: load it, attach the adapter, check the scorers against each other, encode."""
+"""The one way to a model that scores: load it, attach the adapter, choose the prompt, check the scorers against each other."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ..config import CommonSettings
 from ..core.selfcheck import GroupScorer, choose_scorer
+from ..core.tree import EncodedGroup
 from ..errors import UserError
 from ..machine import console
-from ..prompts import pairwise
+from ..prompts import template as prompts
+from ..prompts.groups import build_group
+from ..prompts.orders import rotations
 from ..records import Example, PreferenceGroup, RankingExample
 from ..scores import Scores
 from . import adapters, loading
 from .encode import Encoder
 from .score import score_groups
+from .spellings import Sequences, yes_and_no
+
+EVALUATED_ORDERS = 4  # listwise: printed orders over which a score is averaged, unless --orders says otherwise
 
 
 class LanguageModelScorer:
-    """A `Scorer`: a language model, with or without an adapter, behind a prompt."""
+    """A `Scorer`: a language model, with or without an adapter, behind a prompt template.
 
-    def __init__(self, base: loading.Loaded, settings: CommonSettings, name: str = ""):
+    calibrate  subtract from each score the same score without the history: what the model likes about the title alone
+    per_token  divide the log-prob of a title by its answer's tokens (listwise, direct)
+    orders     listwise: printed orders over which a score is averaged
+    """
+
+    def __init__(
+        self,
+        base: loading.Loaded,
+        settings: CommonSettings,
+        name: str = "",
+        template: prompts.Template | None = None,
+    ):
         self.base, self.settings, self.name = base, settings, name or base.name
-        domains = pairwise.with_domains(settings.domains)
-        self.encoder = Encoder(base.tokenizer, settings.max_seq_length, domains)
+        self.template = template or choose_template(settings)
+        self.encoder = Encoder(base.tokenizer, settings.max_seq_length, self.template)
+        self.calibrate = bool(getattr(settings, "calibrate", False))
+        self.per_token = bool(getattr(settings, "per_token", False))
+        self.orders = getattr(settings, "orders", None) or EVALUATED_ORDERS
+        check_options(settings, self.template)
 
     @functools.cached_property
     def groups(self) -> GroupScorer:
@@ -35,30 +57,164 @@ class LanguageModelScorer:
             console.notice(f"note: every sequence is run alone, which is slower: {groups.reason}")
         return groups
 
+    @functools.cached_property
+    def spellings(self) -> tuple[Sequences, Sequences]:
+        """Token sequences that say Yes, and those that say No, in this tokenizer."""
+        example = RankingExample("", "", ("a",), "b", (), source=self.base.name)
+        wordless = replace(self.template, domains={"": prompts.Domain(*["a"] * len(prompts.WORDS))})
+        group = build_group(example, [], wordless)
+        encoded = self.encoder.encode_group(group)
+        yes, no = (
+            tuple(int(t) for t in tail[len(tail) - n : -1])
+            for tail, n in zip(encoded.tails, encoded.answer_lengths, strict=True)
+        )
+        return yes_and_no(self.base.tokenizer, self.template.yes, self.template.no, (yes, no))
+
     def score(self, examples: Sequence[Example]) -> Iterator[Scores]:
-        """Every pair in both printed orders; free text in its one prompt. Raises UserError for NaN or Inf."""
-        encoded = [
-            self.encoder.encode(e, [(True, False)] * len(e.negatives) if isinstance(e, RankingExample) else [])
+        """Pairwise: every pair in both printed orders; other forms: one score per candidate; free text in its one prompt.
+
+        Raises UserError for an example that cannot be encoded, and for a score that is NaN or Inf.
+        """
+        free_text = [e for e in examples if isinstance(e, PreferenceGroup)]
+        if free_text:
+            if self.calibrate or self.per_token:
+                raise UserError(
+                    f"--{'calibrate' if self.calibrate else 'per-token'}: does not apply to free text, which has no history "
+                    "apart: leave it out"
+                )
+            yield from self._score_text(free_text)
+            return
+        rankings = [e for e in examples if isinstance(e, RankingExample)]
+        found = self._numbers(rankings, "evaluate")
+        bare = [replace(e, history=(), disliked=None) for e in rankings] if self.calibrate else []
+        without = self._numbers(bare, "without history") if bare else [np.zeros(())] * len(rankings)
+        for example, numbers, prior in zip(rankings, found, without, strict=True):
+            yield self._scores(example, numbers - prior)
+
+    def score_items(
+        self,
+        history: Sequence[str],
+        candidates: Sequence[str],
+        domain: str,
+        *,
+        disliked: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """One score per candidate after one history; a higher score ranks higher.  -> (N,) float64, nats.
+
+        direct: log p(title); pointwise: log-odds of Yes. The candidates are one prefix tree, run in parts under the token
+        budget; each score equals that of the candidate alone. Raises UserError for another form, a candidate that is
+        given twice, and for NaN or Inf.
+        """
+        if self.template.form not in ("direct", "pointwise"):
+            raise UserError(
+                f"--prompt: {self.template.form} does not score a title by itself: use direct or pointwise"
+            )
+        if not candidates:
+            return np.zeros(0)
+        seen: set[str] = set()
+        for title in candidates:
+            if title in seen:
+                raise UserError(f"candidates: {title[:60]!r} is given twice: give each title once")
+            seen.add(title)
+        first, *rest = candidates
+        old = tuple(disliked) if disliked is not None else None
+        example = RankingExample("", domain, tuple(history), first, tuple(rest), source="candidates", disliked=old)
+        scores = self._numbers([example], "")[0]
+        if self.calibrate:
+            scores = scores - self._without_history(domain, tuple(candidates))
+        return scores[0]
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019  a catalogue's scores without history serve every user
+    def _without_history(self, domain: str, candidates: tuple[str, ...]) -> np.ndarray:
+        example = RankingExample("", domain, (), candidates[0], candidates[1:], source="candidates")
+        return self._numbers([example], "")[0]
+
+    def _numbers(self, examples: Sequence[RankingExample], describe: str) -> list[np.ndarray]:
+        """What each example's scores are made of: pairwise (K, 2, 2) log-probs, else (printed orders, 1 + K) item scores."""
+        form = self.template.form
+        orders = [
+            [(True, False)] * len(e.negatives)
+            if form == "pairwise"
+            else rotations(e, self.orders, self.settings.seed)
+            if form == "listwise"
+            else []
             for e in examples
         ]
+        if form == "pointwise":
+            yes, no = self.spellings
+            encoded = [self.encoder.encode_spellings(e, [*yes, *no]) for e in examples]
+        else:
+            encoded = [self.encoder.encode(e, o) for e, o in zip(examples, orders, strict=True)]
+        numbers = []
+        for example, group, logps in zip(examples, encoded, self._logps(encoded, describe), strict=True):
+            if form == "pairwise":  # branches: negative, printed order (positive first, then second), answer
+                numbers.append(logps.reshape(len(example.negatives), 2, 2))
+            elif form == "pointwise":
+                by_spelling = logps.reshape(1, 1 + len(example.negatives), -1)
+                numbers.append(_log_sum(by_spelling[..., : len(yes)]) - _log_sum(by_spelling[..., len(yes) :]))
+            else:
+                scaled = logps / np.array(group.answer_lengths) if self.per_token else logps
+                numbers.append(scaled.reshape(-1, 1 + len(example.negatives)))
+        return numbers
+
+    def _logps(self, encoded: Sequence[EncodedGroup], describe: str) -> Iterator[np.ndarray]:
+        """(R,) float64 of each group, in order."""
         scored = {
             id(group): logps
             for group, logps in score_groups(
-                self.base.model, self.groups, encoded, self.settings.batch_size, "evaluate"
+                self.base.model, self.groups, encoded, self.settings.batch_size, describe
             )
         }
-        for example, group in zip(examples, encoded, strict=True):
+        for group in encoded:
             logps = np.asarray(scored[id(group)], np.float64)
             if not np.isfinite(logps).all():
                 raise UserError(
-                    f"{example.source or example.user}: a log-prob is NaN or Inf: look at the adapter ({self.name}) "
+                    f"{group.source or group.user}: a log-prob is NaN or Inf: look at the adapter ({self.name}) "
                     "and at --dtype"
                 )
-            if isinstance(example, PreferenceGroup):
-                by_pair = logps[np.array(example.pairs, np.int32).reshape(-1, 2)][:, None]  # (K, 1, 2)
-            else:  # branches: negative, printed order (positive first, then second), answer (chosen, then rejected)
-                by_pair = logps.reshape(len(example.negatives), 2, 2)
-            yield Scores(example, (by_pair[..., 0] - by_pair[..., 1]).sum(axis=1), by_pair)
+            yield logps
+
+    def _score_text(self, examples: Sequence[PreferenceGroup]) -> Iterator[Scores]:
+        encoded = [self.encoder.encode(e, []) for e in examples]
+        for example, logps in zip(examples, self._logps(encoded, "evaluate"), strict=True):
+            by_pair = logps[np.array(example.pairs, np.int32).reshape(-1, 2)][:, None]  # (K, 1, 2)
+            yield Scores(example, by_pair[:, 0, 0] - by_pair[:, 0, 1], by_pair)
+
+    def _scores(self, example: RankingExample, numbers: np.ndarray) -> Scores:
+        if self.template.form == "pairwise":
+            return Scores(example, (numbers[..., 0] - numbers[..., 1]).sum(axis=1), numbers)
+        items = numbers.mean(axis=0)
+        by_pair = np.stack([np.broadcast_to(items[0], items[1:].shape), items[1:]], axis=-1)[:, None]
+        places = None
+        if self.template.form == "listwise":
+            orders = np.array(rotations(example, self.orders, self.settings.seed))
+            placed = np.take_along_axis(numbers, orders, axis=1)  # column p: the score of what stands in place p
+            best = placed == placed.max(axis=1, keepdims=True)
+            places = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
+        return Scores(example, items[0] - items[1:], by_pair, items, places)
+
+
+def _log_sum(logps: np.ndarray) -> np.ndarray:
+    """log sum exp over the last axis."""
+    largest: np.ndarray = logps.max(axis=-1)
+    return largest + np.log(np.exp(logps - largest[..., None]).sum(axis=-1))
+
+
+def choose_template(settings: CommonSettings, adapter: str = "") -> prompts.Template:
+    """The prompt template of a command: the adapter's, --prompt's, or pairwise. Raises UserError where they do not fit."""
+    stored = None
+    if adapter:
+        where = f"{adapter}/{adapters.ADAPTER_CONFIG}"
+        stored = prompts.read_stored(adapters.read_adapter_config(adapter).get("prompt"), where)
+    return prompts.choose(settings.prompt, settings.domains, stored, adapter, settings.allow_other_prompt)
+
+
+def check_options(settings: CommonSettings, template: prompts.Template) -> None:
+    """Raises UserError for a setting that has no effect with this prompt form."""
+    if getattr(settings, "orders", None) and template.form != "listwise":
+        raise UserError(f"--orders: prompt {template.name} prints no list of candidates: leave it out, or use listwise")
+    if getattr(settings, "per_token", False) and template.form not in ("direct", "listwise"):
+        raise UserError(f"--per-token: the answers of prompt {template.name} are no titles: leave it out")
 
 
 def open_scorer(
@@ -66,15 +222,18 @@ def open_scorer(
 ) -> LanguageModelScorer:
     """The model that `settings` names, ready to score.
 
-    adapter  adapter directory to load
-    attach   instead: a function that puts an adapter on the loaded base, to be trained
-    Raises UserError for a model or adapter that cannot be loaded.
+    adapter  adapter directory to load; its prompt is taken, unless --prompt names another
+    attach   instead of loading it: a function that puts an adapter on the loaded base, to be trained
+    Raises UserError for a model or adapter that cannot be loaded, and for a prompt that does not fit the adapter.
     """
+    template = choose_template(settings, adapter)
+    check_options(settings, template)
     base = loading.load(settings)
+    base.prompt = template.to_json()
     if attach:
         attach(base)
     else:
         if adapter:
             adapters.load_adapter(base, adapter)
         base.model.eval()
-    return LanguageModelScorer(base, settings, adapter)
+    return LanguageModelScorer(base, settings, adapter, template)

@@ -11,16 +11,37 @@ import numpy as np
 from tqdm import tqdm
 
 from ..core.selfcheck import GroupScorer
-from ..core.tree import EncodedGroup, GroupBatch, by_length, pad_groups
+from ..core.tree import BATCH_TOKENS, EncodedGroup, GroupBatch, by_length, pad_groups, part, pieces
 from ..machine.memory import in_halves
 from ..machine.prefetch import prefetch
 from ..machine.ranks import world
 
 
 def score_groups(
-    model: nn.Module, scorer: GroupScorer, groups: Sequence[EncodedGroup], batch_size: int, describe: str
+    model: nn.Module,
+    scorer: GroupScorer,
+    groups: Sequence[EncodedGroup],
+    batch_size: int,
+    describe: str,
+    tokens: int = BATCH_TOKENS,
 ) -> Iterator[tuple[EncodedGroup, np.ndarray]]:
-    """Each group with its (R,) log-probs, outside gradient tracing, in batches of like length; the ranks share the work."""
+    """Each group with its (R,) log-probs, outside gradient tracing, in batches of like length; the ranks share the work.
+
+    A group of more than `tokens` is scored in parts of its branches, which gives the same log-probs.
+    """
+    parts = [pieces(g, tokens) if g.shared_tokens > tokens else [] for g in groups]
+    if any(len(p) > 1 for p in parts):
+        small = [part(g, rows) for g, ps in zip(groups, parts, strict=True) for rows in ps] + [
+            g for g, ps in zip(groups, parts, strict=True) if not ps
+        ]
+        found = {id(g): row for g, row in score_groups(model, scorer, small, batch_size, describe, 2**62)}
+        rest = iter(small)
+        for g, ps in zip(groups, parts, strict=True):
+            whole = np.zeros(len(g.tails), np.float32)
+            for rows in ps:
+                whole[rows] = found[id(next(rest))]
+            yield g, whole if ps else found[id(g)]
+        return
     training = model.training
     model.eval()
 

@@ -1,29 +1,41 @@
-"""Which negatives of an example are used, and in which order each pair is printed."""
+"""Which negatives of an example are used, and in which order titles are printed."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..records import Example, PreferenceGroup, RankingExample
+from .groups import candidates
 
 E = TypeVar("E", RankingExample, PreferenceGroup)
 
 
 def printed_orders(
-    example: Example, index: int, *, both: bool, redraw: bool, seed: int, epoch: int = 0
-) -> list[tuple[bool, ...]]:
-    """For each negative, the orders in which its pair is printed, as positive-first flags.
+    example: Example,
+    index: int,
+    *,
+    both: bool,
+    redraw: bool,
+    seed: int,
+    epoch: int = 0,
+    form: str = "pairwise",
+    count: int = 1,
+) -> list[tuple[Any, ...]]:
+    """The orders in which an example's titles are printed.
 
-    both    both orders
-    redraw  drawn afresh each epoch; else the order the file fixed, or one drawn by seed for good
-
-    Free text has one prompt as it is: none.
+    pairwise  for each negative, positive-first flags: (True,), (False,) or, with `both`, (True, False). Without `both`
+              the order that the file fixed, or one drawn by seed; `redraw` draws one afresh each epoch
+    listwise  `count` permutations of the candidates (see `rotations`); `redraw` takes the next ones each epoch
+    Other forms and free text print no order: none.
     """
-    if isinstance(example, PreferenceGroup):
+    if isinstance(example, PreferenceGroup) or form not in ("pairwise", "listwise"):
         return []
+    if form == "listwise":
+        return rotations(example, count, seed, epoch * count if redraw else 0)
     k = len(example.negatives)
     if both:
         return [(True, False)] * k
@@ -31,6 +43,21 @@ def printed_orders(
         return [(flag,) for flag in example.positive_first]
     draws = np.random.default_rng([seed, epoch if redraw else 0, index]).random(k) < 0.5
     return [(bool(flag),) for flag in draws]
+
+
+def rotations(example: RankingExample, count: int, seed: int, start: int = 0) -> list[tuple[int, ...]]:
+    """`count` printed orders of an example's 1 + K candidates (0 is the positive), at most 1 + K; 0 takes all of them.
+
+    One permutation, drawn by seed, user and titles, and its rotations from the `start`-th on: with all of them, each title
+    stands once in each place. The order in which the example lists its negatives does not matter.
+    """
+    titles = candidates(example)
+    by_title = sorted(range(len(titles)), key=titles.__getitem__)
+    key = "\0".join([str(seed), example.user, *(titles[i] for i in by_title)])
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    base = [by_title[i] for i in np.random.default_rng(int.from_bytes(digest, "little")).permutation(len(titles))]
+    n = len(titles)
+    return [tuple(base[r % n :] + base[: r % n]) for r in range(start, start + min(count or n, n))]
 
 
 def first_negatives(example: E, count: int) -> E:

@@ -1,114 +1,52 @@
-"""Every English sentence that the model sees, worded as the DMPO release words it (double spaces and all).
-
-A domain's wording is data: the two domains of the paper and those of `prepare` are below, a config's `domains` adds or replaces others.
-"""
+"""The release's pairwise prompt: written as pairwise.yaml words it, and read back."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-from ..errors import UserError
-from ..records import Branch, PreferenceGroup, RankingExample
+from ..records import PreferenceGroup, RankingExample
+from . import groups
+from .template import Domain, _domains, built_in, built_in_domains
 
-PROMPT = (
-    "You are an assistant working on {topic} recommendations. Here is the user's history of {items} they have {consumed}: "
-    "{history}. Rank the likelihood of the user {consuming} the two {items} {first} and {second}."
-)
-
-
-TITLE = " <Title:{}> "
-
-
-@dataclass(frozen=True, slots=True)
-class Domain:
-    """How a domain is spoken of: "{topic} recommendations", "history of {items} they have {consumed}", "{consuming} the two {items}"."""
-
-    topic: str
-    items: str
-    consumed: str
-    consuming: str
-
-
-DOMAINS: dict[str, Domain] = {
-    "movie": Domain("movie", "movies", "watched", "watching"),
-    "game": Domain("Video Games", "Video Games", "shopped", "shopping"),
-    "book": Domain("book", "books", "read", "reading"),
-    "music": Domain("music", "artists", "listened to", "listening to"),
-    "product": Domain("product", "products", "bought", "buying"),
-}
+PAIRWISE = built_in("pairwise")
+TITLE = PAIRWISE.title.replace("{title}", "{}")
+DOMAINS: dict[str, Domain] = built_in_domains()
 
 
 def with_domains(extra: Mapping[str, Mapping[str, str]] | None) -> dict[str, Domain]:
-    """The built-in domains and a config's own. Raises UserError for a wording with missing or unknown parts."""
-    domains = dict(DOMAINS)
-    names = [f.name for f in fields(Domain)]
-    for key, wording in (extra or {}).items():
-        if (
-            not isinstance(wording, Mapping)
-            or set(wording) != set(names)
-            or any(not isinstance(v, str) for v in wording.values())
-        ):
-            raise UserError(f"domains.{key}: wording is not complete: give {', '.join(names)}, each as text")
-        domains[key] = Domain(**wording)
-    return domains
+    """The built-in domains and a config's own. Raises UserError for wording with unknown words."""
+    return _domains(extra, "domains")
 
 
 def domain_of(example: RankingExample, domains: Mapping[str, Domain]) -> Domain:
-    """The wording of an example's domain. Raises UserError where there is none."""
-    if example.domain not in domains:
-        known = ", ".join(sorted(domains))
-        raise UserError(
-            f'{example.source}: no wording for domain "{example.domain}" (known: {known}): add it under `domains:` in the config'
-        )
-    return domains[example.domain]
+    """The words of an example's domain. Raises UserError where there are none."""
+    return replace(PAIRWISE, domains=domains).domain(example.domain, example.source)
 
 
 def titles(items: Sequence[str]) -> str:
-    return "".join(TITLE.format(t) for t in items)
+    return PAIRWISE.printed(items) if items else ""
 
 
 def pair_prompt(example: RankingExample, negative: str, positive_first: bool, domain: Domain) -> str:
     """The paper's pairwise prompt for one (positive, negative) in one printed order."""
     first, second = (example.positive, negative) if positive_first else (negative, example.positive)
-    return PROMPT.format(
-        topic=domain.topic,
-        items=domain.items,
-        consumed=domain.consumed,
-        consuming=domain.consuming,
-        history=titles(example.history),
-        first=TITLE.format(first),
-        second=TITLE.format(second),
-    )
+    return PAIRWISE.message(domain, example.source, history=example.history, first=first, second=second)
 
 
 def ranking_answer(first: str, second: str) -> str:
-    return TITLE.format(first) + ", " + TITLE.format(second)
+    return PAIRWISE.answer_of(first, second)
 
 
 def build_group(
     example: RankingExample,
-    orders: Sequence[tuple[bool, ...]],
+    orders: groups.Orders,
     domains: Mapping[str, Domain] = DOMAINS,
     drop_history: int = 0,
 ) -> PreferenceGroup:
-    """Every pair of an example as branches: a prompt for each negative and each of its printed orders, two answers a prompt.
-
-    orders[k] lists the orders in which pair k is printed, as positive-first flags: (True,), (False,) or (True, False).
-    The branches of a prompt stand next to each other, chosen first. `drop_history` leaves out that many of the oldest items.
-    """
-    domain = domain_of(example, domains)
-    example = replace(example, history=example.history[drop_history:])
-    branches: list[Branch] = []
-    pairs: list[tuple[int, int]] = []
-    for negative, flags in zip(example.negatives, orders, strict=True):
-        for positive_first in flags:
-            messages = ({"role": "user", "content": pair_prompt(example, negative, positive_first, domain)},)
-            pairs.append((len(branches), len(branches) + 1))
-            branches.append(Branch(messages, ranking_answer(example.positive, negative)))
-            branches.append(Branch(messages, ranking_answer(negative, example.positive)))
-    return PreferenceGroup(example.user, example.domain, tuple(branches), tuple(pairs), example.source)
+    """`groups.build_group` in the release's wording."""
+    return groups.build_group(example, orders, replace(PAIRWISE, domains=domains), drop_history)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +59,11 @@ class ParsedPrompt:
 
 def parse_prompt(text: str, domains: Mapping[str, Domain] = DOMAINS) -> ParsedPrompt | None:
     """The inverse of `pair_prompt`: titles and domain of a printed prompt, or None where it has another wording."""
+    start, rest = PAIRWISE.prompt.split("{history}")
     for name, domain in domains.items():
-        head = PROMPT[: PROMPT.index("{history}")].format(
-            topic=domain.topic, items=domain.items, consumed=domain.consumed
-        )
-        middle = f". Rank the likelihood of the user {domain.consuming} the two {domain.items} "
+        words = {"topic": domain.topic, "items": domain.items, "consumed": domain.consumed, "consuming": domain.consuming}
+        head = start.format(**words)
+        middle = rest[: rest.index(" <Title:{first}")].format(**words)
         question = text.rfind(middle)
         if not text.startswith(head) or question < len(head):
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,21 +12,20 @@ from ..data.check import ERROR, NOTE, SHOWN, WARNING, Finding, Part
 from ..errors import UserError
 from ..model import loading
 from ..model.encode import Encoder, longest
+from ..prompts import template as prompts
 from ..prompts.orders import first_negatives, printed_orders
-from ..prompts.pairwise import Domain
 
 WHOLE = 1 << 30  # a max_seq_length that cuts nothing
 
 
-def measure(
-    part: Part, tokenizer: Any, settings: CheckSettings, domains: Mapping[str, Domain]
-) -> tuple[dict[str, Any], list[Finding]]:
+def measure(part: Part, tokenizer: Any, settings: CheckSettings) -> tuple[dict[str, Any], list[Finding]]:
     """A part's token counts, each negative printed in one order, and what there is to say of them.
 
     Raises UserError where the tokenizer's chat template cannot carry the prompts at all.
     """
     assert part.loaded
-    whole, cutting = Encoder(tokenizer, WHOLE, domains), Encoder(tokenizer, settings.max_seq_length, domains)
+    template = prompts.load(settings.prompt or "pairwise").with_domains(settings.domains)
+    whole, cutting = Encoder(tokenizer, WHOLE, template), Encoder(tokenizer, settings.max_seq_length, template)
     sequences: list[int] = []
     shared = separate = dropped = 0
     cut: list[str] = []
@@ -35,7 +33,7 @@ def measure(
     refused: list[str] = []
     examples = tqdm(part.loaded.examples, desc="tokens", unit="group", disable=None, leave=False, delay=2)
     for i, example in enumerate(first_negatives(e, settings.num_negatives) for e in examples):
-        orders = printed_orders(example, i, both=False, redraw=False, seed=0)
+        orders = printed_orders(example, i, both=False, redraw=False, seed=0, form=template.form)
         try:
             group = whole.encode(example, orders)
         except UserError as error:
@@ -83,9 +81,7 @@ def measure(
     return numbers, findings
 
 
-def measure_all(
-    parts: list[Part], settings: CheckSettings, domains: Mapping[str, Domain]
-) -> tuple[list[dict[str, Any]], list[Finding]]:
+def measure_all(parts: list[Part], settings: CheckSettings) -> tuple[list[dict[str, Any]], list[Finding]]:
     tokenizer = loading.load_tokenizer(settings.model)
-    measured = [measure(part, tokenizer, settings, domains) for part in parts if part.loaded]
+    measured = [measure(part, tokenizer, settings) for part in parts if part.loaded]
     return [numbers for numbers, _ in measured], [f for _, found in measured for f in found]

@@ -31,12 +31,18 @@ class GroupSource:
     both: bool = False
     redraw: bool = False
     chosen_only: bool = False
+    orders: int = 1  # listwise: printed orders of each group
 
     def __post_init__(self) -> None:
         self._fixed: list[EncodedGroup] | None = None
 
     def _encode(self, epoch: int, both: bool) -> list[EncodedGroup]:
-        draw = partial(printed_orders, both=both, redraw=self.redraw, seed=self.seed, epoch=epoch)
+        """`both`: both printed orders of a pair, or all of a list that --candidate-order epoch draws from."""
+        form = self.encoder.template.form
+        count = 0 if form == "listwise" and both else self.orders
+        draw = partial(
+            printed_orders, both=both, redraw=self.redraw, seed=self.seed, epoch=epoch, form=form, count=count
+        )
         beside = True if epoch else None  # later epochs are encoded beside the training, which has a bar
         rows = tqdm(self.examples, desc="encode", unit="example", disable=beside, leave=False, delay=2)
         return [self.encoder.encode(e, draw(e, i), chosen_only=self.chosen_only) for i, e in enumerate(rows)]

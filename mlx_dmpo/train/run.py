@@ -113,7 +113,7 @@ def open_policy(settings: TrainSettings) -> tuple[LanguageModelScorer, TrainSett
         else:
             adapters.add_lora(base.model, settings)
 
-    return open_scorer(settings, attach=attach), settings
+    return open_scorer(settings, start, attach=attach), settings
 
 
 def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
@@ -155,17 +155,20 @@ def _train(
         f"{base.name}: {trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f} %), on {device.device_name()}"
     )
     scorer = policy.groups
-    source = partial(GroupSource, encoder=encoder, seed=settings.seed)
-    sft, redraw = isinstance(settings, SftSettings), settings.candidate_order == "epoch"
-    titles = isinstance(examples[0], RankingExample)
-    if not titles and (settings.both_orders or redraw):
-        console.notice(
-            f"note: --{'both-orders' if settings.both_orders else 'candidate-order'} does not apply: free text has one order"
-        )
-    train_groups = source(examples, both=settings.both_orders and titles, redraw=redraw and titles, chosen_only=sft)
-    valid_groups = (
-        source(valid_examples, both=isinstance(valid_examples[0], RankingExample)) if valid_examples else None
-    )
+    form = policy.template.form if isinstance(examples[0], RankingExample) else "free text"
+    source = partial(GroupSource, encoder=encoder, seed=settings.seed, orders=settings.orders or 1)
+    sft = isinstance(settings, SftSettings)
+    both = settings.both_orders and form == "pairwise"
+    redraw = settings.candidate_order == "epoch" and form in ("pairwise", "listwise")
+    for name, given, used in (
+        ("both-orders", settings.both_orders, both),
+        ("candidate-order", settings.candidate_order == "epoch", redraw),
+    ):
+        if given and not used and world().first:
+            why = "use --orders" if form == "listwise" else f"{form} prints no order of two titles"
+            console.notice(f"note: --{name} does not apply: {why}")
+    train_groups = source(examples, both=both, redraw=redraw, chosen_only=sft)
+    valid_groups = source(valid_examples, both=form == "pairwise") if valid_examples else None
     first = train_groups.epoch(0)
     dropped = [g.dropped for g in first if g.dropped]
     if dropped and world().first:

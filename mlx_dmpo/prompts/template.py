@@ -1,0 +1,384 @@
+"""A prompt template: text with placeholders, what counts as an answer, and the words of each domain. Checked when it is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import read_yaml
+from ..errors import UserError
+
+FORMS = {  # form -> placeholders that its prompt must have, those of its answer
+    "pairwise": (("history", "first", "second"), ("first", "second")),
+    "listwise": (("history", "candidates"), ("title",)),
+    "direct": (("history",), ("title",)),
+    "pointwise": (("history", "target"), ()),
+}
+LISTS = ("history", "disliked", "candidates")  # placeholders for several titles, each printed by the template's `title`
+TITLES = ("first", "second", "target")  # placeholders for one title
+SAMPLES = ("Heat", "Heat 2", "2", "Up, Up", 'The "A" <B>', "a > b", "{first}", "and")  # titles for the checks at load
+_HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain's words: "{topic} recommendations", "history of {items} they have {consumed}", "the target {item}"."""
+
+    topic: str = ""
+    items: str = ""
+    consumed: str = ""
+    consuming: str = ""
+    item: str = ""
+
+
+WORDS = tuple(f.name for f in fields(Domain))
+
+
+def _parts(text: str, where: str) -> list[tuple[str, str]]:
+    """[(literal text, placeholder that follows it or "")]. Raises UserError for braces that are no placeholder."""
+    try:
+        found = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}: write {{{{ and }}}} for braces that are text") from None
+    for _, name, spec, conversion in found:
+        if name is not None and (spec or conversion or not name.isidentifier()):
+            shown = "{" + name + ("!" + conversion if conversion else "") + (":" + spec if spec else "") + "}"
+            raise UserError(f"{where}: {shown} is no placeholder: write a bare name such as {{history}}")
+    return [(literal, name or "") for literal, name, _, _ in found]
+
+
+def _filled(parts: Sequence[tuple[str, str]], values: Mapping[str, str]) -> str:
+    return "".join(literal + (values[name] if name else "") for literal, name in parts)
+
+
+def same_text(a: str, b: str) -> bool:
+    """Whether two texts are equal but for white space."""
+    return a.split() == b.split()
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt form and its wording. Build it with `load` or `Template.build`, which check it.
+
+    form       pairwise, listwise, direct or pointwise
+    prompt     the user's message, with placeholders
+    title      how each title of a list is printed, with {title}; `separator` stands between two of them
+    empty      what an empty list prints
+    answer     the assistant's message with {title}, or {first} and {second} (pairwise)
+    yes, no    the two answers of pointwise
+    domains    name -> words
+    """
+
+    name: str
+    form: str
+    prompt: str
+    title: str
+    separator: str = ""
+    empty: str = "none"
+    answer: str = ""
+    yes: str = ""
+    no: str = ""
+    domains: Mapping[str, Domain] = None  # type: ignore[assignment]  # set by build
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], where: str, name: str = "", lines: Mapping[str, int] | None = None) -> Template:
+        """A checked template of a mapping, as in a YAML file or an adapter's config. Raises UserError, beginning with `where`."""
+
+        def at(key: str) -> str:
+            return f'{where}:{lines[key]}: "{key}"' if lines and key in lines else f'{where}: "{key}"'
+
+        known = [f.name for f in fields(cls)]
+        for key, value in values.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+                fix = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"
+                raise UserError(f"{at(key)}: is not part of a template: {fix}")
+            if key != "domains" and not isinstance(value, str):
+                raise UserError(f"{at(key)}: is not text: put it in quotes")
+        for key in ("form", "prompt", "title"):
+            if not str(values.get(key, "")).strip():
+                raise UserError(f'{where}: "{key}" is missing: a template has form, prompt, title and an answer')
+        if values["form"] not in FORMS:
+            raise UserError(f"{at('form')}: {values['form']!r} is no prompt form: give one of {', '.join(FORMS)}")
+        unused = ("answer",) if values["form"] == "pointwise" else ("yes", "no")
+        for key in unused:
+            if values.get(key):
+                raise UserError(f"{at(key)}: has no use in form {values['form']}: leave it out")
+        domains = _domains(values.get("domains"), at("domains"))
+        template = cls(**{**values, "name": values.get("name") or name, "domains": domains})
+        _check(template, at)
+        return template
+
+    def with_domains(self, extra: Mapping[str, Mapping[str, str]] | None, where: str = "domains") -> Template:
+        """The template with a config's own domains. Raises UserError for words that are unknown or missing."""
+        if not extra:
+            return self
+        template = replace(self, domains={**self.domains, **_domains(extra, where, built_in=False)})
+        _check_words(template, where, list(extra))
+        return template
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits of everything that all domains share. Two templates of one hash print alike."""
+        shared = {k: v for k, v in asdict(self).items() if k not in ("name", "domains")}
+        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """What an adapter's config keeps; `read_stored` reads it."""
+        return {**asdict(self), "hash": self.hash}
+
+    def domain(self, name: str, source: str) -> Domain:
+        """A domain's words. Raises UserError where there are none and the prompt uses any."""
+        if name in self.domains:
+            return self.domains[name]
+        if not self._words_used:
+            return Domain()
+        raise UserError(
+            f'{source}: no wording for domain "{name}" (known: {", ".join(sorted(self.domains))}): '
+            "add it under `domains:` in the config"
+        )
+
+    @functools.cached_property
+    def _prompt_parts(self) -> list[tuple[str, str]]:
+        return _parts(self.prompt, self.name)
+
+    @functools.cached_property
+    def _title_parts(self) -> list[tuple[str, str]]:
+        return _parts(self.title, self.name)
+
+    @functools.cached_property
+    def _answer_parts(self) -> list[tuple[str, str]]:
+        return _parts(self.answer, self.name)
+
+    @functools.cached_property
+    def _words_used(self) -> list[str]:
+        return [name for _, name in self._prompt_parts if name in WORDS]
+
+    @property
+    def prints_disliked(self) -> bool:
+        return any(name == "disliked" for _, name in self._prompt_parts)
+
+    def printed(self, titles: Sequence[str]) -> str:
+        """A list of titles as the prompt prints it."""
+        return self.separator.join(_filled(self._title_parts, {"title": t}) for t in titles) if titles else self.empty
+
+    def message(self, domain: Domain, source: str = "", **places: str | Sequence[str]) -> str:
+        """The user's message. `places`: a title, or titles for a list, for each placeholder of the form.
+
+        Raises UserError, beginning with `source`, for a title that holds the text which ends its place.
+        """
+        ends = self._ends(domain)
+        for name, value in places.items():
+            for title in [value] if isinstance(value, str) else value:
+                for end in ends.get(name, ()):
+                    if end in title:
+                        raise UserError(
+                            f"{source or 'a title'}: the title {title[:60]!r} holds {end[:40]!r}, which ends a title's place "
+                            f"in prompt {self.name}: rename the title"
+                        )
+        values = {word: getattr(domain, word) for word in WORDS}
+        values |= {"disliked": self.empty}
+        values |= {name: value if isinstance(value, str) else self.printed(value) for name, value in places.items()}
+        return _filled(self._prompt_parts, values)
+
+    def _ends(self, domain: Domain) -> dict[str, set[str]]:
+        """For each placeholder of titles, the texts that would end one title's place and open what follows."""
+        words = {word: getattr(domain, word) for word in WORDS}
+        flat: list[list[str]] = [["", ""]]  # literal and placeholder, domain words filled in
+        for literal, name in self._prompt_parts:
+            flat[-1][0] += literal
+            if name in WORDS:
+                flat[-1][0] += words[name]
+            elif name:
+                flat[-1][1] = name
+                flat.append(["", ""])
+        left, right = self._title_parts[0][0], self._title_parts[1][0] if len(self._title_parts) > 1 else ""
+        found: dict[str, set[str]] = {}
+        for (_, name), (after, _) in zip(flat, flat[1:], strict=False):
+            ends = {right + self.separator + left, right + after} if name in LISTS else {after}
+            found[name] = {end for end in ends if end.strip()}
+        return found
+
+    def answer_of(self, *titles: str) -> str:
+        """The answer that names one title, or (pairwise) the first title before the second."""
+        return _filled(self._answer_parts, dict(zip(FORMS[self.form][1], titles, strict=True)))
+
+    def which(self, answer: str, answers: Sequence[str]) -> int | None:
+        """Which of the possible answers a drawn one is, white space aside; None where it is none of them."""
+        return next((i for i, known in enumerate(answers) if same_text(answer, known)), None)
+
+
+def _domains(value: Any, where: str, built_in: bool = True) -> dict[str, Domain]:
+    found = dict(built_in_domains()) if built_in else {}
+    if value is None:
+        return found
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}: is no mapping: write name: {{topic: ..., items: ..., ...}}")
+    for name, words in value.items():
+        if not isinstance(words, Mapping) or any(not isinstance(v, str) for v in words.values()):
+            raise UserError(f"{where}.{name}: wording is not complete: give {', '.join(WORDS)}, each as text")
+        unknown = [word for word in words if word not in WORDS]
+        if unknown:
+            raise UserError(f'{where}.{name}: unknown word "{unknown[0]}": known are {", ".join(WORDS)}')
+        found[str(name)] = Domain(**words)
+    return found
+
+
+@functools.cache
+def built_in_domains() -> dict[str, Domain]:
+    """The domains of domains.yaml."""
+    values, _ = read_yaml(_HERE / "domains.yaml")
+    return {name: Domain(**words) for name, words in values.items()}
+
+
+def _check(template: Template, at: Any) -> None:
+    """Raises UserError for a template whose prompt or answer would be ambiguous."""
+    needed, in_answer = FORMS[template.form]
+    names = [name for _, name in _parts(template.prompt, at("prompt")) if name]
+    for name in names:
+        if name not in (*needed, "disliked", *WORDS):
+            raise UserError(
+                f"{at('prompt')}: {{{name}}} is no placeholder of form {template.form}: "
+                f"known are {', '.join(('disliked', *needed, *WORDS))}"
+            )
+    for name in (*needed, "disliked"):
+        if names.count(name) > 1:
+            raise UserError(f"{at('prompt')}: {{{name}}} stands twice: keep one")
+        if name in needed and name not in names:
+            raise UserError(f"{at('prompt')}: {{{name}}} is missing: form {template.form} needs it")
+    if [name for _, name in _parts(template.title, at("title")) if name] != ["title"]:
+        raise UserError(f'{at("title")}: does not hold {{title}} once: write it as in "<{{title}}>"')
+    title = _parts(template.title, at("title")) + [("", "")]
+    _check_marks(title[0][0], title[1][0], at("title"), "title")
+    prompt = _parts(template.prompt, at("prompt")) + [("", "")]
+    for (before, name), (after, _) in zip(prompt, prompt[1:], strict=False):
+        if name in TITLES:
+            _check_marks(before, after, at("prompt"), name)
+    if template.form == "pointwise":
+        _check_yes_no(template, at)
+    else:
+        _check_answer(template, at, in_answer)
+    _check_words(template, at("domains"), list(template.domains))
+    a, b = SAMPLES[:2]
+    for domain in template.domains.values() if template.form in ("pairwise", "listwise") else ():
+        both = ({"first": a, "second": b}, {"first": b, "second": a})
+        if template.form == "listwise":
+            both = ({"candidates": (a, b)}, {"candidates": (b, a)})  # type: ignore[assignment]
+        if len({template.message(domain, history=(a,), **places) for places in both}) < 2:
+            raise UserError(f"{at('prompt')}: prints both orders alike: print the titles where the order shows")
+
+
+def _check_marks(before: str, after: str, where: str, name: str) -> None:
+    """A title must stand between marks: else "Heat" and "Heat and Dust" cannot be told apart in the prompt."""
+    before, after = before.rstrip(), after.lstrip()
+    if not before or before[-1].isalnum() or not after or after[0].isalnum():
+        raise UserError(
+            f'{where}: nothing marks where {{{name}}} begins and ends: put marks around it, such as <{{{name}}}> or "{{{name}}}"'
+        )
+
+
+def _check_answer(template: Template, at: Any, in_answer: Sequence[str]) -> None:
+    if not template.answer.strip():
+        raise UserError(f"{at('answer')}: is missing: form {template.form} needs the answer's wording")
+    names = [name for _, name in _parts(template.answer, at("answer")) if name]
+    if sorted(names) != sorted(in_answer):
+        wanted = " and ".join(f"{{{n}}}" for n in in_answer)
+        raise UserError(f"{at('answer')}: form {template.form} needs {wanted} there, once: write it so")
+    known: dict[str, tuple[str, ...]] = {}
+    for a in SAMPLES:
+        for b in SAMPLES if template.form == "pairwise" else ("",):
+            titles = (a, b)[: len(in_answer)]
+            answer = " ".join(template.answer_of(*titles).split())
+            if a != b and known.setdefault(answer, titles) != titles:
+                raise UserError(
+                    f"{at('answer')}: {answer!r} is the answer for both {known[answer]} and {titles}: "
+                    "put marks between the titles"
+                )
+
+
+def _check_yes_no(template: Template, at: Any) -> None:
+    yes, no = (" ".join(text.casefold().split()) for text in (template.yes, template.no))
+    for key, text in (("yes", yes), ("no", no)):
+        if not any(c.isalnum() for c in text):
+            raise UserError(f"{at(key)}: is missing: form pointwise needs the answers yes and no")
+    if yes.startswith(no) or no.startswith(yes):
+        raise UserError(f"{at('no')}: {template.yes!r} and {template.no!r} begin alike: give two different answers")
+
+
+def _check_words(template: Template, where: str, names: Sequence[str]) -> None:
+    for name in names:
+        for word in template._words_used:
+            if not getattr(template.domains[name], word).strip():
+                raise UserError(
+                    f'{where}.{name}: wording is not complete: prompt {template.name} uses {{{word}}}: add "{word}" as text'
+                )
+
+
+@functools.cache
+def built_in(name: str) -> Template:
+    """A template that comes with the package: pairwise, listwise, direct or pointwise."""
+    values, lines = read_yaml(_HERE / f"{name}.yaml")
+    return Template.build(values, f"{name}.yaml", name, lines)
+
+
+def load(prompt: str) -> Template:
+    """The template that --prompt names: a built-in one, or a YAML file. Raises UserError."""
+    if prompt in FORMS:
+        return built_in(prompt)
+    if not prompt.lower().endswith((".yaml", ".yml")):
+        near = difflib.get_close_matches(prompt, FORMS, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f"give {', '.join(FORMS)}, or a YAML file (NAME.yaml)"
+        raise UserError(f"--prompt: {prompt!r} is no prompt form: {hint}")
+    values, lines = read_yaml(prompt)
+    return Template.build(values, prompt, Path(prompt).stem, lines)
+
+
+def read_stored(stored: Any, where: str) -> Template | None:
+    """The template in an adapter's config, or None for an adapter that names none. Raises UserError for one that is damaged."""
+    if stored is None:
+        return None
+    if not isinstance(stored, dict):
+        raise UserError(f'{where}: "prompt" is no template: take the adapter as sft or dmpo wrote it')
+    template = Template.build({k: v for k, v in stored.items() if k != "hash"}, where)
+    if stored.get("hash") != template.hash:
+        raise UserError(f'{where}: the hash of "prompt" does not fit its wording: take the adapter as sft or dmpo wrote it')
+    return template
+
+
+def choose(
+    prompt: str,
+    domains: Mapping[str, Mapping[str, str]] | None,
+    stored: Template | None = None,
+    adapter: str = "",
+    allow_other: bool = False,
+) -> Template:
+    """The template of a command: the adapter's own, else what --prompt names, else pairwise.
+
+    Raises UserError where --prompt or `domains:` words a prompt otherwise than the adapter was trained with, unless
+    `allow_other`.
+    """
+    if stored is None:
+        return load(prompt or "pairwise").with_domains(domains)
+    named = load(prompt) if prompt else stored
+    if named.hash != stored.hash and not allow_other:
+        same = named.form == stored.form
+        raise UserError(
+            f"--prompt: {adapter} was trained with prompt {stored.name}, and {prompt} is {'worded otherwise' if same else 'another form'}: "
+            "leave --prompt out, or add --allow-other-prompt"
+        )
+    if named.hash == stored.hash:
+        named = replace(stored, domains={**named.domains, **stored.domains})
+    chosen = named.with_domains(domains)
+    for name in domains or ():
+        if name in stored.domains and chosen.domains[name] != stored.domains[name] and not allow_other:
+            raise UserError(
+                f"domains.{name}: {adapter} was trained with another wording of it: leave it out, or add --allow-other-prompt"
+            )
+    return chosen

@@ -20,7 +20,7 @@ ORDER = [
     {"prompts"},
     {"data"},
     {"model"},
-    {"train", "judge"},
+    {"train", "judge", "baselines"},
     {"tools"},
     {"cli"},
     {"__main__"},

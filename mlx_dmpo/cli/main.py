@@ -10,7 +10,7 @@ import click
 from .. import __version__
 from ..errors import Interrupted, UserError
 from ..machine import console
-from . import data, evaluate, get_model, tools, train
+from . import baseline, data, evaluate, get_model, tools, train
 from .options import Group
 
 
@@ -40,6 +40,7 @@ for command in (
     train.sft,
     train.dmpo,
     evaluate.evaluate,
+    baseline.baseline,
     data.check,
     tools.sample,
     evaluate.report,

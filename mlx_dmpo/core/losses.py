@@ -19,9 +19,14 @@ def _mean(x: mx.array, mask: mx.array) -> mx.array:
     return (x * mask).sum(axis=-1) / mx.maximum(mask.sum(axis=-1), 1.0)
 
 
-def _smoothed(z: mx.array, smoothing: float) -> mx.array:
-    """-log sigmoid(z), with chance `smoothing` that the preference is the wrong way round (cDPO, Mitchell 2023)."""
-    return _softplus(-z) if smoothing == 0 else (1 - smoothing) * _softplus(-z) + smoothing * _softplus(z)
+def _smoothed(z: mx.array, smoothing: float | mx.array) -> mx.array:
+    """-log sigmoid(z), with chance `smoothing` that the preference is the wrong way round (cDPO, Mitchell 2023).
+
+    smoothing  one number, or one for each number of z
+    """
+    if isinstance(smoothing, float | int) and smoothing == 0:
+        return _softplus(-z)
+    return (1 - smoothing) * _softplus(-z) + smoothing * _softplus(z)
 
 
 def pair_difference(logps: mx.array, pairs: mx.array) -> mx.array:
@@ -34,8 +39,8 @@ def margins(policy: mx.array, reference: mx.array | None, pairs: mx.array, beta:
     return beta * pair_difference(policy if reference is None else policy - reference, pairs)
 
 
-def dpo(margin: mx.array, mask: mx.array, smoothing: float = 0.0) -> mx.array:
-    """mean_k -log sigmoid(margin_k) (arXiv 2305.18290, eq. 7).  (G, K), (G, K) -> (G,)."""
+def dpo(margin: mx.array, mask: mx.array, smoothing: float | mx.array = 0.0) -> mx.array:
+    """mean_k -log sigmoid(margin_k) (arXiv 2305.18290, eq. 7).  margin, mask (G, K), smoothing one or (G, K) -> (G,)."""
     return _mean(_smoothed(margin, smoothing), mask)
 
 
@@ -52,6 +57,49 @@ def s_dpo(margin: mx.array, mask: mx.array, smoothing: float = 0.0) -> mx.array:
 def simpo(margin: mx.array, mask: mx.array, gamma: float, smoothing: float = 0.0) -> mx.array:
     """mean_k -log sigmoid(margin_k - gamma), margins of length-normalised log-probs without a reference (Meng et al., arXiv 2405.14734, eq. 6)."""
     return dpo(margin - gamma, mask, smoothing)
+
+
+def mean_likelihood(logps: mx.array, lengths: mx.array) -> mx.array:
+    """Geometric mean of the answer tokens' probabilities, 0 for a padded branch.  logps, lengths (G, R) -> (G, R)."""
+    return mx.exp(logps / mx.maximum(lengths, 1)) * (lengths > 0)
+
+
+def mppo(difference: mx.array, mask: mx.array, smoothing: float = 0.0) -> mx.array:
+    """-log sigmoid(sum_k (p_c - p_rk)) (Pair-MNM of Xie et al., arXiv 2412.15244, eq. 10).  difference, mask (G, K) -> (G,).
+
+    The differences are those of mean likelihoods, between 0 and 1, without a reference and without beta.
+    """
+    return _smoothed((difference * mask).sum(axis=-1), smoothing)
+
+
+def recpo_margin(scores: mx.array, delays: mx.array, pairs: mx.array) -> mx.array:
+    """phi(chosen) / phi(rejected), phi = score / sqrt(delay) (Ouyang et al., arXiv 2506.02261).  -> (G, K).
+
+    scores (G, R) > 0, such as ratings; delays (G, R) > 0: how far an answer's interaction lies from the moment of the
+    prompt, in any unit; pairs (G, K, 2). Ratings 5 and 1, both at once: 5. A factor and the loss: see `recpo`.
+    """
+    utility = scores / mx.sqrt(delays)
+    chosen, rejected = (mx.take_along_axis(utility, pairs[..., n], axis=1) for n in (0, 1))
+    return chosen / rejected
+
+
+def recpo(margin: mx.array, mask: mx.array, target: mx.array, weight: float = 2.0, smoothing: float = 0.0) -> mx.array:
+    """S-DPO whose every pair has a target margin of its own, weight x target (arXiv 2506.02261).  (G, K) each -> (G,).
+
+    target  what `recpo_margin` gives; with weight 0 it is S-DPO
+    """
+    return s_dpo(margin - weight * target, mask, smoothing)
+
+
+def mult_dpo(reward: mx.array, chosen: mx.array, mask: mx.array) -> mx.array:
+    """sum over chosen c of -log softmax(reward)_c: several chosen answers (Zhu et al., arXiv 2606.10078).  (G, R) each -> (G,).
+
+    reward  beta (log pi - log ref) of all answers to one prompt; `chosen` and `mask` are 1 for chosen and for real ones.
+    The likelihood that n draws from softmax(reward) are the n chosen answers, each once, without its constant log n!. It
+    bounds the Plackett-Luce loss over all orders of the chosen from above. With one chosen answer it is S-DPO.
+    """
+    total = mx.logsumexp(mx.where(mask > 0, reward, -1e30), axis=-1, keepdims=True)
+    return ((total - reward) * chosen).sum(axis=-1)
 
 
 def sft(logps: mx.array, lengths: mx.array) -> mx.array:

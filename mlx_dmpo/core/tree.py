@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 BLOCK_TAILS = 4  # a block holds at most so many times a tail's tokens
 
 
@@ -33,7 +32,9 @@ class EncodedGroup:
     domain: str = ""
     source: str = ""
     dropped: int = 0  # history items left out to fit max_seq_length
-    targets: tuple[int, ...] | None = None  # branches that SFT learns; None: the chosen ones, or all where there are no pairs
+    targets: tuple[int, ...] | None = (
+        None  # branches that SFT learns; None: the chosen ones, or all where there are no pairs
+    )
 
     def tree(self) -> list[tuple[int, int]]:
         """(branch, tokens of its tail in common with the branch before it), so ordered that each token of the prefix tree is met once."""
@@ -131,7 +132,9 @@ def _below(group: EncodedGroup) -> _Below:
         new = np.arange(size, size + len(tail) - shared, dtype=np.int32)
         path = np.concatenate([path[:shared], new])
         room = BLOCK_TAILS * max(len(tail), 16)  # one long block would pad all others to its length
-        if blocks and 2 * shared >= len(tail) and len(blocks[-1]) + len(new) <= room:  # another answer to the same question
+        if (
+            blocks and 2 * shared >= len(tail) and len(blocks[-1]) + len(new) <= room
+        ):  # another answer to the same question
             own = np.concatenate([own[:shared], len(blocks[-1]) + np.arange(len(new), dtype=np.int32)])
             blocks[-1] = np.concatenate([blocks[-1], new])
             ends[-1] = np.concatenate([ends[-1], np.zeros(len(new), np.int32)])
@@ -265,7 +268,9 @@ def pieces(group: EncodedGroup, tokens: int) -> list[np.ndarray]:
 def part(group: EncodedGroup, branches: np.ndarray) -> EncodedGroup:
     """The group with some of its branches alone, to be scored; it has no pairs."""
     tails, lengths = (tuple(of[r] for r in branches) for of in (group.tails, group.answer_lengths))
-    return EncodedGroup(group.prefix, tails, lengths, np.zeros((0, 2), np.int32), group.user, group.domain, group.source)
+    return EncodedGroup(
+        group.prefix, tails, lengths, np.zeros((0, 2), np.int32), group.user, group.domain, group.source
+    )
 
 
 BATCH_TOKENS = 8192  # shared ones once; more in one piece is no faster anywhere

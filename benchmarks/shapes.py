@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mlx_dmpo.model.random import random_qwen3
 from mlx_dmpo.model.shape import BUILT_IN, ModelShape
 from mlx_dmpo.prompts import pairwise
 from mlx_dmpo.prompts.orders import first_negatives, printed_orders
+from mlx_dmpo.prompts.template import built_in
 from mlx_dmpo.tools import plan
 
 # Body and head weigh in 2 layers and 10,880 columns as in the real model's 28 and 151,936
@@ -67,18 +69,18 @@ class Source:
     tokenizer: Any
     vocabulary: int
 
-    def groups(self, count: int, k: int, *, both: bool = False, chosen_only: bool = False) -> list[EncodedGroup]:
+    def groups(
+        self, count: int, k: int, *, both: bool = False, chosen_only: bool = False, form: str = "pairwise"
+    ) -> list[EncodedGroup]:
         if not self.data:
-            made = assumed_groups(count, k, both=both, vocabulary=self.vocabulary)
+            made = assumed_groups(count, k, both=both, vocabulary=self.vocabulary, form=form)
             return [plan.chosen_only(g) for g in made] if chosen_only else made
         domains = pairwise.with_domains({})
         examples = formats.load_examples(Path(self.data), "train", domains, True, notice)
         examples = [first_negatives(e, k) for e in examples if len(e.negatives) >= k][:count]
-        encoder = Encoder(self.tokenizer, 2048, domains)
-        found = [
-            encoder.encode(e, printed_orders(e, i, both=both, redraw=False, seed=0), chosen_only=chosen_only)
-            for i, e in enumerate(examples)
-        ]
+        encoder = Encoder(self.tokenizer, 2048, built_in(form))
+        order = partial(printed_orders, both=both, redraw=False, seed=0, form=form)
+        found = [encoder.encode(e, order(e, i), chosen_only=chosen_only) for i, e in enumerate(examples)]
         return [
             replace(g, prefix=g.prefix % self.vocabulary, tails=tuple(t % self.vocabulary for t in g.tails))
             for g in found

@@ -168,9 +168,7 @@ def benchmark_table() -> str:
         ),
         (
             "our DMPO step in seconds, and its share of the matmul peak",
-            lambda s: (
-                f"{s['dmpo']['mlx-dmpo']['seconds']:.2f}, {100 * s['flops_share_of_matmul_peak']:.0f} %"
-            ),
+            lambda s: f"{s['dmpo']['mlx-dmpo']['seconds']:.2f}, {100 * s['flops_share_of_matmul_peak']:.0f} %",
         ),
     ]
     head = ["| others' time / memory relative to ours | " + " | ".join(shapes) + " |", "|---" * (len(shapes) + 1) + "|"]

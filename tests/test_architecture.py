@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "mlx_dmpo"
 # A package imports only from packages above it here. "" is the package itself.
 ORDER = [
     {"", "errors"},
-    {"assets", "config", "records", "scores"},
+    {"assets", "config", "records"},
+    {"scores"},
     {"machine"},
     {"report"},
     {"core"},

@@ -14,6 +14,7 @@ from mlx_dmpo.config import EvaluateSettings, SampleSettings
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.judge.evaluate import evaluate
 from mlx_dmpo.model import generate, loading
+from mlx_dmpo.prompts import pairwise
 from mlx_dmpo.tools import sample
 
 TEXT = [
@@ -131,10 +132,13 @@ def test_repeatable_by_seed_and_shaped_as_promised(settings, tmp_path):
 
 
 def test_ordering():
-    assert sample.ordering(" <Title:A> ,  <Title:B> ", "B", "A") == ["A", "B"]
-    assert sample.ordering("<Title:B> ,  <Title:A>\n", "B", "A") == ["B", "A"]
+    orders = [["A", "B"], ["B", "A"]]
+    task = sample.Task({}, [], [pairwise.ranking_answer(*o) for o in orders], orders, orders[0])
+    read = lambda text: task.read(text, True, pairwise.PAIRWISE)  # noqa: E731
+    assert read(" <Title:A> ,  <Title:B> ") == {"ordering": ["A", "B"], "right": True}
+    assert read("<Title:B> ,  <Title:A>\n") == {"ordering": ["B", "A"], "right": False}
     for other in ("<Title:A>", " <Title:A> ,  <Title:C> ", "A, B", "", " <Title:A> ,  <Title:A> "):
-        assert sample.ordering(other, "B", "A") is None
+        assert read(other) == {"ordering": None, "right": None}
 
 
 def test_answers_that_rank_are_parsed(settings, monkeypatch):

@@ -125,7 +125,7 @@ def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **optio
     Exit code 0: clean; 1: warnings; 2: errors.
     """
     settings = settings_of(config.CheckSettings, "check", config_file, options)
-    for name in ("max_seq_length", "num_negatives"):
+    for name in ("max_seq_length", "num_negatives", "prompt"):
         if options[name] is not None and not settings.model:
             raise UserError(f"--{name.replace('_', '-')}: counts tokens, for which --model is needed: add it")
     import json
@@ -140,7 +140,7 @@ def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **optio
     if settings.model:
         from ..tools.lengths import measure_all
 
-        tokens, more = measure_all(parts, settings, domains)
+        tokens, more = measure_all(parts, settings)
         findings += more
     report = check.to_json(findings, tokens)
     if as_json:

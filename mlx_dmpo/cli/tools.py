@@ -92,6 +92,9 @@ def demo(out: str, seed: int) -> None:
 @click.option(
     "-k", "--num-negatives", default=5, show_default=True, type=click.IntRange(1), help="Negatives of a group."
 )
+@click.option(
+    "--prompt", default="", metavar="FORM", help="pairwise (default), listwise, direct, pointwise, or a YAML file."
+)
 @click.option("--stage", default="dmpo", show_default=True, type=click.Choice(["sft", "dmpo"]), help="What is trained.")
 @click.option("--batch-size", default=config.TrainSettings().batch_size, show_default=True, type=click.IntRange(1), help="Groups run at once.")  # fmt: skip
 @click.option("--batch-tokens", default=config.TrainSettings().batch_tokens, show_default=True, type=click.IntRange(1), help="Tokens run at once.")  # fmt: skip

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..machine import console, files, memory, run_directory
 from ..machine.ranks import world
 from ..model import adapters, device
-from ..model.open import open_scorer
+from ..model.open import open_scorer, refuse_for_free_text
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
@@ -42,6 +42,7 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
                 f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers"
             )
         if not loaded.ranking:
+            refuse_for_free_text(settings)
             console.notice(
                 "note: free text: each pair is scored in its one prompt; numbers of printed orders do not exist"
             )

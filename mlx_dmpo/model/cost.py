@@ -5,7 +5,7 @@ Memory is counted tensor by tensor as MLX keeps them for the backward pass (docs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -174,8 +174,13 @@ def assumed_groups(
     both: bool = False,
     vocabulary: int = 151_936,
     seed: int = 0,
+    form: str = "pairwise",
 ) -> list[EncodedGroup]:
-    """Random tokens as long as ranking prompts are in Qwen3's tokens: k questions that name two titles, each answered in both orders."""
+    """Random tokens as long as the prompts of a form are in Qwen3's tokens.
+
+    pairwise: k questions that name two titles, each answered in both orders; pointwise: k + 1 questions that name one,
+    answered Yes and No; listwise and direct: one prompt, answered by k + 1 titles, in listwise printed in it.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(n: int) -> np.ndarray:
@@ -183,6 +188,9 @@ def assumed_groups(
 
     groups = []
     for _ in range(count):
+        if form != "pairwise":
+            groups.append(_assumed_group(draw, form, k, history, title_tokens))
+            continue
         between, after, start, end, positive = draw(4), draw(14), draw(3), draw(3), draw(title_tokens)
         tails = []
         for _ in range(k):
@@ -197,6 +205,23 @@ def assumed_groups(
             EncodedGroup(draw(38 + history * (title_tokens + 4)), tuple(tails), (answer,) * len(tails), pairs)
         )
     return groups
+
+
+def _assumed_group(
+    draw: Callable[[int], np.ndarray], form: str, k: int, history: int, title_tokens: int
+) -> EncodedGroup:
+    printed = k + 1 if form == "listwise" else 0
+    prefix = draw(48 + (history + printed) * (title_tokens + 2))
+    if form == "pointwise":  # the question, then Yes or No, a full stop and the end of turn
+        questions = [draw(8 + title_tokens + 6) for _ in range(k + 1)]
+        tails = [np.concatenate([question, draw(3)]) for question in questions for _ in range(2)]
+        pairs = [(0, 2 * n) for n in range(1, k + 1)]
+        targets = (0, *(2 * n + 1 for n in range(1, k + 1)))
+        return EncodedGroup(prefix, tuple(tails), (3,) * len(tails), np.array(pairs, np.int32), targets=targets)
+    last = draw(1)
+    tails = [np.concatenate([last, draw(title_tokens + 1)]) for _ in range(k + 1)]
+    pairs = [(0, n) for n in range(1, k + 1)]
+    return EncodedGroup(prefix, tuple(tails), (title_tokens + 1,) * (k + 1), np.array(pairs, np.int32))
 
 
 def largest(groups: Sequence[EncodedGroup], batch_size: int, batch_tokens: int = BATCH_TOKENS) -> Work:

@@ -93,9 +93,7 @@ class Encoder:
             None if chosen_only else group.targets,
         )
 
-    def encode(
-        self, example: Example, orders: Sequence[tuple[Any, ...]], *, chosen_only: bool = False
-    ) -> EncodedGroup:
+    def encode(self, example: Example, orders: Sequence[tuple[Any, ...]], *, chosen_only: bool = False) -> EncodedGroup:
         """Tokens of an example's group (orders as in `build_group`), its oldest history items left out where it would not fit.
 
         Free text has no printed orders, and nothing of it is left out. Raises UserError where it, or even one history item with

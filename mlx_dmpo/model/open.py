@@ -68,20 +68,16 @@ class LanguageModelScorer:
             tuple(int(t) for t in tail[len(tail) - n : -1])
             for tail, n in zip(encoded.tails, encoded.answer_lengths, strict=True)
         )
-        return yes_and_no(self.base.tokenizer, self.template.yes, self.template.no, (yes, no))
+        return yes_and_no(self.base.tokenizer, self.template.answer_yes, self.template.answer_no, (yes, no))
 
     def score(self, examples: Sequence[Example]) -> Iterator[Scores]:
         """Pairwise: every pair in both printed orders; other forms: one score per candidate; free text in its one prompt.
 
         Raises UserError for an example that cannot be encoded, and for a score that is NaN or Inf.
         """
+        refuse_for_free_text(self.settings, bool(examples) and isinstance(examples[0], PreferenceGroup))
         free_text = [e for e in examples if isinstance(e, PreferenceGroup)]
         if free_text:
-            if self.calibrate or self.per_token:
-                raise UserError(
-                    f"--{'calibrate' if self.calibrate else 'per-token'}: does not apply to free text, which has no history "
-                    "apart: leave it out"
-                )
             yield from self._score_text(free_text)
             return
         rankings = [e for e in examples if isinstance(e, RankingExample)]
@@ -106,9 +102,7 @@ class LanguageModelScorer:
         given twice, and for NaN or Inf.
         """
         if self.template.form not in ("direct", "pointwise"):
-            raise UserError(
-                f"--prompt: {self.template.form} does not score a title by itself: use direct or pointwise"
-            )
+            raise UserError(f"--prompt: {self.template.form} does not score a title by itself: use direct or pointwise")
         if not candidates:
             return np.zeros(0)
         seen: set[str] = set()
@@ -145,7 +139,7 @@ class LanguageModelScorer:
             encoded = [self.encoder.encode_spellings(e, [*yes, *no]) for e in examples]
         else:
             encoded = [self.encoder.encode(e, o) for e, o in zip(examples, orders, strict=True)]
-        numbers = []
+        numbers: list[np.ndarray] = []
         for example, group, logps in zip(examples, encoded, self._logps(encoded, describe), strict=True):
             if form == "pairwise":  # branches: negative, printed order (positive first, then second), answer
                 numbers.append(logps.reshape(len(example.negatives), 2, 2))
@@ -161,9 +155,7 @@ class LanguageModelScorer:
         """(R,) float64 of each group, in order."""
         scored = {
             id(group): logps
-            for group, logps in score_groups(
-                self.base.model, self.groups, encoded, self.settings.batch_size, describe
-            )
+            for group, logps in score_groups(self.base.model, self.groups, encoded, self.settings.batch_size, describe)
         }
         for group in encoded:
             logps = np.asarray(scored[id(group)], np.float64)
@@ -215,6 +207,15 @@ def check_options(settings: CommonSettings, template: prompts.Template) -> None:
         raise UserError(f"--orders: prompt {template.name} prints no list of candidates: leave it out, or use listwise")
     if getattr(settings, "per_token", False) and template.form not in ("direct", "listwise"):
         raise UserError(f"--per-token: the answers of prompt {template.name} are no titles: leave it out")
+
+
+def refuse_for_free_text(settings: CommonSettings, free_text: bool = True) -> None:
+    """Raises UserError for a setting that speaks of titles, where the data is free text."""
+    for name in ("prompt", "orders", "calibrate", "per_token") if free_text else ():
+        if getattr(settings, name, None):
+            raise UserError(
+                f"--{name.replace('_', '-')}: does not apply to free text, which brings its own prompts: leave it out"
+            )
 
 
 def open_scorer(

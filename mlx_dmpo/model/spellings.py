@@ -11,7 +11,7 @@ Sequences = list[tuple[int, ...]]
 
 
 def _word(answer: str) -> str:
-    """"Yes." -> "yes": the answer without white space and punctuation around it."""
+    """ "Yes." -> "yes": the answer without white space and punctuation around it."""
     word = answer.strip().casefold()
     while word and not word[0].isalnum():
         word = word[1:]
@@ -44,7 +44,9 @@ def spellings(tokenizer: Any, answer: str, trained: tuple[int, ...] = ()) -> Seq
     return _shortest([*single, *usual, trained])
 
 
-def yes_and_no(tokenizer: Any, yes: str, no: str, trained: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[Sequences, Sequences]:
+def yes_and_no(
+    tokenizer: Any, yes: str, no: str, trained: tuple[tuple[int, ...], tuple[int, ...]]
+) -> tuple[Sequences, Sequences]:
     """The spellings of both answers. Raises UserError where a tokenizer cannot tell them apart."""
     both = spellings(tokenizer, yes, trained[0]), spellings(tokenizer, no, trained[1])
     for a in both[0]:

@@ -46,9 +46,7 @@ def context(example: RankingExample, template: Template, **places: Any) -> tuple
     return ({"role": "user", "content": content},)
 
 
-def build_group(
-    example: RankingExample, orders: Orders, template: Template, drop_history: int = 0
-) -> PreferenceGroup:
+def build_group(example: RankingExample, orders: Orders, template: Template, drop_history: int = 0) -> PreferenceGroup:
     """All prompts and answers of an example (`orders` as `printed_orders` gives them), the oldest `drop_history` titles left out.
 
     pairwise   a prompt for each negative and each of its printed orders, two answers a prompt; K x O pairs
@@ -74,7 +72,7 @@ def build_group(
     elif template.form == "pointwise":
         for title in candidates(example):
             messages = context(example, template, target=title)
-            branches += [Branch(messages, template.yes), Branch(messages, template.no)]
+            branches += [Branch(messages, template.answer_yes), Branch(messages, template.answer_no)]
         pairs = [(0, 2 * n) for n in range(1, k + 1)]
         targets = (0, *(2 * n + 1 for n in range(1, k + 1)))
     else:

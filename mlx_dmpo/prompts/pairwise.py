@@ -10,6 +10,9 @@ from ..records import PreferenceGroup, RankingExample
 from . import groups
 from .template import Domain, _domains, built_in, built_in_domains
 
+__all__ = ["DOMAINS", "PAIRWISE", "TITLE", "Domain", "ParsedPrompt", "build_group", "domain_of", "pair_prompt"]
+__all__ += ["parse_prompt", "ranking_answer", "titles", "with_domains"]
+
 PAIRWISE = built_in("pairwise")
 TITLE = PAIRWISE.title.replace("{title}", "{}")
 DOMAINS: dict[str, Domain] = built_in_domains()
@@ -61,7 +64,12 @@ def parse_prompt(text: str, domains: Mapping[str, Domain] = DOMAINS) -> ParsedPr
     """The inverse of `pair_prompt`: titles and domain of a printed prompt, or None where it has another wording."""
     start, rest = PAIRWISE.prompt.split("{history}")
     for name, domain in domains.items():
-        words = {"topic": domain.topic, "items": domain.items, "consumed": domain.consumed, "consuming": domain.consuming}
+        words = {
+            "topic": domain.topic,
+            "items": domain.items,
+            "consumed": domain.consumed,
+            "consuming": domain.consuming,
+        }
         head = start.format(**words)
         middle = rest[: rest.index(" <Title:{first}")].format(**words)
         question = text.rfind(middle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import itertools
 import json
 import string
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,7 @@ class Template:
     title      how each title of a list is printed, with {title}; `separator` stands between two of them
     empty      what an empty list prints
     answer     the assistant's message with {title}, or {first} and {second} (pairwise)
-    yes, no    the two answers of pointwise
+    answer_yes, answer_no  the two answers of pointwise
     domains    name -> words
     """
 
@@ -83,12 +84,14 @@ class Template:
     separator: str = ""
     empty: str = "none"
     answer: str = ""
-    yes: str = ""
-    no: str = ""
+    answer_yes: str = ""
+    answer_no: str = ""
     domains: Mapping[str, Domain] = None  # type: ignore[assignment]  # set by build
 
     @classmethod
-    def build(cls, values: Mapping[str, Any], where: str, name: str = "", lines: Mapping[str, int] | None = None) -> Template:
+    def build(
+        cls, values: Mapping[str, Any], where: str, name: str = "", lines: Mapping[str, int] | None = None
+    ) -> Template:
         """A checked template of a mapping, as in a YAML file or an adapter's config. Raises UserError, beginning with `where`."""
 
         def at(key: str) -> str:
@@ -107,7 +110,7 @@ class Template:
                 raise UserError(f'{where}: "{key}" is missing: a template has form, prompt, title and an answer')
         if values["form"] not in FORMS:
             raise UserError(f"{at('form')}: {values['form']!r} is no prompt form: give one of {', '.join(FORMS)}")
-        unused = ("answer",) if values["form"] == "pointwise" else ("yes", "no")
+        unused = ("answer",) if values["form"] == "pointwise" else ("answer_yes", "answer_no")
         for key in unused:
             if values.get(key):
                 raise UserError(f"{at(key)}: has no use in form {values['form']}: leave it out")
@@ -201,7 +204,7 @@ class Template:
                 flat.append(["", ""])
         left, right = self._title_parts[0][0], self._title_parts[1][0] if len(self._title_parts) > 1 else ""
         found: dict[str, set[str]] = {}
-        for (_, name), (after, _) in zip(flat, flat[1:], strict=False):
+        for (_, name), (after, _) in itertools.pairwise(flat):
             ends = {right + self.separator + left, right + after} if name in LISTS else {after}
             found[name] = {end for end in ends if end.strip()}
         return found
@@ -255,10 +258,10 @@ def _check(template: Template, at: Any) -> None:
             raise UserError(f"{at('prompt')}: {{{name}}} is missing: form {template.form} needs it")
     if [name for _, name in _parts(template.title, at("title")) if name] != ["title"]:
         raise UserError(f'{at("title")}: does not hold {{title}} once: write it as in "<{{title}}>"')
-    title = _parts(template.title, at("title")) + [("", "")]
+    title = [*_parts(template.title, at("title")), ("", "")]
     _check_marks(title[0][0], title[1][0], at("title"), "title")
-    prompt = _parts(template.prompt, at("prompt")) + [("", "")]
-    for (before, name), (after, _) in zip(prompt, prompt[1:], strict=False):
+    prompt = [*_parts(template.prompt, at("prompt")), ("", "")]
+    for (before, name), (after, _) in itertools.pairwise(prompt):
         if name in TITLES:
             _check_marks(before, after, at("prompt"), name)
     if template.form == "pointwise":
@@ -267,11 +270,14 @@ def _check(template: Template, at: Any) -> None:
         _check_answer(template, at, in_answer)
     _check_words(template, at("domains"), list(template.domains))
     a, b = SAMPLES[:2]
-    for domain in template.domains.values() if template.form in ("pairwise", "listwise") else ():
-        both = ({"first": a, "second": b}, {"first": b, "second": a})
-        if template.form == "listwise":
-            both = ({"candidates": (a, b)}, {"candidates": (b, a)})  # type: ignore[assignment]
-        if len({template.message(domain, history=(a,), **places) for places in both}) < 2:
+    orders: list[dict[str, Any]] = []
+    if template.form == "pairwise":
+        orders = [{"first": a, "second": b}, {"first": b, "second": a}]
+    elif template.form == "listwise":
+        orders = [{"candidates": (a, b)}, {"candidates": (b, a)}]
+    for domain in template.domains.values():
+        printed = [template.message(domain, history=(a,), **places) for places in orders]
+        if len(set(printed)) < len(printed):
             raise UserError(f"{at('prompt')}: prints both orders alike: print the titles where the order shows")
 
 
@@ -304,12 +310,14 @@ def _check_answer(template: Template, at: Any, in_answer: Sequence[str]) -> None
 
 
 def _check_yes_no(template: Template, at: Any) -> None:
-    yes, no = (" ".join(text.casefold().split()) for text in (template.yes, template.no))
-    for key, text in (("yes", yes), ("no", no)):
+    yes, no = (" ".join(text.casefold().split()) for text in (template.answer_yes, template.answer_no))
+    for key, text in (("answer_yes", yes), ("answer_no", no)):
         if not any(c.isalnum() for c in text):
-            raise UserError(f"{at(key)}: is missing: form pointwise needs the answers yes and no")
+            raise UserError(f"{at(key)}: is missing: form pointwise needs answer_yes and answer_no")
     if yes.startswith(no) or no.startswith(yes):
-        raise UserError(f"{at('no')}: {template.yes!r} and {template.no!r} begin alike: give two different answers")
+        raise UserError(
+            f"{at('answer_no')}: {template.answer_yes!r} and {template.answer_no!r} begin alike: give two different answers"
+        )
 
 
 def _check_words(template: Template, where: str, names: Sequence[str]) -> None:
@@ -348,7 +356,9 @@ def read_stored(stored: Any, where: str) -> Template | None:
         raise UserError(f'{where}: "prompt" is no template: take the adapter as sft or dmpo wrote it')
     template = Template.build({k: v for k, v in stored.items() if k != "hash"}, where)
     if stored.get("hash") != template.hash:
-        raise UserError(f'{where}: the hash of "prompt" does not fit its wording: take the adapter as sft or dmpo wrote it')
+        raise UserError(
+            f'{where}: the hash of "prompt" does not fit its wording: take the adapter as sft or dmpo wrote it'
+        )
     return template
 
 

@@ -25,7 +25,9 @@ from ..machine import console, files, run_directory
 from ..model import adapters, device, loading, saving
 from ..model.open import LanguageModelScorer, open_scorer
 from ..prompts import pairwise
+from ..prompts.groups import build_group
 from ..prompts.orders import first_negatives
+from ..prompts.template import Template
 from ..records import Example, RankingExample
 from .model_card import Difference, _evaluations, _mapping, difference, model_card
 from .peft import PEFT_CONFIG, PEFT_WEIGHTS, peft_config, peft_tensors, read_peft
@@ -103,10 +105,13 @@ def _examples(settings: ExportSettings, domains: dict[str, pairwise.Domain]) -> 
     return [first_negatives(loaded.examples[i], settings.num_negatives) for i in sorted(drawn)]
 
 
-def _logps(base: loading.Loaded, settings: ExportSettings, examples: Sequence[Example]) -> np.ndarray:
-    """(N, O, 2): pair, printed order (two, or the one prompt of free text), answer (chosen, rejected); nats."""
+def _logps(
+    base: loading.Loaded, settings: ExportSettings, template: Template, examples: Sequence[Example]
+) -> np.ndarray:
+    """(N, O, 2): pair, printed order (two, or one), answer (chosen, rejected); nats. See `Scores.logps`."""
     base.model.eval()
-    return np.concatenate([s.logps for s in LanguageModelScorer(base, settings).score(examples) if s.logps is not None])
+    scorer = LanguageModelScorer(base, settings, template=template)
+    return np.concatenate([s.logps for s in scorer.score(examples) if s.logps is not None])
 
 
 def _base_name(settings: ExportSettings, base: loading.Loaded) -> str:
@@ -120,15 +125,20 @@ def _base_name(settings: ExportSettings, base: loading.Loaded) -> str:
     return settings.model or str(base.path)
 
 
-def _placeholder_prompt(examples: Sequence[Example], domains: Mapping[str, pairwise.Domain]) -> str:
+def _placeholder_prompt(examples: Sequence[Example], template: Template) -> str:
     """A prompt in the data's wording; titles to be filled in, since a user's own history is no example to hand round."""
     if examples and not isinstance(examples[0], RankingExample):
         return "Your prompt, worded as in the data"
-    domain = domains[examples[0].domain if examples else "movie"]
     example = RankingExample(
-        "", "", ("First liked title", "Second liked title"), "One candidate", ("Another candidate",)
+        "",
+        examples[0].domain if examples else "movie",
+        ("First liked title", "Second liked title"),
+        "One candidate",
+        ("Another candidate",),
+        disliked=("A disliked title",),
     )
-    return pairwise.pair_prompt(example, example.negatives[0], True, domain)
+    orders: list[tuple[Any, ...]] = {"pairwise": [(True,)], "listwise": [(0, 1)]}.get(template.form, [])  # type: ignore[assignment]
+    return build_group(example, orders, template).branches[0].messages[0]["content"]
 
 
 def _commands(settings: ExportSettings, base: loading.Loaded, place: str, prompt: str) -> tuple[str, ...]:
@@ -165,7 +175,7 @@ def _write_mlx(settings: ExportSettings, base: loading.Loaded, stored: Mapping[s
     saving.save_model(loading.load(settings), path / "model", keep_dtypes=keep_dtypes)
     (path / "adapter").mkdir()
     shutil.copyfile(Path(settings.adapter_path) / adapters.ADAPTER_WEIGHTS, path / "adapter" / adapters.ADAPTER_WEIGHTS)
-    kept = {k: stored[k] for k in ("fine_tune_type", "num_layers", "lora_parameters") if k in stored}
+    kept = {k: stored[k] for k in ("fine_tune_type", "num_layers", "lora_parameters", "prompt") if k in stored}
     files.write_json(path / "adapter" / adapters.ADAPTER_CONFIG, {"model": settings.base_name or base.name, **kept})
 
 
@@ -191,19 +201,20 @@ def export(settings: ExportSettings, command: str = "export") -> Exported:
     domains = pairwise.with_domains(settings.domains)
     results = _evaluations(settings)
     examples = _examples(settings, domains)
-    base = open_scorer(settings, settings.adapter_path).base
+    scorer = open_scorer(settings, settings.adapter_path)
+    base, template = scorer.base, scorer.template
     if "quantization" not in base.config and (settings.keep_quantized or settings.requantize):
         raise UserError(
             f"--{'keep-quantized' if settings.keep_quantized else 'requantize'}: {base.name} is not quantised: leave it out"
         )
     peft = peft_config(base, stored, _base_name(settings, base)) if settings.to == "peft" else {}
-    prompt = _placeholder_prompt(examples, domains)
+    prompt = _placeholder_prompt(examples, template)
     try:
         with (
             files.atomic_directory(out) as temporary,
             run_directory.RunDirectory(temporary, command, settings, flag="--out") as run,
         ):
-            before = _logps(base, settings, examples) if examples else None
+            before = _logps(base, settings, template, examples) if examples else None
             if settings.to == "peft":
                 with saving.mlx_writes():
                     mx.save_safetensors(
@@ -214,7 +225,7 @@ def export(settings: ExportSettings, command: str = "export") -> Exported:
                 _write_mlx(settings, base, stored, temporary)
             found = None
             if before is not None:
-                found = difference(before, _logps(_read_back(settings, base, temporary), settings, examples))
+                found = difference(before, _logps(_read_back(settings, base, temporary), settings, template, examples))
             card = model_card(settings, base, stored, found, _commands(settings, base, out.name, prompt), results)
             files.write_text(temporary / "README.md", card)
             for name in (adapters.ADAPTER_WEIGHTS, adapters.ADAPTER_CONFIG):

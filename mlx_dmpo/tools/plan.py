@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ..core.tree import EncodedGroup, by_length, pad_groups
+from ..core.tree import EncodedGroup, by_length, pad_groups, part
 from ..errors import UserError
 from ..model.calibrate import calibrate
 from ..model.cost import (
@@ -25,6 +25,8 @@ from ..model.cost import (
 )
 from ..model.fit import MACS, Case, cheapest, usable
 from ..model.shape import ModelShape
+from ..prompts import template as prompts
+from ..prompts.pairwise import DOMAINS, PAIRWISE
 
 
 def plan(case: Case, *, epochs: float = 1.0, flops_per_second: float = 0.0) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def run(
     title_tokens: int,
     groups: int,
     num_negatives: int,
+    prompt: str,
     stage: str,
     batch_size: int,
     batch_tokens: int,
@@ -88,10 +91,11 @@ def run(
             raise UserError(
                 f'--lora-keys: "{key}" is no linear layer of the model: choose among {", ".join(shape.projections)}'
             )
+    template = prompts.load(prompt or "pairwise")
     if data:
-        encoded = measured_groups(data, tokenizer or model, num_negatives, max_seq_length, stage == "sft")
+        encoded = measured_groups(data, tokenizer or model, num_negatives, max_seq_length, stage == "sft", template)
     else:
-        encoded = assumed_groups(groups, num_negatives, history=history, title_tokens=title_tokens)
+        encoded = assumed_groups(groups, num_negatives, history=history, title_tokens=title_tokens, form=template.form)
         if stage == "sft":
             encoded = [chosen_only(g) for g in encoded]
     width = int(dtype) // 8
@@ -113,34 +117,31 @@ def run(
     }
 
 
-def measured_groups(data: str, tokenizer: str, k: int, max_seq_length: int, sft: bool) -> list[EncodedGroup]:
+def measured_groups(
+    data: str, tokenizer: str, k: int, max_seq_length: int, sft: bool, template: prompts.Template = PAIRWISE
+) -> list[EncodedGroup]:
     """A data set's groups in tokens, without its model."""
     from ..data import formats
     from ..machine import console
     from ..model.encode import Encoder
     from ..model.loading import load_tokenizer
-    from ..prompts import pairwise
     from ..prompts.orders import first_negatives, printed_orders
 
-    domains = pairwise.with_domains({})
     examples = [
-        first_negatives(e, k) for e in formats.load_examples(Path(data), "train", domains, False, console.notice)
+        first_negatives(e, k) for e in formats.load_examples(Path(data), "train", DOMAINS, False, console.notice)
     ]
-    encoder = Encoder(load_tokenizer(tokenizer), max_seq_length, domains)
+    encoder = Encoder(load_tokenizer(tokenizer), max_seq_length, template)
+    order = partial(printed_orders, both=False, redraw=False, seed=0, form=template.form)
     return [
-        encoder.encode(e, printed_orders(e, i, both=False, redraw=False, seed=0), chosen_only=sft)
+        encoder.encode(e, order(e, i), chosen_only=sft)
         for i, e in enumerate(tqdm(examples, desc="encode", unit="example", disable=None, leave=False))
     ]
 
 
 def chosen_only(group: EncodedGroup) -> EncodedGroup:
-    rows = group.pairs[:, 0]
-    return replace(
-        group,
-        tails=tuple(group.tails[r] for r in rows),
-        answer_lengths=tuple(group.answer_lengths[r] for r in rows),
-        pairs=np.zeros((0, 2), np.int32),
-    )
+    """The answers that SFT learns, each once."""
+    targets = group.targets if group.targets is not None else group.pairs[:, 0].tolist()
+    return part(group, np.array(list(dict.fromkeys(targets))))
 
 
 def told(found: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +19,86 @@ from ..judge.rows import rows_of
 from ..machine import console, files
 from ..model import generate, loading
 from ..model.encode import Encoder
-from ..model.open import open_scorer
+from ..model.open import open_scorer, refuse_for_free_text
 from ..prompts import pairwise
+from ..prompts.groups import build_group, candidates
 from ..prompts.orders import first_negatives, printed_orders
-from ..records import Example, PreferenceGroup, RankingExample
+from ..prompts.template import Template
+from ..records import Branch, Example, PreferenceGroup
+
+PARSED = {"pairwise": "ordering", "listwise": "title", "direct": "title", "pointwise": "liked"}  # form -> field
 
 
-def ordering(answer: str, first: str, second: str) -> list[str] | None:
-    """The titles in the order in which an answer ranks them; None where it is no ordering of the two. White space is free."""
-    orders = {" ".join(pairwise.ranking_answer(a, b).split()): [a, b] for a, b in ((first, second), (second, first))}
-    return orders.get(" ".join(answer.split()))
+@dataclass(frozen=True)
+class Task:
+    """One prompt to draw answers to: the fields of its line, its tokens, and what each possible answer means."""
+
+    line: dict[str, Any]
+    tokens: list[int]
+    answers: Sequence[str] = ()
+    meanings: Sequence[Any] = ()
+    right: Any = None  # the meaning of the right answer; None where any title may be liked
+
+    def read(self, text: str, finished: bool, template: Template) -> dict[str, Any]:
+        """What a drawn answer says, None where it is none of the possible ones, and whether that is right."""
+        if not self.answers:
+            return {}
+        which = template.which(text, self.answers) if finished else None
+        meaning = None if which is None else self.meanings[which]
+        return {PARSED[template.form]: meaning, "right": meaning if meaning is None else meaning == self.right}
 
 
-def _tasks(examples: Sequence[Example], encoder: Encoder, seed: int) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """(the fields of a line, the prompt's tokens), one for each prompt: each negative's in one printed order, or the text as it is."""
+def _tasks(examples: Sequence[Example], encoder: Encoder, seed: int) -> Iterator[Task]:
+    """The prompts of each example: pairwise each negative's in one printed order, pointwise each candidate's, else one."""
+    template = encoder.template
     for index, example in enumerate(examples):
-        orders = printed_orders(example, index, both=False, redraw=False, seed=seed)
+        orders = printed_orders(example, index, both=False, redraw=False, seed=seed, form=template.form)
         dropped = encoder.encode(example, orders).dropped  # refuses what does not fit
-        facts: list[dict[str, Any]] = [{}]
-        group: Example = example
-        branches = [0]
-        if isinstance(example, RankingExample):
-            group = pairwise.build_group(example, orders, encoder.domains, dropped)
-            branches = [chosen for chosen, _ in group.pairs]
-            facts = [
-                {"positive": example.positive, "negative": negative, "positive_first": flag}
-                for negative, (flag,) in zip(example.negatives, orders, strict=True)
-            ]
-        assert isinstance(group, PreferenceGroup)
-        for fact, branch in zip(facts, (group.branches[b] for b in branches), strict=True):
-            line = {"user": example.user, "domain": example.domain, **fact, "prompt": list(branch.messages)}
-            yield line, encoder.prompt(branch, example.source)
+        line: dict[str, Any] = {"user": example.user, "domain": example.domain}
+        if isinstance(example, PreferenceGroup):
+            prompt = example.branches[0]
+            yield Task(line | {"prompt": list(prompt.messages)}, encoder.prompt(prompt, example.source))
+            continue
+        group = build_group(example, orders, template, dropped)
+        titles = candidates(example)
+        line["positive"] = example.positive
+        for n, branch in enumerate(_prompts(group)):
+            facts: dict[str, Any] = {"prompt": list(branch.messages)}
+            tokens = encoder.prompt(branch, example.source)
+            if template.form == "pairwise":
+                pair = [example.positive, example.negatives[n]]
+                facts = {"negative": pair[1], "positive_first": orders[n][0], **facts}
+                answers = [template.answer_of(*pair), template.answer_of(*pair[::-1])]
+                yield Task(line | facts, tokens, answers, [pair, pair[::-1]], pair)
+            elif template.form == "pointwise":
+                yield Task(
+                    line | {"title": titles[n], **facts},
+                    tokens,
+                    [template.answer_yes, template.answer_no],
+                    [True, False],
+                    n == 0,
+                )
+            else:
+                facts = {"negatives": list(example.negatives), **facts}
+                yield Task(line | facts, tokens, [template.answer_of(t) for t in titles], titles, example.positive)
+
+
+def _prompts(group: PreferenceGroup) -> list[Branch]:
+    """The first branch of each prompt."""
+    return [b for i, b in enumerate(group.branches) if i == 0 or b.messages != group.branches[i - 1].messages]
 
 
 def draw(
     base: loading.Loaded, encoder: Encoder, examples: Sequence[Example], settings: SampleSettings
 ) -> Iterator[dict[str, Any]]:
-    """One line a prompt: its answers with log-probs, and, where it ranks two titles, how each answer orders them."""
+    """One line a prompt: its answers with log-probs, and what each says: an ordering of two titles, a title, or like."""
     tasks = list(_tasks(examples, encoder, settings.seed))
     with tqdm(total=len(tasks) * settings.n, desc="sample", unit="answer", disable=None, leave=False) as bar:
         for start in range(0, len(tasks), settings.batch_size):
             chunk = tasks[start : start + settings.batch_size]
             drawn = generate.sample_answers(
                 base,
-                [tokens for _, tokens in chunk],
+                [task.tokens for task in chunk],
                 settings.n,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
@@ -69,15 +106,13 @@ def draw(
                 max_tokens=settings.max_tokens,
                 seed=int(np.random.default_rng([settings.seed, start]).integers(2**31)),
             )
-            for (line, _), answers in zip(chunk, drawn, strict=True):
-                told: list[dict[str, Any]] = []
+            for task, answers in zip(chunk, drawn, strict=True):
+                found: list[dict[str, Any]] = []
                 for answer in answers:
                     text = base.tokenizer.decode(list(answer.tokens))
-                    told.append({"text": text, "logp": answer.logp, "finished": answer.finished})
-                    if "positive" in line:
-                        found = ordering(text, line["positive"], line["negative"]) if answer.finished else None
-                        told[-1] |= {"ordering": found, "right": found and found[0] == line["positive"]}
-                yield line | {"answers": told}
+                    facts = {"text": text, "logp": answer.logp, "finished": answer.finished}
+                    found.append(facts | task.read(text, answer.finished, encoder.template))
+                yield task.line | {"answers": found}
             bar.update(len(chunk) * settings.n)
 
 
@@ -86,10 +121,13 @@ def summary(lines: Sequence[dict[str, Any]]) -> str:
     cut = sum(not a["finished"] for a in answers)
     told = f"{len(answers)} answers to {len(lines)} prompts" + (f", {cut} of them cut at --max-tokens" if cut else "")
     if "right" in answers[0]:
-        parsed = [a for a in answers if a["ordering"]]
-        told += f"; {len(parsed)} are orderings of the two titles"
+        parsed = [a for a in answers if a["right"] is not None]
+        what = {"ordering": "orderings of the two titles", "title": "titles of candidates", "liked": "yes or no"}
+        told += f"; {len(parsed)} are {next(words for key, words in what.items() if key in answers[0])}"
         if parsed:
-            told += f", {sum(a['right'] for a in parsed) / len(parsed):.3f} of these rank the positive first"
+            right = sum(a["right"] for a in parsed) / len(parsed)
+            does = {"ordering": "rank the positive first", "title": "name the positive", "liked": "are right"}
+            told += f", {right:.3f} of these {next(words for key, words in does.items() if key in answers[0])}"
     return told
 
 
@@ -101,6 +139,7 @@ def sample(settings: SampleSettings) -> tuple[Path, str]:
     domains = pairwise.with_domains(settings.domains)
     data = settings.data or str(assets.data_dir())
     loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
+    refuse_for_free_text(settings, not loaded.ranking)
     if settings.score and not loaded.ranking:
         raise UserError(
             f"{loaded.name}: holds {loaded.format}, no candidate negatives: give ranking examples, or leave out --score"

@@ -22,7 +22,7 @@ from ..machine.interrupts import Stop
 from ..machine.ranks import world
 from ..model import adapters, cost, device, fit, loading
 from ..model import shape as model_shape
-from ..model.open import LanguageModelScorer, open_scorer
+from ..model.open import LanguageModelScorer, open_scorer, refuse_for_free_text
 from ..model.score import score_groups
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
@@ -76,6 +76,7 @@ def read_split(settings: TrainSettings, split: str, domains: dict[str, pairwise.
         raise UserError(
             f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers"
         )
+    refuse_for_free_text(settings, not loaded.ranking)
     return [first_negatives(e, settings.num_negatives) for e in loaded.examples]
 
 

@@ -203,7 +203,7 @@ def test_bpr_folds_in_as_well_as_implicits_own_user_factors(blocks):
     """AUC on held-out items: user factors that implicit trained beside ours, made from the history alone."""
     corpus, _ = blocks
     bpr = factors.Bpr(corpus, factors=8, epochs=60, seed=0, learning_rate=0.05)
-    own = factors._implicit("cpu.bpr").BayesianPersonalizedRanking
+    own = factors._module("implicit.cpu.bpr").BayesianPersonalizedRanking
     with factors._one_thread():
         model = own(8, learning_rate=0.05, iterations=60, num_threads=1, random_state=0)
         model.fit(factors._matrix(corpus), show_progress=False)

@@ -5,6 +5,7 @@ A tested user is folded in from the history alone, so that no model ever holds a
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from typing import Any
 
@@ -14,38 +15,35 @@ from ..errors import UserError
 from .corpus import Corpus
 
 
-def _implicit(name: str) -> Any:
-    """A module of implicit. Raises UserError where it is not installed."""
-    import importlib
-
+def _module(name: str) -> Any:
+    """A module of implicit or of what comes with it. Raises UserError where it is not installed."""
     try:
-        return importlib.import_module(f"implicit.{name}")
+        return importlib.import_module(name)
     except ImportError:
         raise UserError("implicit: is not installed: pip install 'mlx-dmpo[baselines]'") from None
 
 
-def _matrix(corpus: Corpus) -> Any:
-    """(users, items) scipy CSR of ones."""
-    from scipy.sparse import csr_matrix
+def _csr(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> Any:
+    """A scipy CSR matrix of ones at these places."""
+    return _module("scipy.sparse").csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
 
+
+def _matrix(corpus: Corpus) -> Any:
+    """(users, items)."""
     users = np.repeat(np.arange(len(corpus.sequences)), [len(s) for s in corpus.sequences])
-    items = np.concatenate(corpus.sequences)
-    shape = (len(corpus.sequences), len(corpus.keys))
-    return csr_matrix((np.ones(len(items), np.float32), (users, items)), shape=shape)
+    return _csr(users, np.concatenate(corpus.sequences), (len(corpus.sequences), len(corpus.keys)))
 
 
 def _one_thread() -> Any:
     """No threads in BLAS within the block: implicit warns of them, and their sums differ from run to run."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(1, "blas")
+    return _module("threadpoolctl").threadpool_limits(1, "blas")
 
 
 class Als:
     """Implicit-feedback matrix factorisation (Hu, Koren and Volinsky, ICDM 2008), a liked item of confidence `alpha`."""
 
     def __init__(self, corpus: Corpus, *, factors: int, epochs: int, seed: int, alpha: float = 40.0):
-        als = _implicit("cpu.als").AlternatingLeastSquares
+        als = _module("implicit.cpu.als").AlternatingLeastSquares
         with _one_thread():
             self._model = als(factors, alpha=alpha, iterations=epochs, num_threads=1, random_state=seed)
             self._model.fit(_matrix(corpus), show_progress=False)
@@ -53,11 +51,9 @@ class Als:
 
     def scores(self, history: np.ndarray) -> np.ndarray:
         """One more half-step of ALS, for this user."""
-        from scipy.sparse import csr_matrix
-
-        row = (np.ones(len(history), np.float32), (np.zeros(len(history), np.int64), history))
+        row = _csr(np.zeros(len(history), np.int64), history, (1, len(self._items)))
         with _one_thread():
-            user = self._model.recalculate_user(0, csr_matrix(row, shape=(1, len(self._items))))
+            user = self._model.recalculate_user(0, row)
         return self._items @ np.asarray(user, np.float64)
 
 
@@ -65,7 +61,7 @@ class Bpr:
     """Bayesian personalised ranking (Rendle et al., arXiv 1205.2618)."""
 
     def __init__(self, corpus: Corpus, *, factors: int, epochs: int, seed: int, learning_rate: float, steps: int = 30):
-        bpr = _implicit("cpu.bpr").BayesianPersonalizedRanking
+        bpr = _module("implicit.cpu.bpr").BayesianPersonalizedRanking
         how = {"learning_rate": learning_rate, "iterations": epochs, "num_threads": 1, "random_state": seed}
         with _one_thread():
             model = bpr(factors, **how)
@@ -101,7 +97,7 @@ class ItemKnn:
     """Cosine similarity of the sets of users who liked two items; a candidate's score is the sum over the history."""
 
     def __init__(self, corpus: Corpus, *, neighbours: int):
-        knn = _implicit("nearest_neighbours").CosineRecommender(K=neighbours, num_threads=1)
+        knn = _module("implicit.nearest_neighbours").CosineRecommender(K=neighbours, num_threads=1)
         with _one_thread(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its own conversion of its own matrix
             knn.fit(_matrix(corpus), show_progress=False)

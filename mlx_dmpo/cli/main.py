@@ -10,7 +10,7 @@ import click
 from .. import __version__
 from ..errors import Interrupted, UserError
 from ..machine import console
-from . import baseline, data, evaluate, get_model, tools, train
+from . import baseline, data, evaluate, get_model, reproduce, tools, train
 from .options import Group
 
 
@@ -49,6 +49,7 @@ for command in (
     tools.plan,
     tools.doctor,
     get_model.get_model,
+    reproduce.reproduce,
 ):
     cli.add_command(command)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlx_dmpo.judge import metrics
+from mlx_dmpo.judge import bootstrap, metrics
 
 
 def row(user, first, second, positive="p", **more):
@@ -38,8 +38,11 @@ def test_by_hand():
     assert found["mean_margin"]["value"] == pytest.approx(1.0)
     # {2, -2, 0, 4} against {-2, 2, 0, -4}: of 16 comparisons 10 won and 3 tied
     assert found["auc"]["value"] == pytest.approx((10 + 3 / 2) / 16)
+    assert "low" not in found["pair_accuracy"] and "fewer than 10" in found["intervals"]["note"]
+    many = metrics.ranking_metrics([{**r, "user": f"{r['user']}{i}"} for i in range(5) for r in HAND])
     for name in ("pair_accuracy", "auc", "position_bias", "mean_margin"):
-        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+        assert many[name]["value"] == pytest.approx(found[name]["value"])
+        assert many[name]["low"] <= many[name]["value"] <= many[name]["high"]
 
 
 def test_auc_is_the_mean_over_all_pairs():
@@ -90,8 +93,11 @@ def test_intervals_are_over_users_not_rows():
 def test_the_seed_repeats_and_the_chunks_do_not_matter(monkeypatch):
     rows = [row(str(i), m, m) for i, m in enumerate(np.random.default_rng(5).normal(0, 1, 50))]
     first = metrics.ranking_metrics(rows, seed=7)
-    monkeypatch.setattr(metrics, "CHUNK", 300)
     assert metrics.ranking_metrics(rows, seed=7) == first
+    monkeypatch.setattr(bootstrap, "CHUNK", 300)
+    again = metrics.ranking_metrics(rows, seed=7)
+    for name in ("pair_accuracy", "auc", "mean_margin"):
+        assert again[name] == pytest.approx(first[name], abs=1e-12)
     assert metrics.ranking_metrics(rows, seed=8)["pair_accuracy"] != first["pair_accuracy"]
 
 

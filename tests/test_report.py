@@ -16,7 +16,7 @@ from mlx_dmpo.report import page as report_page
 HOSTILE = '<script>alert("x")</script>\x1b[31m\u202e\u2028"\'&$\\'
 
 
-def scores(titles=("amber", "river"), users=6):
+def scores(titles=("amber", "river"), users=12):
     """Margins +1, −1, +2, −2, … summed over the orders; the first-listed item wins in every prompt of even users."""
     rows = []
     for user in range(users):

@@ -1,20 +1,18 @@
-"""A baseline's name and settings -> a fitted Scorer, and the examples to score"""
+"""A baseline's name and settings -> a fitted Scorer"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from .. import assets
-from ..config import CommonSettings, EvaluateSettings
 from ..config.baseline import LANGUAGE, SEQUENTIAL, BaselineSettings, check_baseline
 from ..data import formats
 from ..data.rows import has_split
 from ..errors import UserError
 from ..machine import console
 from ..prompts import pairwise
-from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
 from ..scores import Scorer
 from .corpus import Corpus, build_corpus, ranking
@@ -33,12 +31,6 @@ def load_examples(data: str, split: str, settings: BaselineSettings) -> list[Any
     return loaded.examples
 
 
-def tested_examples(settings: BaselineSettings) -> list[Example]:
-    """What will be scored, as `evaluate` takes it."""
-    examples = load_examples(settings.data or str(assets.data_dir()), settings.split, settings)
-    return [first_negatives(e, settings.num_negatives) for e in examples[: settings.limit or None]]
-
-
 def fitting_examples(settings: BaselineSettings) -> list[Example]:
     """The training users', and with --fit all the validation users'. Raises UserError where --data brings none."""
     data = settings.data or str(assets.data_dir())
@@ -51,19 +43,18 @@ def fitting_examples(settings: BaselineSettings) -> list[Example]:
     return examples
 
 
-def open_baseline(name: str, settings: BaselineSettings) -> tuple[Scorer, list[Example], dict[str, Any]]:
-    """The fitted scorer, the examples to score, and what the manifest says of the fit.
+def open_baseline(name: str, settings: BaselineSettings, tested: Sequence[Example]) -> tuple[Scorer, dict[str, Any]]:
+    """The fitted scorer, and what the manifest says of the fit.  tested: the examples that will be scored.
 
     Raises UserError for a name or setting that does not fit, and for data without titles.
     """
     check_baseline(name, settings)
-    tested = tested_examples(settings)
     if name == "first-listed":
         if not any(isinstance(e, RankingExample) and e.positive_first for e in tested):
             console.notice("note: the data fixes no printed order: every pair is a tie for first-listed")
-        return FirstListed(), tested, {}
+        return FirstListed(), {}
     if name in LANGUAGE:
-        return _language(name, settings), tested, {"shots": settings.shots if name == "in-context" else 0}
+        return _language(name, settings), {"shots": settings.shots if name == "in-context" else 0}
     fitting = fitting_examples(settings)
     corpus = build_corpus(fitting, tested, with_histories=settings.fit == "all", matching=settings.match_titles)
     facts = {
@@ -73,7 +64,7 @@ def open_baseline(name: str, settings: BaselineSettings) -> tuple[Scorer, list[E
         "fitted_interactions": int(corpus.likes.sum()),
         "left_out_targets": corpus.left_out,
     }
-    return ItemScorer(name, corpus, _ranker(name, corpus, settings)), tested, facts
+    return ItemScorer(name, corpus, _ranker(name, corpus, settings)), facts
 
 
 def _ranker(name: str, corpus: Corpus, settings: BaselineSettings) -> Any:
@@ -117,8 +108,7 @@ def _language(name: str, settings: BaselineSettings) -> Scorer:
     """The untuned language model, with worked examples of training users where asked for."""
     from ..model.open import LanguageModelScorer, open_scorer
 
-    common = {f.name: getattr(settings, f.name) for f in fields(CommonSettings)}
-    scorer = open_scorer(EvaluateSettings(**common))
+    scorer = open_scorer(settings)
     if name == "zero-shot":
         return scorer
     from .in_context import in_context

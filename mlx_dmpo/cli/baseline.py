@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import click
 
-from ..config.baseline import BASELINES, BaselineSettings
+from ..config.baseline import BASELINES, BaselineSettings, check_baseline
 from ..machine import console
 from .options import command_line, say_done, settings_of, settings_options
 
@@ -32,12 +32,15 @@ def baseline(name: str, config_file: str | None, **options: Any) -> None:
     settings = settings_of(BaselineSettings, "baseline", config_file, options)
     from ..baselines.open import open_baseline
     from ..baselines.scorer import ItemScorer
-    from ..judge.evaluate import write_evaluation
+    from ..judge.evaluate import output_directory, read_examples, write_evaluation
     from ..report import tables
 
-    out = Path(settings.out or f"runs/baselines/{name}")
-    scorer, examples, facts = open_baseline(name, settings)
-    result = write_evaluation(scorer, examples, out, settings, command_line(), baseline=name, **facts)
+    check_baseline(name, settings)
+    settings = replace(settings, out=settings.out or f"runs/baselines/{name}")
+    examples = read_examples(settings)
+    scorer, facts = open_baseline(name, settings, examples)
+    result = write_evaluation(scorer, examples, settings, command_line(), baseline=name, **facts)
     if isinstance(scorer, ItemScorer) and scorer.note():
         console.notice(scorer.note())
+    out = output_directory(settings)
     say_done(f"{tables.results_table({name: result})}\ndone: {out}\nnext: mlx-dmpo report {out} --out report.html")

@@ -10,7 +10,7 @@ import click
 from .. import __version__
 from ..errors import Interrupted, UserError
 from ..machine import console
-from . import baseline, data, evaluate, get_model, reproduce, tools, train
+from . import baseline, compare, data, evaluate, get_model, reproduce, tools, train
 from .options import Group
 
 
@@ -41,6 +41,7 @@ for command in (
     train.dmpo,
     evaluate.evaluate,
     baseline.baseline,
+    compare.compare,
     data.check,
     tools.sample,
     evaluate.report,

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import UserError
-from .fields import CommonSettings, default_of, setting
+from .evaluation import EvaluateSettings
+from .fields import default_of, setting
 
 COUNTERS = ("first-listed", "popularity", "like-ratio")
 FACTORS = ("als", "bpr", "item-knn")
@@ -17,8 +18,7 @@ FITTED = tuple(name for name in BASELINES if name not in ("first-listed", "zero-
 
 
 @dataclass(frozen=True)
-class BaselineSettings(CommonSettings):
-    split: str = setting("test", "Split of a prepared directory.", choices=("train", "valid", "test"))
+class BaselineSettings(EvaluateSettings):
     train_data: str = setting(
         "", "Data of the training users, where --data is one file (default: --data's train split)."
     )
@@ -34,9 +34,6 @@ class BaselineSettings(CommonSettings):
         choices=("exact", "short"),
     )
     out: str = setting("", "Directory to write: metrics.json, scores.jsonl, manifest (default: runs/baselines/NAME).")
-    limit: int = setting(0, "Evaluate only the first so many examples; 0 takes all.", low=0)
-    resamples: int = setting(2000, "Bootstrap resamples of the users for the 95 % intervals.", low=100)
-    batch_size: int = setting(8, "Groups run at once (zero-shot, in-context).", low=1)
     factors: int = setting(64, "Numbers that stand for a user or an item (als, bpr, and the sequential models).", low=1)
     epochs: int = setting(0, "Passes over the interactions; 0 takes 15 for als, 100 for bpr, 50 for the others.", low=0)
     learning_rate: float = setting(0.0, "Step size; 0 takes 0.01 for bpr, 0.001 for the sequential models.", low=0)
@@ -46,12 +43,10 @@ class BaselineSettings(CommonSettings):
     dros_weight: float = setting(0.0, "Weight of the robust loss of a sequential model (dros-sasrec: 0.1).", low=0)
     text_embeddings: bool = setting(False, "Sequential models: start items from --model's embeddings of their titles.")
     shots: int = setting(4, "in-context: worked examples of training users in the prompt.", low=1)
-    overwrite: bool = setting(False, "Replace a finished evaluation in --out.")
 
 
-_LANGUAGE_ONLY = (
-    "model quantize quantize_group_size quantize_mode dtype prompt allow_other_prompt max_seq_length scoring batch_size"
-).split()
+_LANGUAGE_ONLY = """model quantize quantize_group_size quantize_mode dtype prompt allow_other_prompt max_seq_length scoring
+    orders calibrate per_token generate max_tokens""".split()
 _APPLIES = {
     **dict.fromkeys(_LANGUAGE_ONLY, LANGUAGE),
     **dict.fromkeys(("train_data", "fit", "match_titles"), FITTED),
@@ -61,6 +56,7 @@ _APPLIES = {
     "neighbours": ("item-knn",),
     **dict.fromkeys(("dropout", "max_history", "dros_weight", "text_embeddings"), SEQUENTIAL),
     "shots": ("in-context",),
+    "adapter_path": (),
 }
 _OF_EMBEDDINGS = ("model", "quantize", "quantize_group_size", "quantize_mode", "dtype")
 
@@ -75,7 +71,8 @@ def check_baseline(name: str, settings: BaselineSettings) -> None:
             applies = (*applies, *SEQUENTIAL)
         if name not in applies and getattr(settings, spec.name) != default_of(spec):
             flag = f"--{spec.name.replace('_', '-')}"
-            raise UserError(f"{flag}: has no effect on {name} (it is for {', '.join(applies)}): leave it out")
+            meant = f" (it is for {', '.join(applies)})" if applies else ""
+            raise UserError(f"{flag}: has no effect on {name}{meant}: leave it out")
     if name == "in-context" and (settings.fit != "train" or settings.match_titles != "exact"):
         flag = "--fit" if settings.fit != "train" else "--match-titles"
         raise UserError(f"{flag}: has no effect on in-context, whose examples are training users': leave it out")

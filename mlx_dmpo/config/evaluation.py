@@ -26,7 +26,24 @@ class EvaluateSettings(CommonSettings):
     per_token: bool = setting(False, "direct and listwise: divide a title's log-prob by its tokens.")
     limit: int = setting(0, "Evaluate only the first so many examples; 0 takes all.", low=0)
     resamples: int = setting(2000, "Bootstrap resamples of the users for the 95 % intervals.", low=100)
-    overwrite: bool = setting(False, "Replace a finished evaluation in --out.")
+    candidates: str = setting(
+        "",
+        "Also rank the liked title among this many candidates, itself included, or among all of the catalogue: "
+        "hit rates, NDCG, MRR.",
+    )
+    candidate_negatives: str = setting(
+        "uniform",
+        "Where the other candidates come from: the example's own negatives (file), or titles of the catalogue, drawn "
+        "uniformly or by popularity with --seed.",
+        choices=("uniform", "popularity", "file"),
+    )
+    generate: int = setting(
+        0, "Also let the model answer this many examples greedily, and count answers that are valid.", low=0
+    )
+    max_tokens: int = setting(128, "Longest generated answer, in tokens.", low=1)
+    overwrite: bool = setting(
+        False, "Replace a finished evaluation in --out. An unfinished one of the same settings is continued without it."
+    )
 
 
 @dataclass(frozen=True)

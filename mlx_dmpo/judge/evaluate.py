@@ -1,87 +1,272 @@
-"""Pairwise ranking evaluation: every pair in both printed orders, each with both answers -> scores.jsonl -> metrics.json.
+"""Ranking evaluation: examples -> a Scorer -> scores.jsonl -> metrics.json, with whatever else was asked for.
 
-Preferences in free text have one prompt, as it is: no printed order, and no number that speaks of one.
+Every pair is scored in both printed orders, each with both answers. Preferences in free text have one prompt, as it is:
+no printed order, and no number that speaks of one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from .. import assets
 from ..config import EvaluateSettings
+from ..core.scorer import SCORER_VERSION
 from ..data import formats
 from ..data.rows import data_file
 from ..errors import UserError
 from ..machine import console, files, memory, run_directory
 from ..machine.ranks import world
 from ..model import adapters, device
-from ..model.open import open_scorer, refuse_for_free_text
+from ..model.open import LanguageModelScorer, open_scorer, refuse_for_free_text
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
 from ..report import charts
-from . import metrics
+from ..scores import Scorer
+from . import candidates, generation, metrics, ranking
+from .facts import Facts, load_facts
+from .progress import PROGRESS, claim, rows_in_chunks
 from .rows import rows_of
+
+SCORES, CANDIDATES, ANSWERS = "scores.jsonl", "candidates.jsonl", "answers.jsonl"
+BATCHES = 16  # batches that are scored between two writes of scores.jsonl
+
+# Settings that cannot change a score, or whose effect the key holds as the examples' or the weights' digest.
+_NOT_IN_KEY = {"model", "adapter_path", "data", "split", "limit", "num_negatives", "domain", "skip_bad_rows", "out"}
+_NOT_IN_KEY |= {"memory_limit", "resamples", "overwrite", "generate", "max_tokens", "seed"}
 
 
 def output_directory(settings: EvaluateSettings) -> Path:
     return Path(settings.out or (Path(settings.adapter_path) / "eval" if settings.adapter_path else "runs/base/eval"))
 
 
+def read_examples(settings: EvaluateSettings) -> list[Example]:
+    """The examples of --data with the settings' negatives. Raises UserError for data without pairs."""
+    domains = pairwise.with_domains(settings.domains)
+    data = settings.data or str(assets.data_dir())
+    loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
+    if not loaded.has_pairs:
+        raise UserError(
+            f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers"
+        )
+    if not loaded.ranking:
+        refuse_for_free_text(settings)
+        console.notice("note: free text: each pair is scored in its one prompt; there are no printed orders to compare")
+    return [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
+
+
 def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str, Any]:
-    """Scores a split, writes the evaluation directory, returns its metrics. Raises UserError for what the user can mend."""
+    """Scores a split with a language model, writes the evaluation directory, returns its metrics.
+
+    Continues an unfinished evaluation of the same settings. Raises UserError for what the user can fix.
+    """
     with memory.memory_limits(settings), world().watched():
-        domains = pairwise.with_domains(settings.domains)
-        data = settings.data or str(assets.data_dir())
-        loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
-        if not loaded.has_pairs:
-            raise UserError(
-                f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers"
-            )
-        if not loaded.ranking:
-            refuse_for_free_text(settings)
-            console.notice(
-                "note: free text: each pair is scored in its one prompt; numbers of printed orders do not exist"
-            )
-        examples = [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
+        _check(settings)
+        examples = read_examples(settings)
         if settings.adapter_path:
             adapters.read_adapter_config(settings.adapter_path)
-        if not world().first:
-            return _metrics(settings, examples)[1]
-        with run_directory.RunDirectory(
-            output_directory(settings), command, settings, overwrite=settings.overwrite, flag="--out"
-        ) as run:
-            rows, result, facts = _metrics(settings, examples)
-            files.write_text(
-                run.path / "scores.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            )
-            files.write_json(run.path / "metrics.json", result)
-            charts.plot_comparison({settings.adapter_path or facts["model"]: result}, run.path / "accuracy.png")
-            charts.plot_margins(rows, run.path / "margins.png")
-            if file := data_file(data, settings.split):
-                run.input(file)
-            run.finish(device.device_name(), adapter=settings.adapter_path or None, **facts)
+        finished = run_directory.is_complete(output_directory(settings))
+        with _directory(settings, command) as run:
+            scorer = open_scorer(settings, settings.adapter_path)
+            path = run.path if run else None
+            result = measure(scorer, examples, settings, path, _key(settings, scorer, examples), finished)
+            if run:
+                base = scorer.base
+                facts = {"model": base.name, "base_fingerprint": base.fingerprint, "shared_road": scorer.groups.shared}
+                facts["prompt"] = scorer.template.to_json() if isinstance(examples[0], RankingExample) else None
+                _finish(run, settings, settings.adapter_path or base.name, result, facts)
             return result
 
 
-def _metrics(
-    settings: EvaluateSettings, examples: Sequence[Example]
-) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
-    """Rows of scores.jsonl, metrics, and what was scored with."""
-    scorer = open_scorer(settings, settings.adapter_path)
-    rows = [row for scores in scorer.score(examples) for row in rows_of(scores)]
-    result = metrics.ranking_metrics(rows, resamples=settings.resamples, seed=settings.seed)
-    base = scorer.base
-    return (
-        rows,
-        result,
+def write_evaluation(
+    scorer: Scorer, examples: Sequence[Example], settings: EvaluateSettings, command: str, **facts: Any
+) -> dict[str, Any]:
+    """What `evaluate` writes, for any Scorer: settings.out gets metrics.json, scores.jsonl, pictures and the manifest.
+
+    facts  what the manifest says besides. Raises UserError for what the user can fix.
+    """
+    with memory.memory_limits(settings), world().watched():
+        _check(settings)
+        finished = run_directory.is_complete(output_directory(settings))
+        free = ("out", "overwrite", "resamples", "memory_limit")
+        given = {k: v for k, v in files.plain(settings).items() if k not in free}
+        key = files.plain({"examples": _digest(examples), "versions": run_directory.versions(), **given, **facts})
+        with _directory(settings, command) as run:
+            result = measure(scorer, examples, settings, run.path if run else None, key, finished)
+            if run:
+                _finish(run, settings, scorer.name, result, facts)
+            return result
+
+
+def _check(settings: EvaluateSettings) -> None:
+    """Raises UserError for flags that have no effect."""
+    if settings.candidates:
+        candidates.parse_count(settings.candidates)
+    elif settings.candidate_negatives != EvaluateSettings().candidate_negatives:
+        raise UserError(
+            "--candidate-negatives: has no effect without --candidates: add --candidates N, or leave it out"
+        )
+    if settings.max_tokens != EvaluateSettings().max_tokens and not settings.generate:
+        raise UserError("--max-tokens: has no effect without --generate: add --generate N, or leave it out")
+
+
+@contextlib.contextmanager
+def _directory(settings: EvaluateSettings, command: str) -> Iterator[run_directory.RunDirectory | None]:
+    """The evaluation directory on the rank that writes; None on the others."""
+    if not world().first:
+        yield None
+        return
+    out = output_directory(settings)
+    with run_directory.RunDirectory(out, command, settings, overwrite=settings.overwrite, flag="--out") as run:
+        try:
+            yield run
+        except KeyboardInterrupt:
+            console.notice(f"{out}: what was scored is kept: run the same command again to continue")
+            raise
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for e in examples:
+        digest.update(json.dumps(files.plain(e) | {"source": ""}, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _key(settings: EvaluateSettings, scorer: LanguageModelScorer, examples: Sequence[Example]) -> dict[str, Any]:
+    """Everything that can change a score, under the names by which a message calls it."""
+    adapter = Path(settings.adapter_path) if settings.adapter_path else None
+    weights = ("adapters.safetensors", "adapter_config.json") if adapter else ()
+    given = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in _NOT_IN_KEY}
+    if settings.candidates:
+        given["seed"] = settings.seed
+    return files.plain(
         {
-            "model": base.name,
-            "base_fingerprint": base.fingerprint,
-            "shared_road": scorer.groups.shared,
-            "prompt": scorer.template.to_json() if isinstance(examples[0], RankingExample) else None,
-        },
+            "examples": _digest(examples),
+            "model": scorer.base.fingerprint,
+            "adapter": {name: files.sha256(adapter / name) for name in weights if adapter},
+            "shared scorer": scorer.groups.shared,
+            "scorer version": SCORER_VERSION,
+            "device": device.device_name(),
+            "ranks": world().size,
+            "versions": run_directory.versions(),
+            **given,
+        }
     )
+
+
+def measure(
+    scorer: Scorer,
+    examples: Sequence[Example],
+    settings: EvaluateSettings,
+    directory: Path | None,
+    key: dict[str, Any],
+    finished: bool = False,
+) -> dict[str, Any]:
+    """Scores `examples` with any Scorer, writes scores.jsonl (and candidates.jsonl, answers.jsonl), returns the metrics.
+
+    directory  where rows are appended as they are computed; None on a rank that writes nothing
+    key        what the rows depend on (see progress.claim); finished: the directory's earlier evaluation is replaced
+    """
+    if directory:
+        claim(directory, key, (SCORES, CANDIDATES, ANSWERS), finished=finished, overwrite=settings.overwrite)
+    data = settings.data or str(assets.data_dir())
+    facts = load_facts(data, examples)
+    rows = _scored(scorer, examples, settings, directory, facts)
+    how = {"resamples": settings.resamples, "seed": settings.seed}
+    result = metrics.ranking_metrics(rows, **how)
+    if world().first and (note := result["intervals"].get("note")):
+        console.notice(f"note: {note}")
+    if result["popularity"]:
+        result["popularity"] = {"source": facts.source, **result["popularity"]}
+    if settings.candidates:
+        result |= _ranked(scorer, examples, settings, directory, facts)
+    if settings.generate and world().first:
+        result["generation"] = _generated(scorer, examples, rows, settings, directory)
+    return result
+
+
+def _scored(
+    scorer: Scorer, examples: Sequence[Example], settings: EvaluateSettings, directory: Path | None, facts: Facts
+) -> list[dict[str, Any]]:
+    def compute(part: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        for scores in scorer.score(part):
+            for row in rows_of(scores):
+                yield facts.add_to(row, scores.example)
+
+    return rows_in_chunks(
+        directory and directory / SCORES, examples, _pairs, compute, BATCHES * settings.batch_size, "evaluate"
+    )
+
+
+def _pairs(example: Example) -> int:
+    return len(example.negatives if isinstance(example, RankingExample) else example.pairs)
+
+
+def _ranked(
+    scorer: Scorer, examples: Sequence[Example], settings: EvaluateSettings, directory: Path | None, facts: Facts
+) -> dict[str, Any]:
+    """The ranking metrics, and under "candidates" what was ranked."""
+    chosen = candidates.candidate_examples(settings, examples, facts)
+    ranker = candidates.Ranker.of(scorer, chosen)
+    rows = rows_in_chunks(
+        directory and directory / CANDIDATES, chosen, lambda _: 1, ranker.rows, settings.batch_size, "rank candidates"
+    )
+    sizes = [row["candidates"] for row in rows]
+    return {
+        **ranking.candidate_metrics(rows, resamples=settings.resamples, seed=settings.seed),
+        "candidates": {
+            "n": len(rows),
+            "fewest": min(sizes),
+            "most": max(sizes),
+            "negatives": "catalogue" if settings.candidates == "all" else settings.candidate_negatives,
+            "seed": settings.seed,
+            "ranked_by": ranker.how,
+            "ties": sum(row["tied"] > 0 for row in rows),
+        },
+    }
+
+
+def _generated(
+    scorer: Scorer,
+    examples: Sequence[Example],
+    rows: Sequence[dict[str, Any]],
+    settings: EvaluateSettings,
+    directory: Path | None,
+) -> dict[str, Any]:
+    if not isinstance(scorer, LanguageModelScorer):
+        raise UserError(f"--generate: {scorer.name} writes no text: leave --generate out")
+    first_rows, at = [], 0
+    for e in examples[: settings.generate]:
+        first_rows.append(rows[at])
+        at += _pairs(e)
+    todo = list(generation.tasks(examples[: settings.generate], scorer.encoder, settings.seed))
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(todo), settings.batch_size):
+        part = slice(start, start + settings.batch_size)
+        found += generation.answer_rows(scorer.base, todo[part], first_rows[part], settings.max_tokens)
+    if directory:
+        files.write_text(directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found))
+    return generation.generation_metrics(found, resamples=settings.resamples, seed=settings.seed)
+
+
+def _finish(
+    run: run_directory.RunDirectory,
+    settings: EvaluateSettings,
+    name: str,
+    result: dict[str, Any],
+    facts: dict[str, Any],
+) -> None:
+    """metrics.json, the pictures, and the manifest last."""
+    files.write_json(run.path / "metrics.json", result)
+    charts.plot_comparison({name: result}, run.path / "accuracy.png")
+    charts.plot_margins(files.read_lines(run.path / SCORES), run.path / "margins.png")
+    if file := data_file(settings.data or str(assets.data_dir()), settings.split):
+        run.input(file)
+    run.finish(device.device_name(), adapter=settings.adapter_path or None, **facts)
+    (run.path / PROGRESS).unlink(missing_ok=True)

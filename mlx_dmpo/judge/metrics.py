@@ -1,28 +1,27 @@
 """Rows of scores.jsonl -> ranking metrics with intervals. numpy in, numbers out; a pair is a row, a margin is all it shows.
 
-Intervals are 95 % percentile bootstraps over users: a user's rows are drawn together, as they are not independent.
+Intervals are 95 % percentile bootstraps over users (see bootstrap.py).
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-CHUNK = 2_000_000  # numbers of a resampling matrix at once
+from . import calibration, panels
+from .bootstrap import MIN_UNITS, Bootstrap, percentiles
+
+Rows = Sequence[Mapping[str, Any]]
+
+RELEASE_SEED = 42  # of the release's auc.ipynb
 
 
 def wins(difference: np.ndarray) -> np.ndarray:
     """1 where positive, ½ at a tie, else 0.  (n,) -> (n,)."""
     return (difference > 0) + 0.5 * (difference == 0)
-
-
-def _resample(users: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """How often each user is drawn.  users (n,) indices 0..U-1 -> yields (b, U) float counts, `resamples` rows in all."""
-    rng = np.random.default_rng(seed)
-    count = int(users.max()) + 1
-    return rng.multinomial(count, np.full(count, 1 / count), size=resamples)
 
 
 def auc(margin: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -39,24 +38,63 @@ def auc(margin: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     return (weights * (below[:, left] + below[:, right]) / 2).sum(axis=1) / weights.sum(axis=1) ** 2
 
 
-def release_auc(rows: Sequence[Mapping[str, Any]], seed: int) -> float | None:
-    """The DMPO release's AUC: one prompt a pair, a coin keeps one of its two answers, raw summed log-probs pooled over users.
-
-    The prompt is the one that the file printed (`source_positive_first`), or else one drawn. Kept for comparison only:
-    pooled raw log-probs rank long titles below short ones. None where the coin leaves one class empty.
-    """
-    coins = np.random.default_rng([seed, 1]).random((len(rows), 2)) < 0.5
-    scores, labels = [], []
-    for row, (first, keep_chosen) in zip(rows, coins, strict=True):
-        prompt = row["positive_first" if row.get("source_positive_first", bool(first)) else "positive_second"]
-        scores.append(prompt["chosen_logp" if keep_chosen else "rejected_logp"])
-        labels.append(bool(keep_chosen))
-    score, label = np.array(scores), np.array(labels)
+def roc_auc(label: np.ndarray, score: np.ndarray) -> float | None:
+    """Area under the ROC curve, ties ½ (Mann and Whitney).  label (n,) bool, score (n,). None where a class is empty."""
     if label.all() or not label.any():
         return None
     unlike = np.sort(score[~label])
     ranks = (np.searchsorted(unlike, score[label], "left") + np.searchsorted(unlike, score[label], "right")) / 2
     return float(ranks.mean() / len(unlike))
+
+
+def release_auc(rows: Rows, seed: int = 0) -> float | None:
+    """The AUC of the DMPO release's auc.ipynb: one prompt a pair, a coin keeps one of its two answers, log-probs pooled.
+
+    The coin is Python's generator at seed 42, one throw a pair in the order of the file, as in the notebook. The prompt is
+    the one that the file printed (`source_positive_first`); where the file fixes none, `seed` draws it. For comparison
+    only: pooled raw log-probs rank long titles below short ones. None where the coin leaves one class empty.
+    """
+    coin = random.Random(RELEASE_SEED)
+    drawn = np.random.default_rng([seed, 1]).random(len(rows)) < 0.5
+    scores, labels = [], []
+    for row, first in zip(rows, drawn, strict=True):
+        prompt = row["positive_first" if row.get("source_positive_first", bool(first)) else "positive_second"]
+        keep_chosen = coin.random() < 0.5
+        scores.append(prompt["chosen_logp" if keep_chosen else "rejected_logp"])
+        labels.append(keep_chosen)
+    return roc_auc(np.array(labels), np.array(scores))
+
+
+def printed_orders(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The prompts whose log-probs a row holds: two printed orders, one ("given"), or none (a scorer without log-probs)."""
+    return tuple(name for name in ("positive_first", "positive_second", "given") if name in row)
+
+
+def _margins(rows: Rows, orders: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(n,) margins, and their parts in each printed order. Raises ValueError for NaN and Inf."""
+    parts = [
+        np.array([row[order]["chosen_logp"] - row[order]["rejected_logp"] for row in rows], np.float64)
+        for order in orders
+    ]
+    margin = np.array([row["margin"] for row in rows], np.float64)
+    for row, value in zip(rows, sum(parts, margin), strict=True):
+        if not np.isfinite(value):
+            raise ValueError(f"user {row['user']}: a log-prob is not finite")
+    return margin, parts
+
+
+def interval_note(bootstrap: Bootstrap) -> dict[str, Any]:
+    """What the intervals were drawn over, in one object that a reader of metrics.json meets first."""
+    if bootstrap.users == 1:
+        note = "one user: the intervals are over its pairs and say nothing of other users"
+    elif not bootstrap.has_interval:
+        note = f"{bootstrap.users} users, fewer than {MIN_UNITS}: no intervals"
+    else:
+        note = ""
+    over = bootstrap.over if bootstrap.has_interval else None
+    if bootstrap.users == 1 and not bootstrap.has_interval:
+        note = f"one user with fewer than {MIN_UNITS} pairs: no intervals"
+    return {"over": over, "resamples": bootstrap.resamples, **({"note": note} if note else {})}
 
 
 def place_wins(rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -65,7 +103,7 @@ def place_wins(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     return [float(np.mean([r["places"][p] for r in rows if len(r["places"]) > p])) for p in range(longest)]
 
 
-def ranking_metrics(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def ranking_metrics(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Metrics of an evaluation, each as {"value", "low", "high"}; n pairs of `users` users, k the most negatives of an example.
 
     pair_accuracy                   share of pairs whose margin, summed over both printed orders, is positive; a tie is ½
@@ -76,67 +114,54 @@ def ranking_metrics(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000,
     position_bias                   share of prompts in which the first-listed wins, minus ½ (minus 1 / candidates in a list)
     place_wins                      of prompts that print a list: share of prompts which each place wins
     mean_margin                     mean of the summed margins, nats
+    calibration                     of σ(margin) (see calibration.py)
+    popularity, slices              accuracy by popularity, history length, domain, ... (see panels.py)
 
-    Rows with "given" in place of the two orders (free text, and titles scored one by one) have no printed order: the numbers that speak of one are left out.
-
+    Rows without two printed orders leave out the numbers that speak of an order. Fewer than 10 users have no intervals;
+    the pairs of a single user are resampled instead of users ("intervals" says so).
     Raises ValueError for no rows, or a margin that is not finite.
     """
     if not rows:
         raise ValueError("no rows to measure")
-    names = {name: i for i, name in enumerate(dict.fromkeys(row["user"] for row in rows))}
-    users = np.array([names[row["user"]] for row in rows])
-    orders = ("positive_first", "positive_second") if "given" not in rows[0] else ("given",)
-    differences = [
-        np.array([row[order]["chosen_logp"] - row[order]["rejected_logp"] for row in rows], np.float64)
-        for order in orders
-    ]
-    margin = np.array([row["margin"] for row in rows], np.float64)
-    for row, value in zip(rows, sum(differences, margin), strict=True):
-        if not np.isfinite(value):
-            raise ValueError(f"user {row['user']}: a log-prob is not finite")
-    means = {"pair_accuracy": wins(margin), "mean_margin": margin}
-    if len(orders) == 2:
-        first, second = map(wins, differences)
-        means |= {
-            "pair_accuracy_positive_first": first,
-            "pair_accuracy_positive_second": second,
-            # the first-listed wins where the positive does if it is listed first, and where it does not if listed second
-            "position_bias": (first + 1 - second) / 2 - 0.5,
-        }
+    orders = printed_orders(rows[0])
+    margin, parts = _margins(rows, orders)
+    ranked = orders == ("positive_first", "positive_second")
+    bootstrap = Bootstrap([row["user"] for row in rows], resamples, seed)
+    right = wins(margin)
+    means = {"pair_accuracy": right}
+    if ranked:
+        first, second = map(wins, parts)
+        means |= {"pair_accuracy_positive_first": first, "pair_accuracy_positive_second": second}
+        # the first-listed wins where the positive does if it is listed first, and where it does not if listed second
+        means["position_bias"] = (first + 1 - second) / 2 - 0.5
     if "places" in rows[0]:  # prompts that print a list: how often its first place wins, above the share by chance
         means["position_bias"] = np.array([row["places"][0] - 1 / len(row["places"]) for row in rows])
-    statistics: dict[str, list[np.ndarray]] = {name: [] for name in [*means, "auc"]}
-    counts = _resample(users, resamples, seed)
-    step = max(1, CHUNK // len(rows))
-    for start in range(0, resamples, step):
-        weights = counts[start : start + step][:, users].astype(np.float64)
-        total = weights.sum(axis=1)
-        for name, values in means.items():
-            statistics[name].append(weights @ values / total)
-        statistics["auc"].append(auc(margin, weights))
-
-    def told(name: str, value: float) -> dict[str, float]:
-        low, high = np.percentile(np.concatenate(statistics[name]), [2.5, 97.5])
-        return {"value": value, "low": float(low), "high": float(high)}
+    means["mean_margin"] = margin
+    statistics = {name: bootstrap.mean(values) for name, values in means.items()}
+    calibrated = calibration.calibration(bootstrap, margin, right)
+    popular = panels.popularity(bootstrap, rows, margin, right)
+    sliced = panels.slices(bootstrap, rows, right)
+    drawn: list[np.ndarray] = []
+    bootstrap.run(lambda weights: drawn.append(auc(margin, weights)))
 
     negatives: dict[tuple[str, str], int] = {}
     for row in rows:
         key = (row["user"], row["positive"])
         negatives[key] = negatives.get(key, 0) + 1
-    ranked = len(orders) == 2
+    found = {name: bootstrap.metric(statistic) for name, statistic in statistics.items()}
     return {
         "n": len(rows),
         "k": max(negatives.values()),
-        "users": len(names),
+        "users": bootstrap.users,
         "ties": int((margin == 0).sum()),
-        **{name: told(name, float(means[name].mean())) for name in means if name.startswith("pair_accuracy")},
-        "auc": told("auc", float(auc(margin)[0])),
+        **{name: found[name] for name in found if name.startswith("pair_accuracy")},
+        "auc": {"value": float(auc(margin)[0]), **(percentiles(np.concatenate(drawn)) if drawn else {})},
         **({"auc_release": {"value": release_auc(rows, seed)}} if ranked else {}),
-        **(
-            {"position_bias": told("position_bias", float(means["position_bias"].mean()))}
-            if "position_bias" in means
-            else {}
-        ),
+        **({"position_bias": found["position_bias"]} if "position_bias" in found else {}),
         **({"place_wins": place_wins(rows)} if "places" in rows[0] else {}),
-        "mean_margin": told("mean_margin", float(margin.mean())),
+        "mean_margin": found["mean_margin"],
+        "intervals": interval_note(bootstrap),
+        "calibration": calibrated(),
+        "popularity": popular(),
+        "slices": sliced(),
     }

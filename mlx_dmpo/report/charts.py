@@ -45,8 +45,8 @@ def plot_comparison(results: Mapping[str, Mapping[str, Any]], path: Path) -> Non
     for s, (key, label) in enumerate(series):
         shown = [(i, m[key]) for i, m in enumerate(results.values()) if key in m]  # free text has no printed orders
         values = [m["value"] for _, m in shown]
-        low = [m["value"] - m["low"] for _, m in shown]
-        high = [m["high"] - m["value"] for _, m in shown]
+        low = [m["value"] - m.get("low", m["value"]) for _, m in shown]  # few users have no interval
+        high = [m.get("high", m["value"]) - m["value"] for _, m in shown]
         places = [i + 0.27 * (s - 1) for i, _ in shown]
         axes.bar(places, values, 0.25, label=label, color=COLOURS[s], alpha=1.0 if s == 0 else 0.55)
         axes.errorbar(
@@ -71,7 +71,7 @@ def plot_margins(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """How the margins lie: summed over both orders, and in each."""
     figure = _figure(7, 4)
     axes = figure.add_subplot()
-    ranked = "given" not in rows[0]
+    ranked = "positive_first" in rows[0]
     orders = {
         order: [r[order]["chosen_logp"] - r[order]["rejected_logp"] for r in rows]
         for order in (("positive_first", "positive_second") if ranked else ())

@@ -17,11 +17,12 @@ def _number(value: Any) -> bool:
     )  # neither NaN nor infinite
 
 
-def _metric(value: Any, interval: bool = False) -> bool:
+def _metric(value: Any, needed: bool = False) -> bool:
+    """A value, which may be null unless `needed`, with or without an interval."""
     return (
         isinstance(value, dict)
-        and (_number(value.get("value")) or (value.get("value") is None and not interval))
-        and (("low" not in value and not interval) or (_number(value.get("low")) and _number(value.get("high"))))
+        and (_number(value.get("value")) or (value.get("value") is None and not needed))
+        and ("low" not in value or (_number(value.get("low")) and _number(value.get("high"))))
     )
 
 
@@ -30,9 +31,8 @@ def _evaluation(value: Any) -> bool:
         isinstance(value, dict)
         and all(_number(value.get(name)) for name in ("n", "users", "ties"))
         and "pair_accuracy" in value  # of the others free text leaves some out
-        and all(
-            _metric(value[name], interval=name.startswith("pair_accuracy")) for name, _, _ in COLUMNS if name in value
-        )
+        and all(_metric(value[name]) for name, _, _ in COLUMNS if name in value)
+        and _metric(value["pair_accuracy"], needed=True)
     )
 
 
@@ -41,12 +41,25 @@ def _score(value: Any) -> bool:
         isinstance(value, dict)
         and all(isinstance(value.get(name), str) for name in ("user", "positive", "negative"))
         and _number(value.get("margin"))
+        and _facts(value)
         and all(
             isinstance(order, dict) and _number(order.get("chosen_logp")) and _number(order.get("rejected_logp"))
-            for order in (
-                [value["given"]] if "given" in value else [value.get("positive_first"), value.get("positive_second")]
-            )
+            for order in (value[name] for name in ("positive_first", "positive_second", "given") if name in value)
         )
+    )
+
+
+def _facts(row: dict[str, Any]) -> bool:
+    """What evaluate adds to a row, where it is there: see judge/facts.py."""
+    popularity, seen = row.get("popularity", [0, 0]), row.get("seen", [True, True])
+    return (
+        isinstance(popularity, list)
+        and isinstance(seen, list)
+        and len(popularity) == len(seen) == 2
+        and all(map(_number, popularity))
+        and _number(row.get("history", 0))
+        and isinstance(row.get("domain", ""), str)
+        and isinstance(row.get("groups", {}), dict)
     )
 
 
@@ -83,6 +96,24 @@ def read_evaluation(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not run_directory.is_complete(directory) or not (directory / "metrics.json").is_file():
         raise UserError(f"{directory}: holds no finished evaluation: name a directory that evaluate wrote")
     return _read(directory / "metrics.json", _evaluation), _read(directory / run_directory.MANIFEST, _manifest)
+
+
+def read_scores(path: Path) -> list[dict[str, Any]]:
+    """Rows of scores.jsonl. Raises UserError for a missing, empty or malformed file."""
+    return _read(path, _score)
+
+
+def _candidate(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(name), str) for name in ("user", "positive"))
+        and all(isinstance(value.get(name), int) and value[name] >= 0 for name in ("candidates", "better", "tied"))
+    )
+
+
+def read_candidates(path: Path) -> list[dict[str, Any]]:
+    """Rows of candidates.jsonl. Raises UserError for an empty or malformed file."""
+    return _read(path, _candidate)
 
 
 CURVES = {"loss": "loss", "margin": "margin", "pair_accuracy": "pair accuracy"}

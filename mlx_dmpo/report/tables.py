@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..machine import console
@@ -45,10 +45,26 @@ def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A table for the terminal: one metric a line, one evaluation a column; 95 % intervals over users in brackets."""
-    columns = result_rows(results)
-    widths = [max(map(len, column)) for column in columns]
-    lines = [
-        "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in zip(*columns, strict=True)
-    ]
+    return aligned(list(zip(*result_rows(results), strict=True)))
+
+
+def p_value(p: float | None) -> str:
+    return "-" if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
+
+
+def difference_rows(differences: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A head, then one row a difference of `compare`."""
+    head = ["metric", "comparison", "difference", "p", "p (Holm)", "McNemar"]
+    rows = []
+    for d in differences:
+        metric = {"value": d["difference"]} | ({} if d["low"] is None else {"low": d["low"], "high": d["high"]})
+        names = f"{console.printable(d['a'])} − {console.printable(d['b'])}"
+        rows.append([d["metric"], names, told(metric, "+.3f"), *map(p_value, (d["p"], d["p_holm"], d["mcnemar_p"]))])
+    return [head, *rows]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as columns of equal width, the first row underlined."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -275,7 +275,7 @@ def _of_model(
         arguments += ["--valid-data", given.valid] if given.valid else []
         return Step((*arguments, *flags({**plan.stages[stage], **more, "seed": seed})), path)
 
-    names = {"model": model, "prompt": prompt, "data": data}
+    names: dict[str, Any] = {"model": model, "prompt": prompt, "data": data}
     if system in LANGUAGE:
         path = where / (f"{system}_s{seed}" if system == "in-context" else system)
         arguments = ["baseline", system, *shared, "--data", given.test, "--out", str(path / "eval")]

@@ -66,8 +66,8 @@ class References:
 
 def ours(model: nn.Module, references: References, checkpoint: bool = False) -> Contender:
     """train's own step. Compared as DPO, the loss that the neighbours have."""
-    run = train_step.value_and_grad(model, SHARED, objective.objective(DmpoSettings(beta=BETA)), checkpoint)
-    compared = train_step.value_and_grad(
+    run = train_step.StepFunction(model, SHARED, objective.objective(DmpoSettings(beta=BETA)), checkpoint)
+    compared = train_step.StepFunction(
         model, SHARED, objective.objective(DmpoSettings(beta=BETA, loss="dpo")), checkpoint
     )
     step = optimised(model, lambda groups: run(PAD(groups), references(groups), 1 / len(groups), None))
@@ -198,13 +198,13 @@ def mlx_lm_lora(model: nn.Module, base: nn.Module) -> Contender:
 
 def our_sft(model: nn.Module) -> Contender:
     """train's own step. Compared as the mean over all answer tokens, the loss that mlx-lm has."""
-    run = train_step.value_and_grad(model, SHARED, objective.objective(SftSettings()), False)
+    run = train_step.StepFunction(model, SHARED, objective.objective(SftSettings()), False)
 
     def token_mean(policy: mx.array, reference: Any, batch: Any) -> Any:
         tokens = batch.answer_mask.sum()
         return -policy.sum(axis=-1) / float(tokens), mx.zeros((len(policy), 1))
 
-    compared = train_step.value_and_grad(model, SHARED, token_mean, False)
+    compared = train_step.StepFunction(model, SHARED, token_mean, False)
 
     def check(groups: Sequence[EncodedGroup]) -> Any:
         (value, *_), gradient = compared(PAD(groups), None, 1.0, None)

@@ -56,7 +56,7 @@ def measure(point: Point, repeat: int) -> dict[str, float]:
     groups = cost.assumed_groups(point.batch, point.k, history=point.history, vocabulary=point.shape.vocabulary)
     batch = pad_groups(groups)
     reference = np.zeros(batch.answer_mask.shape[:2], np.float32)
-    run = train_step.value_and_grad(model, contenders.SHARED, objective.objective(DmpoSettings()), point.checkpoint)
+    run = train_step.StepFunction(model, contenders.SHARED, objective.objective(DmpoSettings()), point.checkpoint)
     step = contenders.optimised(model, lambda groups: run(contenders.PAD(groups), reference, 1 / point.batch, None))
     step(groups)
     mx.reset_peak_memory()

@@ -73,7 +73,7 @@ def measure(c: Configuration) -> dict[str, Any]:
     groups = cost.assumed_groups(c.batch, c.k, history=c.history, vocabulary=c.shape.vocabulary)
     batch = pad_groups(groups)
     reference = np.zeros(batch.answer_mask.shape[:2], np.float32)
-    run = train_step.value_and_grad(model, contenders.SHARED, objective.objective(DmpoSettings()), c.checkpoint)
+    run = train_step.StepFunction(model, contenders.SHARED, objective.objective(DmpoSettings()), c.checkpoint)
     step = contenders.optimised(model, lambda groups: run(contenders.PAD(groups), reference, 1 / c.batch, None))
     resident = mx.get_active_memory() - nothing
     step(groups)

@@ -20,6 +20,10 @@ from typing import Any
 import click
 
 from mlx_dmpo.cli.main import cli
+from mlx_dmpo.prompts.groups import build_group
+from mlx_dmpo.prompts.orders import printed_orders
+from mlx_dmpo.prompts.template import FORMS, built_in
+from mlx_dmpo.records import RankingExample
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -54,6 +58,29 @@ def command_reference() -> str:
 
     add(cli, "mlx-dmpo", None)
     return "\n".join(parts)
+
+
+def prompt_forms() -> str:
+    """The four forms of one example: each prompt once, with its answers."""
+    example = RankingExample(
+        "u", "movie", ("Heat", "Ronin"), "Collateral", ("Bambi", "Dumbo"), disliked=("Cats", "Bambi")
+    )
+    parts = []
+    for form in FORMS:
+        orders = printed_orders(example, 0, both=True, redraw=False, seed=0, form=form, count=2)
+        group = build_group(example, orders, built_in(form))
+        lines: list[str] = []
+        for i, branch in enumerate(group.branches):
+            if i == 0 or branch.messages != group.branches[i - 1].messages:
+                lines += ["", branch.messages[0]["content"]]
+            kinds = [
+                name for name, of in zip(("chosen", "rejected"), zip(*group.pairs, strict=True), strict=True) if i in of
+            ]
+            if group.targets is not None and i in group.targets:
+                kinds.append("learnt by sft")
+            lines.append(f"  -> {json.dumps(branch.answer)}  {', '.join(kinds)}".rstrip())
+        parts.append(f"### {form}\n\n```\n" + "\n".join(lines[1:]) + "\n```")
+    return "\n\n".join(parts)
 
 
 def block(rows: list[tuple[str, str]]) -> str:
@@ -205,6 +232,7 @@ BLOCKS: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "architecture.md": {"modules": architecture},
     DOCS / "performance.md": {"benchmark": benchmark_table},
     DOCS / "plan.md": {"plan": plan_table},
+    DOCS / "prompts.md": {"prompts": prompt_forms},
 }
 # files made whole
 WHOLE: dict[Path, Callable[[], str]] = {

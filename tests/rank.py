@@ -12,9 +12,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import hooks
+import pytest
+from mlx.utils import tree_map
+
 from mlx_dmpo.cli.main import main
 from mlx_dmpo.report import charts
-from mlx_dmpo.train import reference, trainer
+from mlx_dmpo.train import checkpoint, reference, reporting, validation
+
+
+def write_phase(file, phase):
+    os.pwrite(file, f"{phase:<12}".encode(), 0)
 
 
 def tell_phase(file, owner, name, phase):
@@ -22,11 +30,11 @@ def tell_phase(file, owner, name, phase):
     original = getattr(owner, name)
 
     def call(*arguments, **keywords):
-        os.pwrite(file, f"{phase:<12}".encode(), 0)
+        write_phase(file, phase)
         try:
             return original(*arguments, **keywords)
         finally:
-            os.pwrite(file, f"{'between':<12}".encode(), 0)
+            write_phase(file, "between")
 
     setattr(owner, name, call)
 
@@ -38,15 +46,15 @@ if sys.argv[1] == "serve":
         if not child:
             os.environ.update(environment)
             file = os.open(phases, os.O_RDWR | os.O_CREAT)
-            trainer = trainer.Trainer
-            for owner, name in (
-                (reference.Reference, "add"),
-                (trainer, "_step"),
-                (trainer, "validate"),
-                (trainer, "save"),
-                (charts, "plot_training"),
+            for owner, name, phase in (
+                (reference.Reference, "add", "reference"),
+                (reporting.Report, "step_done", "between"),
+                (validation.Validation, "run", "validate"),
+                (checkpoint.Checkpoints, "save", "save"),
+                (charts, "plot_training", "end"),
             ):
-                tell_phase(file, owner, name, {"add": "reference", "plot_training": "end"}.get(name, name.strip("_")))
+                tell_phase(file, owner, name, phase)
+            hooks.before_steps(pytest.MonkeyPatch(), lambda model, step, file=file: write_phase(file, "step"))
             try:
                 main(arguments)
             except SystemExit as stop:
@@ -59,18 +67,16 @@ else:
     if arguments[0] == "--at":
         at, what = int(arguments[1]), arguments[2]
         arguments = arguments[3:]
-        original = trainer.Trainer._step
+        now = [0]
 
-        def struck(self, groups, step):
-            if step == at and what == "nan":
-                sound = self.step_function
-                self.step_function = lambda *inputs: trainer.tree_map(lambda a: a * float("nan"), sound(*inputs))
-                numbers = original(self, groups, step)
-                self.step_function = sound
-                return numbers
-            if step == at:
+        def strike(model, step):
+            now[0] = step.number
+            if step.number == at and what != "nan":
                 os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[what])
-            return original(self, groups, step)
 
-        trainer.Trainer._step = struck
+        patch = pytest.MonkeyPatch()
+        hooks.before_steps(patch, strike)
+        if what == "nan":
+            spoil = lambda outputs: tree_map(lambda a: a * float("nan"), outputs) if now[0] == at else outputs  # noqa: E731
+            hooks.on_outputs(patch, spoil)
     main(arguments)

@@ -1,4 +1,4 @@
-"""A number that is not finite reaches neither the weights nor the optimiser, wherever it comes from."""
+"""NaN and Inf reach neither the weights nor the optimizer, wherever they come from."""
 
 import json
 import re
@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny
+from hooks import before_steps, on_outputs
 from mlx.utils import tree_map
 from test_resume import settings_of
 
@@ -17,7 +18,7 @@ from mlx_dmpo.core.finite import is_finite
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.machine import files, run_directory
 from mlx_dmpo.model import open as open_module
-from mlx_dmpo.train import checkpoint, trainer
+from mlx_dmpo.train import checkpoint, reference, reporting, validation
 from mlx_dmpo.train import run as train_run
 from mlx_dmpo.train import step as train_step
 from mlx_dmpo.train.nan import locate
@@ -46,20 +47,10 @@ def saved_files(path, step):
 
 
 def poison(monkeypatch, at, spoil):
-    """`spoil(result)` of the step function's results in step `at` alone (two micro-batches a step)."""
-    original, calls = train_step.value_and_grad, []
-
-    def made(*arguments, **how):
-        step_function = original(*arguments, **how)
-
-        def step(*inputs):
-            calls.append(inputs)
-            result = step_function(*inputs)
-            return spoil(result) if (len(calls) - 1) // 2 + 1 in at else result
-
-        return step
-
-    monkeypatch.setattr(trainer, "value_and_grad", made)
+    """`spoil(outputs)` of the micro-batches of the steps `at` alone."""
+    now = []
+    before_steps(monkeypatch, lambda model, step: now.append(step.number))
+    on_outputs(monkeypatch, lambda result: spoil(result) if now[-1] in at else result)
 
 
 def nan_gradients(result):
@@ -85,7 +76,7 @@ def test_one_bad_step_is_left_out_counted_and_its_rows_named(spoil, settings, mo
     assert (
         len(
             re.findall(
-                r"train\.jsonl:\d+", next(line for line in told.splitlines() if "step 3: not finite, left out" in line)
+                r"train\.jsonl:\d+", next(line for line in told.splitlines() if "step 3: NaN or Inf, skipped" in line)
             )
         )
         == 2
@@ -98,7 +89,7 @@ def test_too_many_in_a_row_end_the_run_with_what_was_good(settings, monkeypatch,
     poison(monkeypatch, {2, 3}, nan_gradients)
     with pytest.raises(
         UserError,
-        match=r"step 3: 2 steps in a row .*train.jsonl:\d+.*--learning-rate.*--start-adapter .*0000003.*--resume",
+        match=r"step 3: 2 steps in a row had NaN or Inf .*train.jsonl:\d+.*--learning-rate.*--start-adapter .*0000003.*--resume",
     ):
         train_run.train(replace(settings, max_bad_steps=2), "test")
     run = checkpoint.Path(settings.adapter_path)
@@ -109,20 +100,17 @@ def test_too_many_in_a_row_end_the_run_with_what_was_good(settings, monkeypatch,
 
 def test_weights_that_are_not_finite_are_never_saved(settings, monkeypatch, capsys):
     """As a fault of memory would leave them, in the base and in the adapter."""
-    original = trainer.Trainer._step
-
     for number, leaf in enumerate(("weight", "lora_b")):
         settings = replace(settings, adapter_path=f"{settings.adapter_path}{number}")
 
-        def struck(self, groups, step, leaf=leaf):
-            if step == 2:
-                module = self.model.layers[1].self_attn.q_proj
+        def strike(model, step, leaf=leaf):
+            if step.number == 2:
+                module = model.layers[1].self_attn.q_proj
                 module = module.linear if leaf == "weight" else module
                 module[leaf] = module[leaf] * mx.array(float("nan"))
-            return original(self, groups, step)
 
-        with monkeypatch.context() as patch, pytest.raises(UserError, match="step 4: 3 steps in a row were not finite"):
-            patch.setattr(trainer.Trainer, "_step", struck)
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="step 4: 3 steps in a row had NaN or Inf"):
+            before_steps(patch, strike)
             train_run.train(settings, "test")
         assert (
             f"first in the weights: model.layers.1.self_attn.q_proj.{'linear.weight' if leaf == 'weight' else leaf}"
@@ -137,19 +125,19 @@ def test_weights_that_are_not_finite_are_never_saved(settings, monkeypatch, caps
 
 
 def test_an_adapter_spoilt_in_the_last_step_is_not_the_result(settings, monkeypatch):
-    original = trainer.Trainer._step
+    original, models = reporting.Report.step_done, []
 
-    def struck(self, groups, step):
-        numbers = original(self, groups, step)
-        if step == 4:
-            self.model.layers[1].self_attn.q_proj.lora_b *= mx.array(float("nan"))
-        return numbers
+    def strike(self, *arguments):
+        original(self, *arguments)
+        if self.state.step == 4:
+            models[0].layers[1].self_attn.q_proj.lora_b *= mx.array(float("nan"))
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(UserError, match=r"step 4: the adapter is not finite: go on from step 3 with .*--resume"),
+        pytest.raises(UserError, match=r"step 4: the adapter has NaN or Inf: continue from step 3 with .*--resume"),
     ):
-        patch.setattr(trainer.Trainer, "_step", struck)
+        before_steps(patch, lambda model, step: models.append(model))
+        patch.setattr(reporting.Report, "step_done", strike)
         train_run.train(settings, "test")
     assert not (checkpoint.Path(settings.adapter_path) / "adapters.safetensors").exists()
     assert run_directory.is_complete(train_run.train(replace(settings, resume=True), "test"))
@@ -168,41 +156,34 @@ def test_an_update_that_overflows_is_taken_back(settings, capsys):
 
 
 def test_activations_are_traced_to_their_layer(settings, monkeypatch, capsys):
-    original = trainer.Trainer._step
+    kept = {}
 
-    def overflow(self, groups, step):
-        norm = self.model.layers[1].post_attention_layernorm
-        sound = norm.weight
-        if step == 3:
-            norm.weight = mx.full(sound.shape, 3e38)  # finite, and too much for what it scales
-        numbers = original(self, groups, step)
-        norm.weight = sound
-        return numbers
+    def overflow(model, step):
+        norm = model.layers[1].post_attention_layernorm
+        kept.setdefault("weight", norm.weight)  # 3e38: finite, and too much for what it scales
+        norm.weight = mx.full(norm.weight.shape, 3e38) if step.number == 3 else kept["weight"]
 
-    monkeypatch.setattr(trainer.Trainer, "_step", overflow)
+    before_steps(monkeypatch, overflow)
     path = train_run.train(settings, "test")
     assert saved_files(path, 3) == saved_files(path, 2) != saved_files(path, 4)
-    assert (
-        "step 3: first in the forward pass: the output of model.layers.1.post_attention_layernorm is not finite ("
-        in capsys.readouterr().err
-    )
+    assert "step 3: first in the forward pass: the output of model.layers.1 (" in capsys.readouterr().err
 
 
-def test_a_module_is_watched_only_while_it_is_looked_for():
+def test_layers_are_watched_only_while_they_are_searched():
     model = tiny.model()
     groups = tiny.ragged_groups(np.random.default_rng(0))
-    before = type(model.layers[0]).__call__
+    before = list(model.layers)
     assert locate(model, groups, {"a": mx.array([1.0])}).startswith("the loss")
     assert (
         locate(model, groups, {"a": mx.array([1.0]), "b": mx.array([float("inf")])})
-        == "the backward pass: the gradient of b is not finite"
+        == "the backward pass: the gradient of b"
     )
-    assert type(model.layers[0]).__call__ is before and model.training
+    assert all(a is b for a, b in zip(model.layers, before, strict=True)) and model.training
 
 
 def test_reference_values_that_are_not_finite(settings, monkeypatch, capsys):
     path = train_run.train(replace(settings, iters=1), "test")
-    stored = next(trainer.Reference.__init__.__globals__["cache_directory"]().rglob("*.npz"))
+    stored = next(reference.cache_directory().rglob("*.npz"))
     with np.load(stored) as file:
         table = dict(file)
     np.savez(
@@ -220,21 +201,21 @@ def test_reference_values_that_are_not_finite(settings, monkeypatch, capsys):
         atol=1e-6,
     )
 
-    original = trainer.Reference.logps  # in memory: the step is left out
+    original = reference.Reference.logps  # in memory: the step is skipped
     monkeypatch.setattr(
-        trainer.Reference,
+        reference.Reference,
         "logps",
         lambda self, groups: original(self, groups) * (np.nan if groups[0].source.endswith(":3") else 1),
     )
     path = train_run.train(replace(settings, iters=6, adapter_path=settings.adapter_path + "3"), "test")
     assert files.read_json(path / "manifest.json")["bad_steps"] == 1
-    assert re.search(r"step \d: not finite, left out \(\S*train.jsonl:3\)", capsys.readouterr().err)
+    assert re.search(r"step \d: NaN or Inf, skipped \(\S*train.jsonl:3\)", capsys.readouterr().err)
 
     monkeypatch.setattr(
         core_scorer, "shared_logps", lambda model, batch, **how: mx.full(batch.answer_mask.shape[:2], float("nan"))
     )
     monkeypatch.setattr(open_module, "choose_scorer", lambda *a: selfcheck.GroupScorer(core_scorer.shared_logps, True))
-    with pytest.raises(UserError, match=r"train.jsonl:\d+: its reference log-prob is not finite"):
+    with pytest.raises(UserError, match=r"train.jsonl:\d+: its reference log-prob is NaN or Inf"):
         train_run.train(
             replace(
                 settings, adapter_path=settings.adapter_path + "4", dtype="float32", quantize=4, quantize_group_size=32
@@ -252,7 +233,8 @@ def test_a_validation_that_is_not_finite_is_no_best(settings, monkeypatch, capsy
             float("nan") if len(calls) == 5 else 1
         )  # two micro-batches a step, then validation
 
-    monkeypatch.setattr(trainer, "right_pairs", bad)
+    monkeypatch.setattr(train_step, "right_pairs", bad)
+    monkeypatch.setattr(validation, "right_pairs", bad)
     path = train_run.train(replace(settings, val_batches=1, steps_per_eval=2), "test")
-    assert "step 2: the validation is not finite" in capsys.readouterr().err
+    assert "step 2: the validation has NaN or Inf" in capsys.readouterr().err
     assert files.read_json(path / "manifest.json")["best_step"] == 4

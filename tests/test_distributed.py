@@ -192,8 +192,8 @@ def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(model_director
     arguments = flags("sft", model_directory, data, tmp_path / "run", iters=4, save_every=1, keep_checkpoints=4)
     codes, told = finish(start(tmp_path, arguments, ["--at", 2, "nan", *arguments]))
     assert codes == [0, 0] and files.read_json(tmp_path / "run" / "manifest.json")["bad_steps"] == 1, told
-    assert "step 2: not finite, left out" in told[0] and "train.jsonl:" in next(
-        t for t in told[1].splitlines() if "step 2: not finite" in t
+    assert "step 2: NaN or Inf, skipped" in told[0] and "train.jsonl:" in next(
+        t for t in told[1].splitlines() if "step 2: NaN or Inf" in t
     )
     first, second, third = (adapter(tmp_path / "run" / "checkpoints" / f"000000{n}") for n in (1, 2, 3))
     assert all(np.array_equal(first[k], second[k]) for k in first) and not all(

@@ -60,7 +60,7 @@ def test_scores_are_the_models_own(settings):
     assert result["popularity"].pop("source") == "how often the title was liked in train.jsonl"
     assert result == metrics.ranking_metrics(rows)  # the rows hold all that the metrics are made of
     manifest = json.loads((Path(settings.out) / "manifest.json").read_text())
-    assert list(manifest["inputs"]) == ["test.jsonl"] and manifest["adapter"] is None
+    assert list(manifest["inputs"]) == [f"{settings.data}/test.jsonl"] and manifest["adapter"] is None
     for picture in ("accuracy.png", "margins.png"):
         assert (Path(settings.out) / picture).read_bytes()[:4] == b"\x89PNG"
 

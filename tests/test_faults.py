@@ -24,12 +24,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny
+from hooks import before_steps
 from test_distributed import RANK, adapter, flags
 from test_resume import Crash, count_points, metrics, same, settings_of
 
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.machine import files, run_directory
-from mlx_dmpo.train import checkpoint, trainer
+from mlx_dmpo.train import checkpoint, reporting
 from mlx_dmpo.train import run as train_run
 
 
@@ -72,7 +73,7 @@ DISKS = {
     ),
     "read-only": (lambda patch, run: patch.setattr(files.os, "replace", refuse(errno.EROFS)), "make it writable", None),
     "permission lost": (
-        lambda patch, run: patch.setattr(files.tempfile, "mkstemp", refuse(errno.EACCES)),
+        lambda patch, run: patch.setattr(files.os, "open", refuse(errno.EACCES)),
         "make it writable",
         None,
     ),
@@ -91,20 +92,18 @@ def test_a_disk_that_refuses(name, model_directory, data, tmp_path, monkeypatch)
     settings = settings_of(
         "sft", model_directory, data, tmp_path / "run", save_every=1, val_batches=0, steps_per_report=2
     )
-    original = trainer.Trainer._step
 
-    def step(self, groups, number):
-        if number == 4:
+    def strike(model, step):
+        if step.number == 4:
             happens(patch, tmp_path / "run")
-        return original(self, groups, number)
 
     with (
         monkeypatch.context() as patch,
         pytest.raises(
-            UserError, match=r"run/\S* ?.*cannot be written.*" + told + ".*, then go on with --resume"
+            UserError, match=r"run/\S* ?.*cannot be written.*" + told + ".*, then continue with --resume"
         ) as error,
     ):
-        patch.setattr(trainer.Trainer, "_step", step)
+        before_steps(patch, strike)
         train_run.train(settings, "test")
     assert "\n" not in str(error.value)
     if name == "directory removed":
@@ -187,7 +186,7 @@ def test_a_full_disk_and_a_read_only_one(model_directory, data, tmp_path):
         )  # more than the adapter, less than the optimiser's state
         assert (
             code == 2
-            and "cannot be written (File too large): free some space, then go on with --resume" in one_line(told)
+            and "cannot be written (File too large): free some space, then continue with --resume" in one_line(told)
         ), told
         readable(run)
         assert checkpoint.newest(run).state.step == 3
@@ -197,7 +196,7 @@ def test_a_full_disk_and_a_read_only_one(model_directory, data, tmp_path):
             code, told = command(*arguments, "--resume")
             assert (
                 code == 2
-                and "cannot be written (No space left on device): free some space, then go on with --resume"
+                and "cannot be written (No space left on device): free some space, then continue with --resume"
                 in one_line(told)
             ), told
             readable(run)
@@ -418,17 +417,16 @@ def resident_mb():
 def test_memory_stays_flat_over_2000_steps(model_directory, data, tmp_path, monkeypatch):
     """The peak of the last 500 steps is at most 1.02 x that of steps 100-500, in MLX's memory; the process's may not grow either."""
     peaks, resident = [], {}
-    original = trainer.Trainer._step
+    original = reporting.Report.step_done
 
-    def measured(self, groups, step):
-        mx.reset_peak_memory()
-        numbers = original(self, groups, step)
+    def measured(self, *arguments):
         peaks.append(mx.get_peak_memory())
-        if step % 50 == 0:
-            resident[step] = resident_mb()
-        return numbers
+        if self.state.step % 50 == 0:
+            resident[self.state.step] = resident_mb()
+        original(self, *arguments)
 
-    monkeypatch.setattr(trainer.Trainer, "_step", measured)
+    before_steps(monkeypatch, lambda model, step: mx.reset_peak_memory())
+    monkeypatch.setattr(reporting.Report, "step_done", measured)
     change = dict(
         iters=2000, grad_accumulation_steps=1, save_every=100, steps_per_eval=100, val_batches=2, steps_per_report=10
     )

@@ -446,7 +446,7 @@ def test_the_chains_files(chain):
     if form == "listwise":
         assert sum(found["place_wins"][:2]) <= 2 and len(found["place_wins"]) == 1 + found["k"]
         assert all(sum(row["places"]) == pytest.approx(1) for row in rows)
-    code, printed = run("report", out / "dmpo" / "eval", out / "dmpo", "--out", out / "report.html", "--overwrite")
+    code, printed = run("report", out / "dmpo" / "eval", out / "dmpo", "--out", out / "report.html")
     assert code == 0, printed
     page = (out / "report.html").read_text()
     assert "pair accuracy" in page

@@ -1,6 +1,7 @@
 """Preferences in free text through encoding, both training stages, evaluation and report: one prompt, no printed orders."""
 
 import json
+import re
 from dataclasses import replace
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ from test_other_formats import write
 from mlx_dmpo.config import DmpoSettings, EvaluateSettings, SftSettings
 from mlx_dmpo.core.scorer import plain_logps, shared_logps
 from mlx_dmpo.core.tree import pad_groups
-from mlx_dmpo.data import formats
+from mlx_dmpo.data import formats, rows
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.judge import evaluate
 from mlx_dmpo.model import loading
@@ -128,8 +129,9 @@ def test_sft_dmpo_evaluate_report(model_directory, preferences, chat, tmp_path, 
     )
     assert code == 0 and "printed orders do not exist" in err and "positive first   -" in told
     metrics, scores = json.loads((out / "metrics.json").read_text()), lines(out / "scores.jsonl")
-    assert set(metrics) == {"n", "k", "users", "ties", "pair_accuracy", "auc", "mean_margin"}
+    assert set(metrics) == {"n", "k", "users", "ties", "pair_accuracy", "auc", "mean_margin", "trained_on"}
     assert (metrics["n"], metrics["k"], metrics["users"]) == (9, 3, 5)
+    assert metrics["trained_on"] == 5 and "was trained on" in err
     assert metrics["pair_accuracy"]["value"] == pytest.approx(sum(s["margin"] > 0 for s in scores) / 9)
     for s in scores:
         assert set(s) == {"user", "domain", "positive", "negative", "given", "margin"}
@@ -182,7 +184,15 @@ def test_a_data_set_of_the_hub_brings_its_validation_split(model_directory, tmp_
     )
     assert any("valid_loss" in line for line in lines(path / "metrics.jsonl"))
     manifest = json.loads((path / "manifest.json").read_text())
-    assert manifest["inputs"] == {} and manifest["config"]["data"] == "who/what"
+    found = manifest["inputs"]
+    assert set(found) == {"who/what@train", "who/what@validation"} and manifest["config"]["data"] == "who/what"
+    assert all(re.fullmatch("rows [0-9a-f]{64}", value) for value in found.values())
+    parts["train"].info.download_checksums = {f"hf://datasets/who/what@{'ab' * 20}/train.jsonl": {"num_bytes": 1}}
+    named = rows.hub_inputs("who/what", "train")["who/what@train"]
+    assert named == f"revision {'ab' * 20}, {found['who/what@train']}"
+    parts["train"] = datasets.Dataset.from_list(CHAT[1:])
+    assert rows.hub_inputs("who/what", "train") != {"who/what@train": found["who/what@train"]}
+    assert rows.hub_inputs(tmp_path, "train") == {}
 
 
 def test_a_directory_as_mlx_lm_has_it(model_directory, tmp_path):
@@ -193,7 +203,9 @@ def test_a_directory_as_mlx_lm_has_it(model_directory, tmp_path):
     settings = SftSettings(model=str(model_directory), data=str(tmp_path), adapter_path=str(tmp_path / "a"), iters=2)
     path = train_run.train(settings, "test")
     assert any("valid_loss" in line for line in lines(path / "metrics.jsonl"))
-    assert set(json.loads((path / "manifest.json").read_text())["inputs"]) == {"train.jsonl", "valid.jsonl"}
+    assert set(json.loads((path / "manifest.json").read_text())["inputs"]) == {
+        str(tmp_path / name) for name in ("train.jsonl", "valid.jsonl")
+    }
     with pytest.raises(UserError, match="one answer a prompt"):
         train_run.train(replace(settings, best_metric="valid_pair_accuracy", adapter_path=str(tmp_path / "b")), "test")
 

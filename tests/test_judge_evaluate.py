@@ -289,19 +289,54 @@ def test_greedy_answers_of_the_embedded_model(tmp_path):
     found, rows = result["generation"], files.read_lines(tmp_path / "e" / "answers.jsonl")
     assert found["n"] == len(rows) == 10
     assert found["valid"]["value"] == pytest.approx(np.mean([r["valid"] for r in rows]))
-    scores = files.read_lines(tmp_path / "e" / "scores.jsonl")
     first = {}
-    for row in scores:
+    for row in files.read_lines(tmp_path / "e" / "scores.jsonl"):
         first.setdefault(row["user"], row)
     for r in rows:
         titles = (first[r["user"]]["positive"], first[r["user"]]["negative"])
+        answers = [f" <Title:{a}> ,  <Title:{b}> ".split() for a, b in (titles, titles[::-1])]
+        assert r["valid"] == (r["finished"] and r["text"].split() in answers)
         if r["valid"]:
-            order = titles if r["right"] else titles[::-1]
-            assert r["text"].split() == f" <Title:{order[0]}> ,  <Title:{order[1]}> ".split()
-            scored = first[r["user"]][r["order"]]
-            assert r["agrees"] == (r["right"] == (scored["chosen_logp"] > scored["rejected_logp"]))
+            assert r["right"] == (r["text"].split() == answers[0])
         else:
-            assert r["right"] is None and r["text"][:300] in found["others"]
+            assert r["right"] is r["agrees"] is None and r["text"][:300] in found["others"]
+
+
+def test_what_counts_as_a_valid_and_an_agreeing_answer(monkeypatch):
+    from types import SimpleNamespace
+
+    from mlx_dmpo.judge import generation
+    from mlx_dmpo.model.generate import Answer
+    from mlx_dmpo.prompts.template import same_text
+
+    texts = ["A, B", "B,  A ", "A, B", "A, C", "A, B"]
+    tokenizer = SimpleNamespace(decode=lambda tokens: texts[tokens[0]])
+    template = SimpleNamespace(which=lambda t, known: next((i for i, k in enumerate(known) if same_text(t, k)), None))
+    scorer = SimpleNamespace(base=SimpleNamespace(tokenizer=tokenizer), template=template)
+    scores = [(-1.0, -2.0), (-1.0, -2.0), (-2.0, -1.0), (-1.0, -2.0), (-1.0, -1.0)]
+    todo = [generation.Task(f"u{i}", "movie", (1,), ("A, B", "B, A"), 0, s) for i, s in enumerate(scores)]
+    drawn = [[Answer((i,), 0.0, finished=True)] for i in range(5)]
+    monkeypatch.setattr(generation, "sample_answers", lambda *_, **__: drawn)
+    rows = list(generation.answer_rows(scorer, todo, 10))
+    assert [r["valid"] for r in rows] == [True, True, True, False, True]
+    assert [r["agrees"] for r in rows] == [True, False, False, None, None]  # the last: a tie, no preference
+    assert [r["right"] for r in rows] == [True, False, True, None, True]
+    found = generation.generation_metrics(rows, resamples=100, seed=0)
+    assert found["valid"] == {"value": 4 / 5} and found["others"] == ["A, C"]
+    assert found["agrees"]["value"] == pytest.approx(1 / 3) and found["right"]["value"] == pytest.approx(3 / 4)
+    drawn[0] = [Answer((0,), 0.0, finished=False)]  # cut: no answer, whatever it says
+    cut = generation.generation_metrics(list(generation.answer_rows(scorer, todo, 10)), resamples=100, seed=0)
+    assert cut["cut"] == 1 and cut["valid"]["value"] == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize("form", ["listwise", "direct", "pointwise"])
+def test_every_prompt_form_is_ranked_and_answers(form, model_directory, data_directory, tmp_path):
+    settings = EvaluateSettings(
+        model=str(model_directory), data=str(data_directory), out=str(tmp_path / "e"), resamples=100
+    )
+    result = evaluate.evaluate(replace(settings, prompt=form, limit=10, candidates="4", generate=3, max_tokens=8))
+    assert result["candidates"]["ranked_by"] == "scores" and set(result["mrr"]) == {"value", "low", "high"}
+    assert result["generation"]["n"] == 3 and "calibration" in result and "auc_release" not in result
 
 
 @pytest.mark.parametrize(

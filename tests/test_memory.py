@@ -13,7 +13,6 @@ from mlx_dmpo.errors import UserError
 from mlx_dmpo.machine import memory
 from mlx_dmpo.train import run as train_run
 from mlx_dmpo.train import step as train_step
-from mlx_dmpo.train import trainer
 
 MESSAGES = [  # as MLX's Metal, CUDA and CPU allocators word it
     "[metal::malloc] Attempting to allocate 8000000000 bytes which is greater than the maximum allowed buffer size of 4000000000 bytes.",
@@ -31,20 +30,15 @@ def settings(model_directory, data_directory, tmp_path):
 
 def too_large(monkeypatch, groups, message, failed):
     """Micro-batches of more than `groups` groups do not fit."""
-    original = train_step.value_and_grad
+    original = train_step.StepFunction.prepare
 
-    def made(*arguments, **how):
-        step_function = original(*arguments, **how)
+    def prepare(self, micro_batch, weight):
+        if len(micro_batch.batch.groups) > groups:
+            failed.append(len(micro_batch.batch.groups))
+            raise RuntimeError(message)
+        return original(self, micro_batch, weight)
 
-        def step(batch, *others):
-            if len(batch.groups) > groups:
-                failed.append(len(batch.groups))
-                raise RuntimeError(message)
-            return step_function(batch, *others)
-
-        return step
-
-    monkeypatch.setattr(trainer, "value_and_grad", made)
+    monkeypatch.setattr(train_step.StepFunction, "prepare", prepare)
 
 
 def test_allocation_failures_are_known_by_their_words():

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bad_input import run
 
-from mlx_dmpo.data import formats, readers
+from mlx_dmpo.data import formats
 from mlx_dmpo.data.convert import split_users
+from mlx_dmpo.data.formats import known
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.prompts import pairwise
 from mlx_dmpo.records import PreferenceGroup, RankingExample
@@ -283,7 +284,7 @@ def test_the_documented_examples_are_read_as_documented(tmp_path):
         found.setdefault(section, []).append(name)
     assert found == DOCUMENTED
     assert {name for names in DOCUMENTED.values() for name in names if name} | {"released DMPO JSON"} == {
-        f.name for f in readers.FORMATS
+        f.name for f in known.FORMATS
     }
 
 
@@ -475,7 +476,7 @@ def test_convert_keeps_every_example_and_splits_users(tmp_path, capsys):
     assert splits["train"][0].positive_first == (True, False)
     assert "released DMPO JSON, 40 rows, 20 ranking examples" in err and "14 examples, 14 users, 28 pairs" in told
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["splits"]["test"] == {"examples": 2, "users": 2, "pairs": 4} and "d.json" in manifest["inputs"]
+    assert manifest["splits"]["test"] == {"examples": 2, "users": 2, "pairs": 4} and str(path) in manifest["inputs"]
     again, *_ = converted(capsys, path, tmp_path / "again", "--valid", "0.2", "--test", "0.1")
     other, *_ = converted(capsys, path, tmp_path / "other", "--valid", "0.2", "--test", "0.1", "--seed", "1")
     assert again == files != other

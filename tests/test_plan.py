@@ -222,7 +222,7 @@ def test_the_doctor_examines_this_machine(capsys):
     assert found["plan_beside_a_step"]["memory_mb"]["ratio"] == pytest.approx(1, abs=0.15)
     from mlx_dmpo.tools import doctor
 
-    text = doctor.told(found)
+    text = doctor.format_report(found)
     assert mx.__version__ in text and found["plan_beside_a_step"]["verdict"] in text
 
 

@@ -81,7 +81,7 @@ def test_all_timed_forms_give_the_same_examples(tmp_path, capsys, monkeypatch):
 def test_the_block_size_changes_no_byte(block, tmp_path, capsys, monkeypatch):
     invented.movielens_20m(tmp_path / "raw")
     prepare(capsys, "movielens", tmp_path / "raw", "--out", tmp_path / "a", *SMALL)
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr(sources.files, "BLOCK", block)
     prepare(capsys, "movielens", tmp_path / "raw", "--out", tmp_path / "b", *SMALL)
     assert data(tmp_path / "a") == data(tmp_path / "b")
 
@@ -158,7 +158,7 @@ def test_hard_negatives_from_an_evaluations_scores(tmp_path, capsys):
     out = prepare(capsys, "movielens", tmp_path / "raw", *scored, "--out", tmp_path / "hard", *SMALL)
     assert {e.user: list(e.negatives) for e in load_examples(tmp_path / "hard", "train")} == hardest
     assert "negatives by margin: 3 of 3 train users, 0 of 3 valid users, 0 of 6 test users" in out
-    assert "scores.jsonl" in files.read_json(tmp_path / "hard" / "manifest.json")["inputs"]
+    assert str(tmp_path / "scores.jsonl") in files.read_json(tmp_path / "hard" / "manifest.json")["inputs"]
 
 
 def test_merged_titles_are_told_and_listed(tmp_path, capsys):
@@ -174,10 +174,14 @@ def test_merged_titles_are_told_and_listed(tmp_path, capsys):
 
 
 def test_ml_100k(shared, tmp_path, capsys):
-    out = prepare(capsys, "movielens", shared / "data" / "ml-100k", "--out", tmp_path / "out")
+    out = prepare(capsys, "movielens", shared / "data" / "ml-100k", "--recipe", "paper", "--out", tmp_path / "out")
     assert "100,000 ratings of 1,664 titles by 943 users; 55% liked" in out
     assert "848 users are eligible; not: 32 fewer than 5 liked, 63 fewer than 5 disliked" in out
     assert [len(load_examples(tmp_path / "out", split)) for split in SPLITS] == [100, 100, 648]
+    # by default splits scale with the 848: a tenth validates, a fifth tests, the others train
+    out = prepare(capsys, "movielens", shared / "data" / "ml-100k", "--out", tmp_path / "all")
+    assert [len(load_examples(tmp_path / "all", split)) for split in SPLITS] == [593, 85, 170]
+    assert "training sees 593 examples (2,965 pairs) an epoch" in out
 
 
 # --- the release's recipe
@@ -613,7 +617,7 @@ KILLED = """
 import os, signal, sys
 from mlx_dmpo.machine import files
 from mlx_dmpo.cli.main import main
-from mlx_dmpo.data import sources
+from mlx_dmpo.data.sources import columns
 
 def at(module, name, calls):
     function = getattr(module, name)
@@ -626,13 +630,15 @@ def at(module, name, calls):
     setattr(module, name, counted)
 
 where, calls = sys.argv.pop(1).split(":")
-at({"files": files, "sources": sources}[where.split(".")[0]], where.split(".")[1], int(calls))
+at({"files": files, "columns": columns}[where.split(".")[0]], where.split(".")[1], int(calls))
 main()
 """
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-@pytest.mark.parametrize("place", ["sources._codes:1", "sources._titles:0", *(f"files.atomic:{n}" for n in range(7))])
+@pytest.mark.parametrize(
+    "place", ["columns.codes_of:1", "columns.numbers_of:1", *(f"files.atomic:{n}" for n in range(7))]
+)
 def test_killed_anywhere_it_looks_unfinished(place, tmp_path, capsys):
     """While reading, and before each write: config, train, valid, test, items, picture, manifest. Then the command again does it all."""
     invented.movielens_100k(tmp_path / "raw")

@@ -14,13 +14,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny
+from hooks import before_steps
 
 from mlx_dmpo.config import DmpoSettings, SftSettings
 from mlx_dmpo.errors import Interrupted, UserError
 from mlx_dmpo.machine import files, run_directory
 from mlx_dmpo.machine.interrupts import Stop
 from mlx_dmpo.model import adapters, loading, score
-from mlx_dmpo.train import checkpoint, trainer
+from mlx_dmpo.train import checkpoint, step, validation
 from mlx_dmpo.train import run as train_run
 
 TIMES = {"groups_per_second", "tokens_per_second", "peak_memory_gb"}
@@ -28,6 +29,14 @@ TIMES = {"groups_per_second", "tokens_per_second", "peak_memory_gb"}
 
 class Crash(BaseException):
     """Nothing in the package catches it."""
+
+
+def crash_before(number):
+    def call(model, step):
+        if step.number == number:
+            raise Crash
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +86,14 @@ def count_points(monkeypatch, crash_at=()):
 
         monkeypatch.setattr(owner, name, call)
 
-    point(trainer.Trainer, "_micro_batch")
+    point(step.StepFunction, "prepare")
     point(files, "append_line")
     point(checkpoint, "save_arrays")
     point(files, "write_json")
     point(checkpoint.os, "rename")
     point(checkpoint, "prune")
-    point(trainer, "right_pairs")  # in steps and in the middle of validations
+    point(step, "right_pairs")
+    point(validation, "right_pairs")  # in the middle of a validation
     point(score, "in_halves")
     return passed
 
@@ -94,7 +104,7 @@ def test_a_run_that_dies_anywhere_goes_on_to_the_same_end(kind, model_directory,
     with monkeypatch.context() as patch:
         passed = count_points(patch)
         train_run.train(settings_of(kind, model_directory, small_data, tmp_path / "counted"), "test")
-    assert {"_micro_batch", "append_line", "save_arrays", "rename", "right_pairs", "in_halves"} <= set(passed)
+    assert {"prepare", "append_line", "save_arrays", "rename", "right_pairs", "in_halves"} <= set(passed)
     spread = range(len(passed) // 6, len(passed), len(passed) // 3)  # test_faults.py: at all of them
     settings = settings_of(kind, model_directory, small_data, tmp_path / "broken")
     for at in spread:  # one run after another in one directory, each from the start
@@ -117,16 +127,7 @@ def test_every_optimizer_goes_on(optimizer, model_directory, small_data, tmp_pat
     whole = train_run.train(settings_of("sft", model_directory, small_data, tmp_path / "whole", **change), "test")
     settings = settings_of("sft", model_directory, small_data, tmp_path / "broken", **change)
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        passed = []
-        original = trainer.Trainer._step
-
-        def second(self, *arguments):
-            passed.append(1)
-            if len(passed) == 2:
-                raise Crash
-            return original(self, *arguments)
-
-        patch.setattr(trainer.Trainer, "_step", second)
+        before_steps(patch, crash_before(2))
         train_run.train(settings, "test")
     same(train_run.train(replace(settings, resume=True), "test"), whole)
 
@@ -158,13 +159,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(model_directory, small_data,
     )
     losses = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])  # of the validations: the second is the best
 
-    def validate(self):
-        self.state.validate = False
-        value = next(losses)
-        if self.state.best is None or value < self.state.best[0]:
-            self.state.best = (value, self.state.step)
-
-    monkeypatch.setattr(trainer.Trainer, "validate", validate)
+    monkeypatch.setattr(validation.Validation, "measure", lambda self: {"valid_loss": next(losses)})
     path = train_run.train(settings_of("dmpo", model_directory, small_data, tmp_path / "run", **change), "test")
     best = files.read_json(path / "manifest.json")["best_step"]
     kept = sorted(p.name for p in (path / "checkpoints").iterdir())
@@ -182,15 +177,8 @@ def test_the_last_checkpoints_and_the_best_are_kept(model_directory, small_data,
 def unfinished(model_directory, small_data, tmp_path, monkeypatch):
     """Settings of a DMPO run that died with a checkpoint at step 2 and one at step 4."""
     settings = settings_of("dmpo", model_directory, small_data, tmp_path / "run")
-    original = trainer.Trainer._step
-
-    def fifth(self, groups, step):
-        if step == 5:
-            raise Crash
-        return original(self, groups, step)
-
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(trainer.Trainer, "_step", fifth)
+        before_steps(patch, crash_before(5))
         train_run.train(settings, "test")
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["0000002", "0000004"]
     return replace(settings, resume=True)
@@ -211,7 +199,7 @@ def test_what_changes_the_course_is_refused_and_the_rest_is_not(unfinished, tmp_
     moved = tmp_path / "moved.jsonl"
     shutil.copytree(unfinished.data, tmp_path / "moved")
     rows = (tmp_path / "moved" / "train.jsonl").read_text().splitlines()
-    with pytest.raises(UserError, match="train data is not what the run began with"):
+    with pytest.raises(UserError, match="train data is not the one that the run started with"):
         moved.write_text("\n".join(rows[1:] + rows[:1]) + "\n")
         train_run.train(
             replace(unfinished, data=str(moved), valid_data=str(tmp_path / "moved" / "valid.jsonl")), "test"
@@ -263,20 +251,18 @@ def test_resume_without_a_checkpoint_begins_at_step_0(model_directory, small_dat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("where", ["_micro_batch", "right_pairs"])
+@pytest.mark.parametrize("where", ["prepare", "right_pairs"])
 def test_a_signal_ends_the_step_saves_and_says_how_to_resume(
     number, where, model_directory, small_data, tmp_path, monkeypatch
 ):
     whole = train_run.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole"), "test")
     settings = settings_of("dmpo", model_directory, small_data, tmp_path / "run")
-    owner = trainer.Trainer if where == "_micro_batch" else trainer
+    owner = step.StepFunction if where == "prepare" else validation
     original, calls = getattr(owner, where), []
 
     def signalled(*arguments):
         calls.append(arguments)
-        if (len(calls) == 6 and where == "_micro_batch") or (
-            where == "right_pairs" and len(calls) == 6
-        ):  # the third step; in a validation
+        if len(calls) == (6 if where == "prepare" else 2):  # in the third step; in the first validation
             os.kill(os.getpid(), number)
             time.sleep(0.2)  # the thread that watches takes note
         return original(*arguments)
@@ -285,15 +271,14 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_resume(
         monkeypatch.context() as patch,
         pytest.raises(
             Interrupted,
-            match=r"stopped at step \d of 5, saved at \d: go on with mlx-dmpo dmpo -c .*config.yaml --resume",
+            match=r"stopped at step \d of 5, saved at \d: continue with mlx-dmpo dmpo -c .*config.yaml --resume",
         ) as stop,
     ):
         patch.setattr(owner, where, signalled)
         train_run.train(settings, "test")
     assert stop.value.signal == number
     assert not run_directory.is_complete(tmp_path / "run")
-    step = int(str(stop.value).split()[3])
-    assert checkpoint.newest(tmp_path / "run").state.step == step
+    assert checkpoint.newest(tmp_path / "run").state.step == int(str(stop.value).split()[3])
     same(train_run.train(replace(settings, resume=True), "test"), whole)
 
 

@@ -196,7 +196,7 @@ def test_free_text_is_answered_too(settings, tmp_path):
         (["--temperature", "-1"], "--temperature"),
         (["--top-p", "0"], "--top-p"),
         (["--top-k", "-1"], "--top-k"),
-        (["--score", "--n", "3"], "--n: does not apply"),
+        (["--score", "--n", "3"], "--n: has no effect"),
         (["--scoring", "plain"], "--scoring"),
         (["--out", "{tmp}/there.jsonl"], "--overwrite"),
         (["--data", "{tmp}/text.jsonl", "--score"], "no candidate negatives"),

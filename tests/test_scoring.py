@@ -56,7 +56,7 @@ def test_shared_equals_plain_in_values_and_gradients(groups, bits, checkpoint):
     assert all(np.abs(v).max() > 0 for v in tiny.leaves(plain_gradient).values())  # every adapter leaf takes part
 
 
-def test_plain_road_is_the_sum_of_the_answers_token_log_probs():
+def test_the_plain_scorer_is_the_sum_of_the_answers_token_log_probs():
     model = tiny.model().eval()
     groups = tiny.ragged_groups(np.random.default_rng(2))
     plain = np.array(plain_logps(model, pad_groups(groups)))
@@ -66,7 +66,7 @@ def test_plain_road_is_the_sum_of_the_answers_token_log_probs():
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_plain_road_checkpointed_has_the_same_gradient(checkpoint):
+def test_the_plain_scorer_checkpointed_has_the_same_gradient(checkpoint):
     model = tiny.model()
     batch = pad_groups(tiny.ragged_groups(np.random.default_rng(3)))
     _, expected = gradients(model, batch, shared_logps)
@@ -167,7 +167,7 @@ def test_a_model_that_computes_otherwise_falls_back(monkeypatch):
     assert choose_scorer(model, tiny.COMMON["vocab_size"], "plain").logps is plain_logps
 
 
-def test_half_precision_stays_on_the_shared_road():
+def test_half_precision_keeps_the_shared_scorer():
     model = tiny.model()
     model.set_dtype(mx.bfloat16)
     scorer = choose_scorer(model, tiny.COMMON["vocab_size"])

@@ -31,8 +31,7 @@ def test_each_form_holds_the_same_ratings(name, tmp_path):
     ratings, _ = read(name, tmp_path)
     factor = 2 if name.startswith("book") else 10 if name.startswith("lastfm") else 1
     timed = not name.startswith(("book", "lastfm"))
-    unit = 1e6 if name == "table_parquet" else 1  # a Parquet time stamp is told in microseconds
-    assert rows_of(ratings) == [(u, i, factor * r, t * unit if timed else None) for u, i, r, t in invented.ROWS]
+    assert rows_of(ratings) == [(u, i, factor * r, t if timed else None) for u, i, r, t in invented.ROWS]
     assert {i: ratings.titles[i] for i in invented.ITEMS} == invented.TITLES
 
 
@@ -40,7 +39,7 @@ def test_each_form_holds_the_same_ratings(name, tmp_path):
 @pytest.mark.parametrize("block", [150, 1000])
 def test_the_block_size_changes_nothing(name, block, tmp_path, monkeypatch):
     expected, _ = read(name, tmp_path / "a")
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr(sources.files, "BLOCK", block)
     found, _ = read(name, tmp_path / "b")
     assert rows_of(found) == rows_of(expected)
     assert (found.interactions.users, found.interactions.items) == (
@@ -55,7 +54,7 @@ BAD = "9,109,nan,5\n9,110,4\n9,111,five,5\n,112,4,5\n9,113,4,yesterday\n9,114,4,
 
 @pytest.mark.parametrize("block", [150, 1 << 24])
 def test_bad_rows_are_counted_the_same_for_any_block_size(block, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr(sources.files, "BLOCK", block)
     text = (
         invented.lines(invented.ROWS[:90], ",", "user,item,rating,time\n")
         + BAD
@@ -79,7 +78,7 @@ def test_bad_rows_are_counted_the_same_for_any_block_size(block, tmp_path, monke
 
 @pytest.mark.parametrize("block", [150, 1 << 24])
 def test_bad_json_lines_are_counted_the_same_for_any_block_size(block, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr(sources.files, "BLOCK", block)
     invented.amazon_2023(tmp_path)
     good = (tmp_path / "Lamps.jsonl").read_text().splitlines(keepends=True)
     text = [*good[:90], "{oops\n", "\n", "[1]\n", '{"user_id": "9", "parent_asin": "x", "timestamp": 5}\n', *good[90:]]
@@ -153,7 +152,7 @@ def test_the_book_dumps_escapes(tmp_path):
     invented.bookcrossing_dump(tmp_path)
     books = '"ISBN";"Book-Title";"Book-Author"\n"100";"The \\"Red\\"; Lamp";"x"\n"101";"Ending in\\";x"\n"102";"Amber";"y"\n'
     invented.write(tmp_path / "BX-Books.csv", books, "latin-1")
-    with pytest.raises(UserError, match=r"BX-Books\.csv:3: 2 columns instead of 3: mend the row"):
+    with pytest.raises(UserError, match=r"BX-Books\.csv:3: 2 columns instead of 3: fix the row"):
         sources.bookcrossing(tmp_path, config.PrepareSettings(), sources.BadRows(False))
     bad = sources.BadRows(True)
     ratings = sources.bookcrossing(tmp_path, config.PrepareSettings(), bad)

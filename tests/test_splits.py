@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_dmpo import config
+from mlx_dmpo.data import examples as examples_of
 from mlx_dmpo.data import splits
 from mlx_dmpo.data.sources import Interactions, Ratings
 from mlx_dmpo.data.titles import catalogue
@@ -65,8 +66,8 @@ def run(rows, s, scores=None, taken=None):
     eligible, _ = splits.eligible_users(h, s, len(titles.titles))
     wanted = {"train": s.few_shot or s.train_users, "valid": s.valid_users, "test": s.test_users}
     users = splits.assign([h.users[u] for u in eligible], wanted, s, {} if taken is None else taken)
-    rankings = splits.Rankings("movie", h, titles.titles, s, scores, splits.popularity(h, len(titles.titles)))
-    return h, {h.users[u] for u in eligible}, splits.split_examples(rankings, users)[0]
+    rankings = examples_of.Rankings("movie", h, titles.titles, s, scores, splits.popularity(h, len(titles.titles)))
+    return h, {h.users[u] for u in eligible}, examples_of.split_examples(rankings, users)[0]
 
 
 def plainly(rows, s):
@@ -216,11 +217,11 @@ def test_another_seed_draws_others():
 
 def test_popularity_draws_the_popular_and_uniform_all_alike():
     weights = np.array([0, 1, 1, 8])
-    drawn = Counter(splits.draw_without_replacement(weights, 1, n)[0] for n in range(2000))
+    drawn = Counter(examples_of.draw_without_replacement(weights, 1, n)[0] for n in range(2000))
     assert drawn[0] == 0 and 0.77 < drawn[3] / 2000 < 0.83
-    drawn = Counter(splits.draw_without_replacement(np.minimum(weights, 1), 1, n)[0] for n in range(2000))
+    drawn = Counter(examples_of.draw_without_replacement(np.minimum(weights, 1), 1, n)[0] for n in range(2000))
     assert all(0.3 < drawn[n] / 2000 < 0.37 for n in (1, 2, 3))
-    assert sorted(splits.draw_without_replacement(weights, 9, 0)) == [1, 2, 3]
+    assert sorted(examples_of.draw_without_replacement(weights, 9, 0)) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_popularity_draws_the_popular_and_uniform_all_alike():
 )
 def test_what_liked_means_is_told(scale, given, told):
     rule = splits.liked_rule(config.PrepareSettings(**given), replace(ratings_of(ROWS), scale=scale))
-    assert rule.told == f"liked: {told}"
+    assert rule.words == f"liked: {told}"
 
 
 def test_quantile_by_hand():
@@ -261,7 +262,7 @@ def test_scores_choose_the_hardest(tmp_path):
         for n, m in margins.items()
     ]
     (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    scores = splits.read_scores(tmp_path / "scores.jsonl")
+    scores = examples_of.read_scores(tmp_path / "scores.jsonl")
     _, _, after = run(ROWS, replace(SETTINGS, negatives=f"scores:{tmp_path / 'scores.jsonl'}"), scores)
     assert after["train"][0].negatives == (a.negatives[4], a.negatives[1], a.negatives[0])
     assert after["train"][1].negatives == b.negatives[:3]

@@ -19,10 +19,10 @@ from mlx_dmpo.data import formats
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.machine import files, run_directory
 from mlx_dmpo.machine.prefetch import prefetch
-from mlx_dmpo.model import adapters, loading
+from mlx_dmpo.model import adapters, loading, score
 from mlx_dmpo.model.encode import Encoder
 from mlx_dmpo.prompts.orders import printed_orders
-from mlx_dmpo.train import batches, objective, optimizer, reference, trainer
+from mlx_dmpo.train import batches, objective, optimizer, reference, setup
 from mlx_dmpo.train import run as train_run
 from mlx_dmpo.train import step as train_step
 from mlx_dmpo.train.batches import epoch_steps
@@ -107,7 +107,7 @@ def test_accumulation_does_not_change_the_step(settings, request, tmp_path):
     assert ours[-1]["valid_loss"] == pytest.approx(theirs[-1]["valid_loss"], abs=1e-4)
 
 
-def test_host_work_is_done_on_a_thread_ahead_of_the_steps(dmpo_settings, monkeypatch):
+def test_host_work_is_prefetched_on_a_thread(dmpo_settings, monkeypatch):
     """Padding of every step and of every batch that is scored, and the encoding of every epoch after the first, whose groups the run begins with."""
     encoded, padded, scored = [], [], []
 
@@ -122,14 +122,14 @@ def test_host_work_is_done_on_a_thread_ahead_of_the_steps(dmpo_settings, monkeyp
         )
 
     watched(batches.GroupSource, "epoch", encoded)
-    watched(trainer.Trainer, "_arrays", padded)
-    watched(reference, "pad_groups", scored)
+    watched(batches.Batches, "_micro_batch", padded)
+    watched(score, "pad_groups", scored)
     train_run.train(replace(dmpo_settings, epochs=3.0, candidate_order="epoch"), "test")
     assert padded and scored and not any(padded) and not any(scored)
     assert encoded.count(False) == 3
 
 
-def test_ahead_is_ahead_and_changes_nothing():
+def test_prefetch_is_early_and_changes_nothing():
     second = threading.Event()
 
     def items():
@@ -169,7 +169,7 @@ def test_seeds_repeat_a_run_bit_for_bit(dmpo_settings, tmp_path):
     assert furthest(first, again) == 0 and furthest(first, other) > 1e-4
 
 
-def test_checkpointing_and_the_plain_road_give_the_same_adapter(dmpo_settings, tmp_path):
+def test_checkpointing_and_the_plain_scorer_give_the_same_adapter(dmpo_settings, tmp_path):
     settings = replace(dmpo_settings, optimizer="sgd", learning_rate=0.1)
     expected = adapter(train_run.train(settings, "test"))
     for name, change in (
@@ -232,7 +232,7 @@ def test_a_reference_is_computed_once_and_never_met_stale(dmpo_settings, sft_set
             super().add(groups)
             computed.append(self.computed)
 
-    monkeypatch.setattr(train_run, "Reference", Spy)
+    monkeypatch.setattr(setup, "Reference", Spy)
     quick = replace(dmpo_settings, iters=1)
 
     def run(name, **change):
@@ -320,7 +320,9 @@ def test_a_run_directory_explains_and_repeats_itself(dmpo_settings, tmp_path):
         "steps",
         "best_step",
     } <= manifest.keys()
-    assert manifest["inputs"]["train.jsonl"] == files.sha256(tiny_path(dmpo_settings, "train.jsonl"))
+    assert manifest["inputs"][f"{dmpo_settings.data}/train.jsonl"] == files.sha256(
+        tiny_path(dmpo_settings, "train.jsonl")
+    )
     assert (path / "training.png").read_bytes()[:4] == b"\x89PNG"
     again = resolve(DmpoSettings, path / "config.yaml", {"adapter_path": str(tmp_path / "again")})
     assert furthest(adapter(train_run.train(again, "test")), adapter(path)) == 0
@@ -392,12 +394,12 @@ def test_printed_orders():
 
 @pytest.mark.slow  # on a CPU every program goes through a C++ compiler
 @pytest.mark.parametrize("layers", [2, 3])
-def test_a_compiled_step_equals_the_plain_road(layers):
+def test_a_compiled_step_equals_the_plain_scorer(layers):
     """In planned shapes, with and without frozen layers below; a second batch of the same shape meets the same program."""
     model = tiny.model(lora_layers=layers)
     loss = objective.objective(DmpoSettings(sft_weight=0.5))
-    compiled = train_step.value_and_grad(model, GroupScorer(shared_logps, True), loss, True, keep=1e9, compiled=True)
-    plain = train_step.value_and_grad(model, GroupScorer(plain_logps, False), loss, False)
+    compiled = train_step.StepFunction(model, GroupScorer(shared_logps, True), loss, True, keep=1e9, compiled=True)
+    plain = train_step.StepFunction(model, GroupScorer(plain_logps, False), loss, False)
     for seed in (20, 21):
         batch = train_step.padding(GroupScorer(shared_logps, True), compiled=True)(
             tiny.equal_groups(np.random.default_rng(seed))
@@ -420,7 +422,7 @@ def test_the_number_of_compiled_shapes_is_bounded(monkeypatch):
         lambda f: lambda *given: met.append(tuple(a.shape for a in given[1].values())) or f(*given),
     )
     model, loss = tiny.model(), objective.objective(DmpoSettings())
-    step = train_step.value_and_grad(model, GroupScorer(shared_logps, True), loss, False, compiled=True)
+    step = train_step.StepFunction(model, GroupScorer(shared_logps, True), loss, False, compiled=True)
     sizes = [20, 60, 100, 140, 20]
     for size in sizes:
         batch = train_step.padding(GroupScorer(shared_logps, True), compiled=True)(

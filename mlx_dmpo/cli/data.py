@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
 
 from .. import config
-from ..errors import UserError
 from ..machine import console
-from .options import Group, command_line, settings_of, settings_options
+from .options import Group, command_line, settings_command, settings_of
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, short_help="Turn ratings into train, valid and test examples.")
 def prepare() -> None:
-    """Turn the ratings that you already have into train, valid and test examples.
+    """Turn the ratings that you have into train, valid and test examples.
 
     \b
     mlx-dmpo prepare movielens ml-1m --out data/movies
-    mlx-dmpo prepare table ratings.csv --items items.csv --out data/mine
+    mlx-dmpo prepare letterboxd letterboxd-me --catalogue data/movies --out data/mine
+    mlx-dmpo prepare table ratings.csv --items items.csv --out data/songs
     mlx-dmpo prepare amazon Movies_and_TV_5.json.gz Video_Games_5.json.gz --domains movie,game \\
         --train-domains movie --test-domains game --out data/cross
 
-    One example a user: the last liked item is to be ranked above items that the user disliked, given the liked items before it.
-    Users of train, valid and test are different people, also across domains. A PATH of another source bears its name: table:FILE.
+    In an example, a liked item is to be ranked above items that the user disliked, given the liked items before it. There
+    is one example per user, or --examples-per-user. Users of train, valid and test are different people, also across
+    domains; a single person's ratings are split by time instead. To read a PATH with another source, write its name
+    before it: table:FILE.
     """
 
 
@@ -31,67 +34,121 @@ def _prepare(source: str, cls: type, paths: tuple[str, ...], config_file: str | 
     settings = settings_of(cls, "prepare", config_file, options)
     from ..data.prepare import prepare as run
 
-    for line in run(source, paths, settings, command_line()):
+    for line in run(source, tuple(map(_home, paths)), settings, command_line()):
         click.echo(console.printable(line))
+
+
+def _home(path: str) -> str:
+    """`~` as the home directory, also behind a source's name (table:~/ratings.csv), where a shell leaves it."""
+    source, colon, rest = path.partition(":")
+    if colon and source.isidentifier():
+        return f"{source}:{config.home(rest, path)}"
+    return config.home(path, path)
 
 
 _paths = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 
 
-@prepare.command()
+@settings_command(config.MovielensSettings, "MovieLens 100K to 32M.", prepare)
 @_paths
-@settings_options(config.MovielensSettings)
 def movielens(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """MovieLens 100K, 1M, 10M, or 20M to 32M: PATH is the unpacked folder; its files tell which."""
+    """MovieLens 100K, 1M, 10M, or 20M to 32M. PATH is the unpacked folder; its files show which one it is."""
     _prepare("movielens", config.MovielensSettings, paths, config_file, options)
 
 
-@prepare.command()
+@settings_command(config.PrepareSettings, "Amazon reviews of 2014, 2018 or 2023.", prepare)
 @_paths
-@settings_options(config.PrepareSettings)
 def amazon(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Amazon reviews of 2014, 2018 (json.gz) or 2023 (jsonl): PATH is the review file, or a folder with one; meta_* lies beside it."""
+    """Amazon reviews of 2014, 2018 (json.gz) or 2023 (jsonl).
+
+    PATH is the review file, or a folder that holds one; the meta_* file is looked for beside it.
+    """
     _prepare("amazon", config.PrepareSettings, paths, config_file, options)
 
 
-@prepare.command()
+@settings_command(config.PrepareSettings, "Book-Crossing.", prepare)
 @_paths
-@settings_options(config.PrepareSettings)
 def bookcrossing(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Book-Crossing: PATH is the folder with the ratings and books files, the original dump or a comma-separated copy.
+    """Book-Crossing. PATH is the folder with the ratings and books files, the original dump or a comma-separated copy.
 
     A rating of 0 means "not rated": such rows are left out and counted.
     """
     _prepare("bookcrossing", config.PrepareSettings, paths, config_file, options)
 
 
-@prepare.command()
+@settings_command(config.PrepareSettings, "Last.fm of HetRec 2011.", prepare)
 @_paths
-@settings_options(config.PrepareSettings)
 def lastfm(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Last.fm of HetRec 2011: PATH is the folder with user_artists.dat and artists.dat.
+    """Last.fm of HetRec 2011. PATH is the folder with user_artists.dat and artists.dat.
 
-    Play counts are no ratings: an artist is liked if the user played it more often than the median of the user's own counts;
-    --liked-quantile sets another quantile, --liked-above an absolute count.
+    Play counts are not ratings: an artist is liked if the user played it more often than the median of the user's own
+    counts; --liked-quantile sets another quantile, --liked-above an absolute count.
     """
     _prepare("lastfm", config.PrepareSettings, paths, config_file, options)
 
 
-@prepare.command()
+@settings_command(config.TableSettings, "Any table of user, item, rating and perhaps time.", prepare)
 @_paths
-@settings_options(config.TableSettings)
 def table(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Any table of user, item, rating and perhaps time: CSV, TSV, Parquet or JSON lines, gzipped or not.
+    """Any table of user, item, rating and perhaps time: CSV, TSV, Parquet or JSON, gzipped or not.
 
-    Columns are guessed from their names, told, and settable. A CSV without a header line is taken as user, item, rating, time;
-    its columns are then called 1, 2, 3, 4.
+    Columns are guessed from their names and printed; flags set them by name or place. A CSV without a header line is read as
+    user, item, rating, time; its columns are then called 1, 2, 3, 4.
     """
     _prepare("table", config.TableSettings, paths, config_file, options)
 
 
-@prepare.command()
+@settings_command(config.PrepareSettings, "Letterboxd.", prepare)
+@_paths
+def letterboxd(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Letterboxd. PATH is the unpacked export (ratings.csv, watched.csv), or one of its files."""
+    _prepare("letterboxd", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "IMDb ratings.", prepare)
+@_paths
+def imdb(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """IMDb. PATH is the exported ratings (Const, Your Rating, ...)."""
+    _prepare("imdb", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "Goodreads library.", prepare)
+@_paths
+def goodreads(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Goodreads. PATH is the exported library. A rating of 0 means not rated; books still to be read are left out."""
+    _prepare("goodreads", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "MyAnimeList.", prepare)
+@_paths
+def myanimelist(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """MyAnimeList. PATH is the exported XML (gzipped or not) or a CSV. A score of 0 means not rated."""
+    _prepare("myanimelist", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "Trakt.", prepare)
+@_paths
+def trakt(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Trakt. PATH is the unpacked JSON export, or one of its files (ratings, watched)."""
+    _prepare("trakt", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "Netflix viewing history.", prepare)
+@_paths
+def netflix(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Netflix. PATH is the viewing history. It has no ratings: add --negatives popularity --catalogue FILE."""
+    _prepare("netflix", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.PrepareSettings, "Last.fm scrobbles.", prepare)
+@_paths
+def scrobbles(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Last.fm scrobbles as CSV. An artist is liked if played more often than the median of your artists."""
+    _prepare("scrobbles", config.PrepareSettings, paths, config_file, options)
+
+
+@settings_command(config.ConvertSettings, "A file of another project's format.", prepare)
 @click.argument("file", metavar="FILE")
-@settings_options(config.ConvertSettings)
 def convert(file: str, config_file: str | None, **options: Any) -> None:
     """Write ranking examples from a file in another format, split by user.
 
@@ -100,41 +157,38 @@ def convert(file: str, config_file: str | None, **options: Any) -> None:
     mlx-dmpo prepare convert train.json --valid-data valid.json --test-data test.json --out data/movies   (TALLRec)
     mlx-dmpo prepare convert lastfm-val.json --domain song -c configs/songs.yaml --out data/lastfm        (S-DPO)
 
-    FILE is the released DMPO JSON, TALLRec's JSON, S-DPO's candidate lists, or any preference file in the release's ranking prompt.
-    Preferences in free text hold no titles: give them to sft, dmpo and evaluate as they are (--data FILE).
+    FILE is the released DMPO JSON, TALLRec's JSON, S-DPO's candidate lists, or any preference file in the release's
+    ranking prompt. Preferences in free text hold no titles: give them to sft, dmpo and evaluate as they are
+    (--data FILE).
     """
     settings = settings_of(config.ConvertSettings, "convert", config_file, options)
     from ..data.convert import convert as run
+    from ..machine import commands
 
-    path = run(file, settings, command_line(), console.notice)
-    click.echo(f"done: {path} (train, valid, test.jsonl, manifest.json)\nnext: mlx-dmpo check {path}")
+    path = run(_home(file), settings, command_line(), console.notice)
+    done = f"done: {path} (train, valid, test.jsonl, manifest.json)"
+    click.echo(f"{done}\nnext: {commands.command('check', str(path))}")
 
 
-@click.command()
+@settings_command(config.CheckSettings, "Find what is wrong or suspicious in data.")
 @click.argument("data", nargs=-1, required=True, metavar="DATA...")
-@settings_options(config.CheckSettings)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **options: Any) -> int:
-    """Say what is wrong or suspicious in data, with the rows it is about.
+    """Report what is wrong or suspicious in data, with the rows concerned.
 
     \b
-    mlx-dmpo check data/movies                               a prepared directory: each split, and each two of them
-    mlx-dmpo check sft.json eval.json                        files that should have no user and no pair in common
-    mlx-dmpo check data/movies --model M                     token counts too, and what sharing the prefix saves
+    mlx-dmpo check data/movies                    a prepared directory: each split, and each pair of splits
+    mlx-dmpo check sft.json eval.json             files that should have no user and no pair in common
+    mlx-dmpo check data/movies --model M          token counts too, and what sharing the prefix saves
 
     Exit code 0: clean; 1: warnings; 2: errors.
     """
     settings = settings_of(config.CheckSettings, "check", config_file, options)
-    for name in ("max_seq_length", "num_negatives", "prompt"):
-        if options[name] is not None and not settings.model:
-            raise UserError(f"--{name.replace('_', '-')}: counts tokens, for which --model is needed: add it")
-    import json
-
     from ..data import check
     from ..prompts import pairwise
 
     domains = pairwise.with_domains(settings.domains)
-    parts = check.read_parts(data, domains, settings.domain)
+    parts = check.read_parts(tuple(map(_home, data)), domains, settings.domain)
     findings = check.check(parts)
     tokens: list[dict[str, Any]] = []
     if settings.model:

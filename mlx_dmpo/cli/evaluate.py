@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import config
-from .options import command_line, say_done, settings_of, settings_options
+from ..machine import commands, console
+from .options import command_line, say_done, settings_command, settings_of
 
 
-@click.command()
-@settings_options(config.EvaluateSettings)
+@settings_command(config.EvaluateSettings, "Measure ranking, with 95 % intervals.")
 def evaluate(config_file: str | None, **options: Any) -> None:
     """Measure pairwise ranking, order-debiased, with 95 % intervals over users."""
     settings = settings_of(config.EvaluateSettings, "evaluate", config_file, options)
@@ -20,15 +21,21 @@ def evaluate(config_file: str | None, **options: Any) -> None:
     from ..judge.evaluate import output_directory
     from ..report import tables
 
+    if not settings.out:
+        settings = replace(settings, out=str(commands.own_directory(output_directory(settings), settings)))
+    if settings.data and not settings.model:
+        console.notice(
+            "note: no --model: this evaluates the embedded toy model, which knows a fictional catalogue only"
+        )
     result = run(settings, command_line())
-    out = output_directory(settings)
     table = tables.results_table({settings.adapter_path or settings.model or "base": result})
     say_done(
-        f"{table}\ndone: {out} (metrics.json, scores.jsonl, accuracy.png, margins.png)\nnext: mlx-dmpo report {out} --out report.html"
+        f"{table}\ndone: {settings.out} (metrics.json, scores.jsonl, accuracy.png, margins.png)\n"
+        f"next: {commands.after_evaluation(settings.out)}"
     )
 
 
-@click.command()
+@click.command(short_help="Put runs and evaluations side by side in one HTML file.")
 @click.argument("directories", nargs=-1, required=True, metavar="RUN_OR_EVAL_DIR...")
 @click.option(
     "--out", default="report.html", show_default=True, metavar="FILE", help="HTML file to write, pictures included."
@@ -37,5 +44,5 @@ def report(directories: tuple[str, ...], out: str) -> None:
     """Put runs and evaluations side by side in one HTML file."""
     from ..report.page import write_report
 
-    write_report([Path(d) for d in directories], Path(out))
+    write_report([Path(d).expanduser() for d in directories], Path(out).expanduser())
     click.echo(f"done: {out}")

@@ -10,7 +10,7 @@ import click
 from .. import __version__
 from ..errors import Interrupted, UserError
 from ..machine import console
-from . import baseline, compare, data, evaluate, get_model, reproduce, tools, train
+from . import baseline, compare, data, evaluate, get_model, reproduce, tools, train, use
 from .options import Group
 
 
@@ -45,12 +45,16 @@ for command in (
     data.check,
     tools.sample,
     evaluate.report,
+    use.rank,
+    use.explain,
+    use.serve,
     tools.export,
     tools.demo,
     tools.plan,
     tools.doctor,
     get_model.get_model,
     reproduce.reproduce,
+    tools.completion,
 ):
     cli.add_command(command)
 

@@ -1,68 +1,133 @@
-"""Options made from the settings' fields, and what every command shares"""
+"""Options made from the settings' fields, their help in groups, and what every command shares"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 import click
 
 from .. import config
+from ..machine import console
+
+# The sections of a command's help. A setting that is in none of them comes under "Other options".
+GROUPS = {
+    "Model": "model quantize quantize_group_size quantize_mode dtype tokenizer base_name",
+    "Data": "data split domain domains valid_data skip_bad_rows limit num_negatives max_seq_length candidate_order both_orders "
+    "history title_tokens groups",
+    "Prompt": "prompt allow_other_prompt orders",
+    "Adapter": "adapter_path start_adapter fine_tune_type num_layers lora_rank lora_scale lora_dropout lora_keys",
+    "Training": "config_file stage preset loss beta gamma label_smoothing sft_weight reference_free epochs iters "
+    "learning_rate lr_schedule warmup weight_decay optimizer max_grad_norm grad_accumulation_steps steps_per_eval "
+    "val_batches best_metric patience resume save_every keep_checkpoints max_bad_steps debug_nan seed",
+    "Memory and speed": "batch_size batch_tokens grad_checkpoint frozen_cache_gb memory_limit memory_check scoring "
+    "tflops",
+    "Output": "out overwrite steps_per_report report_to project_name",
+}
+# What `--help` shows; `--help-all` shows the rest as well.
+FIRST = set(
+    """config_file model data adapter_path start_adapter loss beta epochs learning_rate num_layers grad_checkpoint
+    split out to overwrite resume n temperature score eval domains liked_above min_liked order train_users test_users
+    negatives items user_column item_column rating_column valid test stage history num_negatives tflops""".split()
+)
+ALL = "mlx_dmpo.help_all"  # in click's context: whether every option is shown
+AT_MOST = 10
 
 
-def _click_type(annotation: Any, choices: tuple[str, ...]) -> Any:
-    kinds = set(get_args(annotation)) or {annotation}
-    if int in kinds and choices:
-        return click.Choice(choices)
-    if str in kinds and choices:
-        return click.Choice([c for c in choices if c])
-    return int if int in kinds else float if float in kinds else str
+class SettingsCommand(click.Command):
+    """A command whose help shows its options in groups, the first ten unless all are wanted."""
+
+    def shown(self, everything: bool) -> list[click.Option]:
+        options = [p for p in self.params if isinstance(p, click.Option) and not p.hidden]
+        first = [o for o in options if o.name in FIRST]
+        if everything or len(options) <= AT_MOST or not first:
+            return options
+        return first[:AT_MOST]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        everything = bool(ctx.meta.get(ALL))
+        shown = self.shown(everything)
+        place = {name: title for title, names in GROUPS.items() for name in names.split()}
+        for title in [*GROUPS, "Other options"]:
+            rows = [
+                r for o in shown if place.get(str(o.name), "Other options") == title if (r := o.get_help_record(ctx))
+            ]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+        helps = [("-h, --help", "Show this message.")]
+        if (hidden := len(self.shown(True)) - len(shown)) or everything:
+            helps.append(("--help-all", "Show every option." if everything else f"Show {hidden} more options."))
+        with formatter.section("Help"):
+            formatter.write_dl(helps)
+
+
+def _help_all(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[ALL] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
 
 
 def settings_options(cls: type) -> Callable[[Any], Any]:
-    """A decorator that adds `-c` and one option a field; only options that were given reach the command."""
+    """A decorator that adds `-c`, `--help-all` and one option per field; only given options reach the function."""
 
-    def add(command: Any) -> Any:
-        hints = get_type_hints(cls)
-        options = [
-            click.option(
-                "-c", "--config", "config_file", metavar="FILE", help="YAML file of settings; flags win over it."
-            )
-        ]
-        for spec in fields(cls):
-            default, hint = config.default_of(spec), hints[spec.name]
-            if is_dataclass(default):
-                for inner in fields(default):
-                    options.append(
-                        _option(
-                            f"lora_{inner.name}",
-                            get_type_hints(type(default))[inner.name],
-                            config.default_of(inner),
-                            inner.metadata,
-                        )
-                    )
-            elif not isinstance(default, dict):
-                options.append(_option(spec.name, hint, default, spec.metadata))
-        for option in reversed(options):
-            command = option(command)
-        return command
+    def add(function: Any) -> Any:
+        for option in reversed([*_options(cls)]):
+            function = option(function)
+        return click.option(
+            "--help-all", is_flag=True, is_eager=True, expose_value=False, hidden=True, callback=_help_all
+        )(function)
 
     return add
 
 
+def settings_command(cls: type, short_help: str, group: Any = click) -> Callable[[Any], click.Command]:
+    """A decorator: a command, of `group` where one is named, with the options of `cls` in groups."""
+
+    def add(function: Any) -> click.Command:
+        return group.command(cls=SettingsCommand, short_help=short_help)(settings_options(cls)(function))
+
+    return add
+
+
+def _options(cls: type) -> Iterable[Callable[[Any], Any]]:
+    hints = get_type_hints(cls)
+    yield click.option(
+        "-c", "--config", "config_file", metavar="FILE", help="YAML file of settings; flags override it."
+    )
+    for spec in fields(cls):
+        default, hint = config.default_of(spec), hints[spec.name]
+        if is_dataclass(default):
+            for inner in fields(default):
+                kind = get_type_hints(type(default))[inner.name]
+                yield _option(f"lora_{inner.name}", kind, config.default_of(inner), inner.metadata)
+        elif not isinstance(default, dict):
+            yield _option(spec.name, hint, default, spec.metadata)
+
+
+def _click_type(annotation: Any, choices: tuple[str, ...]) -> Any:
+    kinds = set(get_args(annotation)) or {annotation}
+    if choices:
+        return click.Choice([c for c in choices if c])
+    return int if int in kinds else float if float in kinds else str
+
+
 def _option(name: str, hint: Any, default: Any, meta: Any) -> Any:
-    flag = f"--{name.replace('_', '-')}"
-    told = f"  [default: {default}]" if default not in ("", None, ()) and not isinstance(default, bool) else ""
+    flags = [*([meta["short"]] if meta.get("short") else []), f"--{name.replace('_', '-')}"]
+    shown = f"  [default: {default}]" if default not in ("", None, ()) and not isinstance(default, bool) else ""
     if hint is bool:
-        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=meta["help"])
+        return click.option(f"{flags[-1]}/--no-{flags[-1][2:]}", name, default=None, help=meta["help"])
     if isinstance(default, tuple):
-        return click.option(flag, name, multiple=True, metavar="NAME", help=meta["help"] + "  May be repeated.")
-    return click.option(flag, name, type=_click_type(hint, meta["choices"]), default=None, help=meta["help"] + told)
+        return click.option(*flags, name, multiple=True, metavar="NAME", help=meta["help"] + "  May be repeated.")
+    kind = _click_type(hint, meta["choices"])
+    return click.option(*flags, name, type=kind, default=None, help=meta["help"] + shown)
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, as YAML would have them."""
     found: dict[str, Any] = {
         k: list(v) if isinstance(v, tuple) else v for k, v in options.items() if v is not None and v != ()
     }
@@ -71,23 +136,35 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def was_given(name: str, config_file: str | None, options: dict[str, Any]) -> bool:
+    """Whether a flag or the config file gives a setting."""
+    return options.get(name) is not None or bool(config_file and name in config.read_yaml(config_file)[0])
+
+
 def settings_of(cls: type, stage: str, config_file: str | None, options: dict[str, Any]) -> Any:
+    """The settings of a command; `stage` names the embedded model's own. Raises UserError."""
     from .. import assets
 
-    return config.resolve(cls, config_file, given(options), config.read_yaml(assets.settings_file())[0].get(stage))
+    embedded = config.read_yaml(assets.settings_file())[0].get(stage) if stage else None
+    return config.resolve(cls, config_file, given(options), embedded, console.notice)
 
 
 def say_done(text: str) -> None:
-    """What a run of one or several ranks says at its end, once."""
+    """What a run of one or several ranks prints at its end, once."""
     from ..machine.ranks import world
 
     world().say(text)
 
 
 def command_line() -> str:
-    return " ".join(["mlx-dmpo", *sys.argv[1:]])
+    """The command as it was typed, quoted for a shell."""
+    from ..machine import commands
+
+    return commands.join(["mlx-dmpo", *sys.argv[1:]])
 
 
 class Group(click.Group):
+    """Lists its commands in the order of use."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of use
+        return list(self.commands)

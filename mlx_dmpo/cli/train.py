@@ -6,50 +6,71 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
+import yaml
 
 from .. import config
 from ..errors import UserError
-from ..machine import console, files, run_directory
-from .options import command_line, given, say_done, settings_of, settings_options
+from ..machine import commands, console, files, run_directory
+from .options import command_line, given, say_done, settings_command, settings_of, was_given
 
 
-@click.command()
-@settings_options(config.SftSettings)
+@settings_command(config.SftSettings, "Stage one: learn to answer with the liked item first.")
 def sft(config_file: str | None, **options: Any) -> None:
     """Stage one: teach the model to answer the ranking prompt with the liked item first."""
-    settings = settings_of(config.SftSettings, "sft", config_file, options)
-    from ..train.run import train
-
-    path = train(settings, command_line())
-    model = f" --model {settings.model}" if settings.model else ""
-    data = f" --data {settings.data}" if settings.data else ""
-    say_done(
-        f"done: {path} (adapter, metrics.jsonl, training.png)\nnext: mlx-dmpo dmpo{model}{data} --start-adapter {path}"
-    )
+    _train(settings_of(config.SftSettings, "sft", config_file, options), config_file, options)
 
 
-@click.command()
-@settings_options(config.DmpoSettings)
+@settings_command(config.DmpoSettings, "Stage two: rank the liked item above the disliked ones.")
 def dmpo(config_file: str | None, **options: Any) -> None:
     """Stage two: raise the liked item against the average of the disliked ones (or dpo, s-dpo, simpo)."""
     settings = settings_of(config.DmpoSettings, "dmpo", config_file, options)
     if not settings.model and not settings.start_adapter and "start_adapter" not in given(options):
         settings = replace(settings, start_adapter=_embedded_sft())
-    if settings.preset == "released-code":
-        click.echo(
-            "preset released-code: pairwise, reference-free, + SFT: what the DMPO release's trainer computes, not the paper's loss"
-        )
+    if settings.preset:
+        console.notice(config.describe_preset(settings))
     if not settings.start_adapter:
         console.notice("note: no --start-adapter: training starts from the base model, which is also the reference")
+    _train(settings, config_file, options)
+
+
+def _train(settings: Any, config_file: str | None, options: dict[str, Any]) -> None:
+    settings = _own_directory(settings, config_file, options)
+    _notes(settings)
+    from ..data.rows import has_split
     from ..train.run import train
 
     path = train(settings, command_line())
-    model = f" --model {settings.model}" if settings.model else ""
-    data = f" --data {settings.data}" if settings.data else ""
-    say_done(
-        f"done: {path} (adapter, metrics.jsonl, training.png)\nnext: mlx-dmpo evaluate{model}{data} --adapter-path {path}"
-    )
+    if settings.domains:
+        worded = yaml.safe_dump({"domains": settings.domains}, allow_unicode=True)
+        files.write_text(path / commands.DOMAINS, worded)
+    has_test = bool(settings.data) and has_split(settings.data, "test")
+    then = commands.after_training(settings, path, has_test=has_test, config_file=config_file)
+    say_done(f"done: {path} (adapter, metrics.jsonl, training.png)\nnext: {then}")
+
+
+def _own_directory(settings: Any, config_file: str | None, options: dict[str, Any]) -> Any:
+    """The settings with a directory of their own where the default one holds a run on other data."""
+    if was_given("adapter_path", config_file, options):
+        return settings
+    path = commands.own_directory(Path(settings.adapter_path), settings)
+    if str(path) == settings.adapter_path:
+        return settings
+    console.notice(f"note: {settings.adapter_path} holds a run on other data: writing {path}")
+    return replace(settings, adapter_path=str(path))
+
+
+def _notes(settings: Any) -> None:
+    from ..data.rows import has_split
+
+    if settings.data and not settings.valid_data and not has_split(settings.data, "valid"):
+        console.notice(
+            "note: no validation data: the last adapter is kept, not the best; add --valid-data FILE to choose by it"
+        )
+    if settings.data and not settings.model:
+        console.notice(
+            "note: no --model: this trains the embedded toy model, which knows a fictional catalogue only; "
+            "name a real one, such as --model mlx-community/Qwen3-0.6B-4bit"
+        )
 
 
 def _embedded_sft() -> str:

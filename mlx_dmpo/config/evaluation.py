@@ -9,11 +9,12 @@ from .fields import CommonSettings, setting
 
 @dataclass(frozen=True)
 class EvaluateSettings(CommonSettings):
-    adapter_path: str = setting("", "Adapter directory; without it the base model is evaluated.")
+    adapter_path: str = setting("", "Adapter directory; without it the base model is evaluated.", path=True)
     split: str = setting("test", "Split of a prepared directory.", choices=("train", "valid", "test"))
     out: str = setting(
         "",
         "Directory to write: metrics.json, scores.jsonl, pictures, manifest (default: ADAPTER/eval, or runs/base/eval).",
+        path=True,
     )
     batch_size: int = setting(8, "Groups run at once.", low=1)
     orders: int | None = setting(
@@ -48,14 +49,16 @@ class EvaluateSettings(CommonSettings):
 
 @dataclass(frozen=True)
 class ExportSettings(CommonSettings):
-    model: str = setting("", "Base model (the one that the adapter names, where that is on this disk, when left out).")
-    adapter_path: str = setting("", "Adapter directory to export, as sft, dmpo or mlx-lm wrote it.")
+    model: str = setting(
+        "", "Base model (the one that the adapter names, where that is on this disk, when left out).", path=True
+    )
+    adapter_path: str = setting("", "Adapter directory to export, as sft, dmpo or mlx-lm wrote it.", path=True)
     to: str = setting(
         "mlx",
         "mlx: a fused model directory for mlx-lm; peft: an adapter for transformers and PEFT.",
         choices=("mlx", "peft"),
     )
-    out: str = setting("", "Directory to make (default: ADAPTER/mlx or ADAPTER/peft).")
+    out: str = setting("", "Directory to make (default: ADAPTER/mlx or ADAPTER/peft).", path=True)
     keep_quantized: bool = setting(
         False,
         "Of a quantised base: leave it as it is, with the adapter beside it (else it is dequantised and fused, which is larger).",
@@ -73,16 +76,16 @@ class ExportSettings(CommonSettings):
         low=0,
     )
     num_negatives: int = setting(1, "Negatives used of each example; 0 takes all.", low=0)
-    eval: tuple[str, ...] = setting((), "Evaluation directory whose results go into the model card.")
+    eval: tuple[str, ...] = setting((), "Evaluation directory whose results go into the model card.", path=True)
     batch_size: int = setting(8, "Groups run at once.", low=1)
     overwrite: bool = setting(False, "Replace an earlier export in --out.")
 
 
 @dataclass(frozen=True)
 class SampleSettings(CommonSettings):
-    adapter_path: str = setting("", "Adapter directory; without it the base model answers.")
+    adapter_path: str = setting("", "Adapter directory; without it the base model answers.", path=True)
     split: str = setting("test", "Split of a prepared directory.", choices=("train", "valid", "test"))
-    out: str = setting("samples.jsonl", "File to write, one JSON object a line.")
+    out: str = setting("samples.jsonl", "File to write, one JSON object a line.", path=True)
     n: int = setting(10, "Answers drawn to each prompt.", low=1)
     temperature: float = setting(0.8, "Sampling temperature; 0 takes the likeliest token.", low=0)
     top_p: float = setting(

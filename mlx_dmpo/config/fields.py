@@ -14,9 +14,15 @@ def setting(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    path: bool = False,
+    short: str = "",
 ) -> Any:
-    """A field with its help and its range: `low` and `high` are allowed values, `above` is not."""
-    meta = {"help": help, "choices": choices, "low": low, "above": above, "high": high}
+    """A field with its help and its range: `low` and `high` are allowed values, `above` is not.
+
+    path   the value may name a file or directory: `~` is the home directory
+    short  a second, one-letter flag
+    """
+    meta = {"help": help, "choices": choices, "low": low, "above": above, "high": high, "path": path, "short": short}
     return field(default_factory=default, metadata=meta) if callable(default) else field(default=default, metadata=meta)
 
 
@@ -31,7 +37,9 @@ class Lora:
 @dataclass(frozen=True)
 class CommonSettings:
     model: str = setting(
-        "", "Model directory or hub repository, whatever mlx-lm loads (the embedded tiny model when left out)."
+        "",
+        "Model directory or hub repository, whatever mlx-lm loads (the embedded tiny model when left out).",
+        path=True,
     )
     quantize: int | None = setting(
         None, "Quantise an unquantised model to this many bits at load.", choices=("2", "3", "4", "5", "6", "8")
@@ -46,6 +54,7 @@ class CommonSettings:
     data: str = setting(
         "",
         "Prepared directory (train, valid, test.jsonl), a file in any format of docs/data.md, or a data set of the hub, owner/name (embedded data when left out).",
+        path=True,
     )
     domain: str = setting(
         "",
@@ -55,6 +64,7 @@ class CommonSettings:
         "",
         "Prompt form: pairwise, listwise, direct or pointwise, or a YAML file of your own (docs/prompts.md). "
         "When left out, the adapter's; pairwise without one.",
+        path=True,
     )
     allow_other_prompt: bool = setting(
         False, "Use --prompt, or `domains:`, although the adapter was trained with another prompt."

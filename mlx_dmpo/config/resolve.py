@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +16,18 @@ from typing import Any, TypeVar
 import yaml
 
 from ..errors import UserError
+from .effects import without_effect
+from .fields import default_of
 from .training import PRESETS
 
 T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader which reads 1e-5 as a number, as YAML 1.2 and mlx-lm do, and no aliases: a few lines of them can stand for gigabytes."""
+    """SafeLoader which reads 1e-5 as a number, as YAML 1.2 and mlx-lm do.
+
+    Aliases are refused: a few lines of them can stand for gigabytes.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -40,6 +46,26 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
 
 
+def home(text: str, where: str) -> str:
+    """A path that begins with `~` or `~user` under that home directory, also after `scores:`; any other text as it is.
+
+    A shell does this for a word of its own only, not after `=`, in quotes or in a file. Raises UserError for an unknown user.
+    """
+    kind, path = ("scores:", text[7:]) if text.startswith("scores:") else ("", text)
+    if not path.startswith("~"):
+        return text
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        raise UserError(f"{where}: {path.split('/')[0]} is nobody's home directory: write the path out, or ./{path}")
+    return kind + found
+
+
+def _at_home(value: Any, where: str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(home(v, where) for v in value)
+    return home(value, where) if isinstance(value, str) else value
+
+
 def _coerce(value: Any, annotation: Any, where: str) -> Any:
     """`value` as the field's type, or UserError. Ints pass for floats; nothing else is converted."""
     for kind in _kinds(annotation):
@@ -48,6 +74,8 @@ def _coerce(value: Any, annotation: Any, where: str) -> Any:
             return build(kind, value, lambda key: f"{where}.{key}")
         if origin is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
             return tuple(value)
+        if kind is str and isinstance(value, str):
+            return value
         if origin is dict and isinstance(value, Mapping):
             return dict(value)
         if kind is type(None) and value is None:
@@ -96,6 +124,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: Any = lambda key: key)
             hint = f'did you mean "{near[0]}"?' if near else f"known settings: {', '.join(sorted(specs))}"
             raise UserError(f"{where(key)}: unknown setting: {hint}")
         clean[key] = _coerce(value, hints[key], where(key))
+        if specs[key].metadata.get("path"):
+            clean[key] = _at_home(clean[key], where(key))
         _check(clean[key], specs[key], where(key))
     return cls(**clean)
 
@@ -115,7 +145,7 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(
-            f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}): mend the syntax"
+            f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}): fix the syntax"
         ) from None
     if values is None:
         return {}, {}
@@ -130,9 +160,18 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def resolve(
-    cls: type[T], config: str | Path | None, flags: Mapping[str, Any], embedded: Mapping[str, Any] | None = None
+    cls: type[T],
+    config: str | Path | None,
+    flags: Mapping[str, Any],
+    embedded: Mapping[str, Any] | None = None,
+    notice: Callable[[str], None] = lambda message: None,
 ) -> T:
-    """Defaults < the embedded model's own settings (when no model is named) < YAML < flags; `flags` holds only what was given."""
+    """Defaults < the embedded model's own settings (when no model is named) < YAML < flags.
+
+    flags   only what was given
+    notice  receives a line for each setting of the file that has no effect; a flag without effect is an error
+    """
+    config = home(str(config), "--config") if config else None
     values, lines = read_yaml(config) if config else ({}, {})
     from_file = set(values)
 
@@ -145,19 +184,24 @@ def resolve(
         return f'{config}:{lines.get(key, 1)}: "{key}"'
 
     if config:
-        build(cls, values, in_file)  # so that the file's own mistakes are told with their lines
-    if "epochs" in values and values.get("iters") is not None:
-        raise UserError(f"{where('iters')}: both epochs and iters are given: keep one of them")
+        build(cls, values, in_file)  # so that the file's own mistakes are reported with their lines
     if "epochs" in flags and flags.get("iters") is not None:
         raise UserError("--iters: both --epochs and --iters are given: keep one of them")
     if "epochs" in flags:
         values["iters"] = None
-    lora = {k[5:]: v for k, v in flags.items() if k.startswith("lora_")}
-    flags = {k: v for k, v in flags.items() if not k.startswith("lora_")}
     merged = {**values, **flags}
+    if "lora_parameters" in {f.name for f in fields(cls)}:  # type: ignore[arg-type]
+        lora = {k[5:]: merged.pop(k) for k in flags if k.startswith("lora_")}
+        if lora:
+            merged["lora_parameters"] = {**(merged.get("lora_parameters") or {}), **lora}
     if embedded and not merged.get("model"):
         merged = {**embedded, **merged}
     merged = {**PRESETS.get(str(merged.get("preset")), {}), **merged}
-    if lora:
-        merged["lora_parameters"] = {**(merged.get("lora_parameters") or {}), **lora}
-    return build(cls, merged, where)
+    settings = build(cls, merged, where)
+    for name, why in without_effect(settings).items():
+        if name in flags:
+            raise UserError(f"{where(name)}: has no effect {why}: leave it out")
+        default = next(default_of(f) for f in fields(cls) if f.name == name)  # type: ignore[arg-type]
+        if name in from_file and getattr(settings, name) != default:
+            notice(f"note: {in_file(name)}: has no effect {why}")
+    return settings

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .fields import CommonSettings, Lora, setting
+from .effects import without_effect
+from .fields import CommonSettings, Lora, default_of, setting
 
 
 @dataclass(frozen=True)
 class TrainSettings(CommonSettings):
-    adapter_path: str = setting("", "Directory to write: adapter, metrics, pictures, manifest.")
+    adapter_path: str = setting("", "Directory to write: adapter, metrics, pictures, manifest.", path=True)
     valid_data: str = setting(
-        "", "Validation examples, where --data is a file (a directory brings its own valid.jsonl)."
+        "", "Validation examples, where --data is a file (a directory brings its own valid.jsonl).", path=True
     )
     fine_tune_type: str = setting("lora", "Kind of adapter.", choices=("lora", "dora"))
     num_layers: int = setting(-1, "Adapt this many of the last layers; -1 adapts all.", low=-1)
@@ -85,22 +86,27 @@ class TrainSettings(CommonSettings):
 
 @dataclass(frozen=True)
 class SftSettings(TrainSettings):
-    adapter_path: str = setting("runs/sft", "Directory to write: adapter, metrics, pictures, manifest.")
-    start_adapter: str = setting("", "Adapter directory to go on from.")
+    adapter_path: str = setting("runs/sft", "Directory to write: adapter, metrics, pictures, manifest.", path=True)
+    start_adapter: str = setting("", "Adapter directory to go on from.", path=True)
     epochs: float = setting(5.0, "Passes over the training groups.", above=0)
-    num_negatives: int = setting(1, "Negatives used of each example (a prompt each); 0 takes all.", low=0)
+    num_negatives: int = setting(
+        -1, "Negatives used of each example; 0 takes all; -1 takes one, and all where a list is printed.", low=-1
+    )
 
 
 @dataclass(frozen=True)
 class DmpoSettings(TrainSettings):
-    adapter_path: str = setting("runs/dmpo", "Directory to write: adapter, metrics, pictures, manifest.")
+    adapter_path: str = setting("runs/dmpo", "Directory to write: adapter, metrics, pictures, manifest.", path=True)
     start_adapter: str = setting(
         "",
         "Adapter directory to go on from, as sft wrote it; it is also the reference. Without it the base model is both.",
+        path=True,
     )
     loss: str = setting("dmpo", "How a group's margins become one loss.", choices=("dmpo", "dpo", "s-dpo", "simpo"))
-    beta: float = setting(0.1, "Strength of the preference (0.1-0.5; simpo 2-10).", above=0)
-    gamma: float = setting(0.5, "simpo's target margin, after beta.", low=0)
+    beta: float = setting(
+        None, "Strength of the preference: 0.1 to 0.5, simpo 2 to 10.  [default: 0.1; simpo: 2]", above=0
+    )
+    gamma: float = setting(0.5, "Target reward margin of simpo; other losses have none.", low=0)
     label_smoothing: float = setting(
         0.0, "Chance that a preference is taken to be the wrong way round.", low=0, high=0.499
     )
@@ -114,22 +120,47 @@ class DmpoSettings(TrainSettings):
         choices=("", "released-code"),
     )
 
+    def __post_init__(self) -> None:
+        if self.beta is None:
+            object.__setattr__(self, "beta", 2.0 if self.loss == "simpo" else 0.1)
 
-# What may change when a run is resumed: paths (what they lead to is compared), reports, and how a step's work is cut up.
+
+# What may change when a run is resumed: paths (their contents are compared), reports, and how a step's work is cut up.
 _FREE = frozenset(
-    """model data valid_data skip_bad_rows prompt allow_other_prompt domains adapter_path start_adapter batch_size batch_tokens grad_accumulation_steps val_batches grad_checkpoint
-    steps_per_report report_to project_name save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check""".split()
+    """model data valid_data skip_bad_rows prompt allow_other_prompt domains adapter_path start_adapter batch_size
+    batch_tokens grad_accumulation_steps val_batches grad_checkpoint steps_per_report report_to project_name save_every
+    keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check""".split()
 )
 
 
 def resume_key(settings: TrainSettings) -> dict[str, Any]:
-    """The settings that decide where a run goes."""
+    """The settings that decide every step of a run; those without effect count as their defaults."""
+    idle = without_effect(settings)
+    defaults = {f.name: default_of(f) for f in fields(settings) if f.name in idle}
+    values = {**asdict(settings), **defaults}
     return {
-        **{name: value for name, value in asdict(settings).items() if name not in _FREE},
+        **{name: value for name, value in values.items() if name not in _FREE},
         "batch_size x grad_accumulation_steps": settings.batch_size * settings.grad_accumulation_steps,
         "batch_size x val_batches": max(-1, settings.batch_size * settings.val_batches),
     }
 
 
-# `preset` gives what it names; flags and YAML still win
+# Settings that a preset sets; flags and YAML override them.
 PRESETS: dict[str, dict[str, Any]] = {"released-code": {"loss": "dpo", "reference_free": True, "sft_weight": 1.0}}
+
+
+def describe_preset(settings: DmpoSettings) -> str:
+    """What a preset and the settings that override it compute, on one line."""
+    given = PRESETS[settings.preset]
+    changed = [f"{name} {getattr(settings, name)}" for name, value in given.items() if getattr(settings, name) != value]
+    if not changed:
+        return (
+            f"preset {settings.preset}: pairwise DPO without a reference + 1.0 x SFT: "
+            "what the DMPO release's trainer computes, not the paper's loss"
+        )
+    reference = "without a reference" if settings.reference_free or settings.loss == "simpo" else "with a reference"
+    sft = f" + {settings.sft_weight:g} x SFT" if settings.sft_weight else ""
+    return (
+        f"preset {settings.preset} with {', '.join(changed)}: {settings.loss} {reference}{sft}: "
+        "no longer what the DMPO release's trainer computes"
+    )

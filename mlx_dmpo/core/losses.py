@@ -7,7 +7,15 @@ With one pair, dpo = dmpo = s-dpo. A ragged K is a mask (G, K). Everything is fl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import mlx.core as mx
+
+from .tree import GroupBatch
+
+# (policy (G, R), reference (G, R) or None, batch) -> losses (G,), margins (G, K)
+Loss = Callable[[mx.array, mx.array | None, GroupBatch], tuple[mx.array, mx.array]]
 
 
 def _softplus(x: mx.array) -> mx.array:
@@ -35,7 +43,10 @@ def pair_difference(logps: mx.array, pairs: mx.array) -> mx.array:
 
 
 def margins(policy: mx.array, reference: mx.array | None, pairs: mx.array, beta: float) -> mx.array:
-    """DPO's implicit reward margin (Rafailov et al., arXiv 2305.18290, eq. 7).  (G, R), (G, R) or None, (G, K, 2) -> (G, K)."""
+    """DPO's implicit reward margin (Rafailov et al., arXiv 2305.18290, eq. 7).
+
+    policy (G, R), reference (G, R) or None, pairs (G, K, 2) -> (G, K).
+    """
     return beta * pair_difference(policy if reference is None else policy - reference, pairs)
 
 
@@ -45,17 +56,26 @@ def dpo(margin: mx.array, mask: mx.array, smoothing: float | mx.array = 0.0) -> 
 
 
 def dmpo(margin: mx.array, mask: mx.array, smoothing: float = 0.0) -> mx.array:
-    """-log sigmoid(mean_k margin_k): the negatives averaged inside the sigmoid (Bai et al., arXiv 2405.16127).  (G, K), (G, K) -> (G,)."""
+    """-log sigmoid(mean_k margin_k): the mean is inside the sigmoid (Bai et al., arXiv 2405.16127).
+
+    margin, mask (G, K) -> (G,).
+    """
     return _smoothed(_mean(margin, mask), smoothing)
 
 
 def s_dpo(margin: mx.array, mask: mx.array, smoothing: float = 0.0) -> mx.array:
-    """-log sigmoid(-log sum_k exp(-margin_k)): Plackett-Luce (Chen et al., arXiv 2406.09215, eq. 10).  (G, K), (G, K) -> (G,)."""
+    """-log sigmoid(-log sum_k exp(-margin_k)): Plackett-Luce (Chen et al., arXiv 2406.09215, eq. 10).
+
+    margin, mask (G, K) -> (G,).
+    """
     return _smoothed(-mx.logsumexp(mx.where(mask > 0, -margin, -1e30), axis=-1), smoothing)
 
 
 def simpo(margin: mx.array, mask: mx.array, gamma: float, smoothing: float = 0.0) -> mx.array:
-    """mean_k -log sigmoid(margin_k - gamma), margins of length-normalised log-probs without a reference (Meng et al., arXiv 2405.14734, eq. 6)."""
+    """mean_k -log sigmoid(margin_k - gamma) (Meng et al., arXiv 2405.14734, eq. 6).  margin, mask (G, K) -> (G,).
+
+    The margins are those of length-normalised log-probs, without a reference.
+    """
     return dpo(margin - gamma, mask, smoothing)
 
 
@@ -102,6 +122,45 @@ def mult_dpo(reward: mx.array, chosen: mx.array, mask: mx.array) -> mx.array:
     return ((total - reward) * chosen).sum(axis=-1)
 
 
+# A new loss is a function (margin (G, K), mask (G, K), smoothing=) -> (G,), and a line here.
+REDUCTIONS: dict[str, Callable[..., mx.array]] = {"dmpo": dmpo, "dpo": dpo, "s-dpo": s_dpo, "simpo": simpo}
+LENGTH_NORMALISED = frozenset({"simpo"})  # margins of mean log-probs per token, without a reference
+
+
 def sft(logps: mx.array, lengths: mx.array) -> mx.array:
-    """Mean negative log-likelihood of a group's answer tokens.  logps (G, R), lengths (G, R) in tokens, 0 = left out -> (G,)."""
+    """Mean negative log-likelihood of a group's answer tokens.
+
+    logps (G, R), lengths (G, R) in tokens, 0 for a branch that does not count -> (G,).
+    """
     return -(logps * (lengths > 0)).sum(axis=-1) / mx.maximum(lengths.sum(axis=-1), 1)
+
+
+def sft_loss(policy: mx.array, reference: mx.array | None, batch: GroupBatch) -> tuple[mx.array, mx.array]:
+    """A `Loss`: SFT on the chosen answers. Its margins are the policy's own differences, in nats."""
+    return sft(policy, mx.array(batch.chosen_lengths)), pair_difference(policy, mx.array(batch.pairs))
+
+
+def preference_loss(
+    name: str, *, beta: float, gamma: float = 0.0, smoothing: float = 0.0, sft_weight: float = 0.0
+) -> Loss:
+    """The `Loss` of a name in REDUCTIONS.
+
+    beta        factor of the margin
+    gamma       simpo's target margin
+    smoothing   chance that a preference is the wrong way round
+    sft_weight  weight of the chosen answers' mean token loss, which is added
+    Raises KeyError for another name.
+    """
+    reduce = REDUCTIONS[name] if name != "simpo" else partial(simpo, gamma=gamma)
+
+    def loss(policy: mx.array, reference: mx.array | None, batch: GroupBatch) -> tuple[mx.array, mx.array]:
+        scored = policy
+        if name in LENGTH_NORMALISED:
+            scored = policy / mx.maximum(mx.array(batch.answer_mask).sum(axis=-1), 1)
+        margin = margins(scored, reference, mx.array(batch.pairs), beta)
+        value = reduce(margin, mx.array(batch.pair_mask), smoothing=smoothing)
+        if sft_weight:
+            value = value + sft_weight * sft(policy, mx.array(batch.chosen_lengths))
+        return value, margin
+
+    return loss

@@ -14,7 +14,7 @@ from ..machine import files, run_directory
 from ..prompts import pairwise
 from ..records import RankingExample
 from . import formats
-from .rows import data_file
+from .rows import data_file, hub_inputs
 
 
 def split_users(
@@ -68,6 +68,7 @@ def convert(file: str, settings: ConvertSettings, command: str, notice: Callable
     for name, split in ((n, s) for s, n in given.items() if n):
         if path := data_file(name, split):
             run.input(path)
+        run.inputs |= hub_inputs(name, split)
     facts = {}
     for split, examples in splits.items():
         text = "".join(json.dumps(e.to_json(), ensure_ascii=False) + "\n" for e in examples)

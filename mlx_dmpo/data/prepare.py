@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,56 +15,41 @@ from tqdm import tqdm
 from ..config import MovielensSettings, PrepareSettings
 from ..errors import UserError
 from ..machine import files, run_directory
-from ..prompts.pairwise import DOMAINS
-from ..records import RankingExample
 from ..report import charts
-from . import splits
+from . import splits, summary
+from .advice import advice, extreme
+from .examples import SCORES, Rankings, Scores, read_scores, split_examples, units_per_second
 from .release import write_release
 from .sources import SOURCES, BadRows, Ratings
-from .splits import SPLITS
-from .titles import Catalogue, catalogue
-
-SHOWN = 5  # merged titles told on the terminal; all are in items.jsonl
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Domain:
-    """One domain of the output, with all that was decided on the way."""
-
-    name: str
-    source: str
-    files: list[Path]
-    rules: list[str]
-    notes: list[str]
-    counts: dict[str, Any]
-    examples: dict[str, list[RankingExample]]
-    items: list[dict[str, Any]]
-    charts: dict[str, Any]
+from .sources.catalogue import read_catalogue
+from .splits import DRAWN, SPLITS
+from .summary import Domain
+from .titles import Catalogue, catalogue, normalise
 
 
 def prepare(source: str, paths: Sequence[str], settings: PrepareSettings, command: str = "prepare") -> list[str]:
     """Writes the directory and returns the lines that sum it up. Raises UserError; then nothing is written."""
     started = time.time()
     _check(settings)
-    if isinstance(settings, MovielensSettings) and settings.recipe:
-        if len(paths) > 1:
-            raise UserError(f"{paths[1]}: recipe dmpo-release takes one folder: name MovieLens-1M only")
-        return write_release(Path(paths[0]), settings, command)
     inputs = _inputs(source, paths)
-    scores = (
-        splits.read_scores(Path(settings.negatives.removeprefix(splits.SCORES)))
-        if settings.negatives.startswith(splits.SCORES)
-        else None
-    )
+    if isinstance(settings, MovielensSettings) and settings.recipe == "dmpo-release":
+        if len(inputs) > 1:
+            raise UserError(f"{paths[1]}: recipe dmpo-release takes one folder: name MovieLens-1M only")
+        return write_release(inputs[0][1], settings, command)
+    scores = None
+    if settings.negatives.startswith(SCORES):
+        scores = read_scores(Path(settings.negatives.removeprefix(SCORES)))
+    further = read_catalogue(Path(settings.catalogue), settings.encoding) if settings.catalogue else None
     taken: dict[str, str] = {}
     domains: list[Domain] = []
     for n, (kind, path) in enumerate(inputs):
         bad = BadRows(settings.skip_bad_rows)
         ratings = SOURCES[kind](path, settings, bad)
         name = _name(n, ratings, inputs, settings, domains)
-        domains.append(_domain(name, ratings, bad, settings, scores, taken))
+        domains.append(_domain(name, ratings, bad, settings, scores, taken, further))
     run = _write(domains, scores, settings, command, started)
-    return [*_summary(domains), f"done: {run} (train, valid, test and items.jsonl, summary.png)", *_next(domains, run)]
+    written = "train, valid, test and items.jsonl" + (", users.jsonl" if any(d.users for d in domains) else "")
+    return [*summary.lines(domains), f"done: {run} ({written}, summary.png)", *summary.following(domains, run)]
 
 
 def _check(settings: PrepareSettings) -> None:
@@ -74,20 +58,25 @@ def _check(settings: PrepareSettings) -> None:
         raise UserError("--out: no directory to write: name one")
     if run_directory.is_complete(Path(settings.out)) and not settings.overwrite:
         raise UserError(f"{settings.out}: holds a finished run: name another --out, or add --overwrite")
-    if settings.negatives not in ("disliked", "uniform", "popularity") and not settings.negatives.startswith(
-        splits.SCORES
-    ):
+    if settings.negatives not in ("disliked", *DRAWN) and not settings.negatives.startswith(SCORES):
         raise UserError(
             f"--negatives: {settings.negatives!r} is not a choice: give disliked, uniform, popularity or scores:FILE"
         )
-    if settings.negatives in ("uniform", "popularity") and not settings.num_negatives:
+    if settings.negatives in DRAWN and not settings.num_negatives:
         raise UserError("--num-negatives: 0 takes all disliked items, but these are drawn: give a number")
-    if settings.few_shot and not settings.train_users:
+    if settings.few_shot and settings.train_users == 0:
         raise UserError("--few-shot: there are no training users to take them from: raise --train-users")
     if settings.max_interactions and settings.max_interactions < settings.min_liked + settings.min_disliked:
         raise UserError(
-            f"--max-interactions: {settings.max_interactions} cannot hold {settings.min_liked} liked and {settings.min_disliked} disliked: raise it"
+            f"--max-interactions: {settings.max_interactions} cannot hold {settings.min_liked} liked and "
+            f"{settings.min_disliked} disliked: raise it"
         )
+    if settings.recipe == "paper":
+        for name in ("examples_per_user", "split"):
+            if getattr(settings, name) not in ("", "1", "user"):
+                raise UserError(
+                    f"--{name.replace('_', '-')}: recipe paper has one example a user: leave one of them out"
+                )
 
 
 def _inputs(source: str, paths: Sequence[str]) -> list[tuple[str, Path]]:
@@ -109,7 +98,7 @@ def _name(n: int, ratings: Ratings, inputs: Sequence[Any], settings: PrepareSett
     if names and len(names) != len(inputs):
         raise UserError(f"--domains: {len(names)} names for {len(inputs)} paths: name each")
     if len(set(names)) < len(names):
-        raise UserError("--domains: a name stands twice: give each path its own")
+        raise UserError("--domains: a name is there twice: give each path its own")
     name = names[n] if names else ratings.domain
     if any(d.name == name for d in before):
         raise UserError(f'--domains: two paths are of domain "{name}": name them, as in --domains old,new')
@@ -121,12 +110,12 @@ def _domain(
     ratings: Ratings,
     bad: BadRows,
     settings: PrepareSettings,
-    scores: splits.Scores | None,
+    scores: Scores | None,
     taken: dict[str, str],
+    further: tuple[dict[str, int], str] | None,
 ) -> Domain:
-    """One source's ratings as examples."""
-    if not len(ratings.interactions.user):
-        raise UserError(f"{ratings.files[0]}: no row can be used: check the file's columns, or name another")
+    """One source's ratings as examples. Raises UserError where a split stays empty, with what would fill it."""
+    ratings = _rated(ratings, settings)
     with tqdm(total=4, desc=f"{name}: titles, order, split", unit="step", disable=None) as bar:
         titles = catalogue(ratings.interactions.items, ratings.titles, settings.title_articles, settings.title_years)
         bar.update()
@@ -136,191 +125,170 @@ def _domain(
                 f"{ratings.files[-1]}: no title for any item of {ratings.files[0].name}: use the two files of one download"
             )
         histories = splits.histories(ratings, titles, rule, order, settings.seed)
+        settings = splits.for_this(settings, int((np.diff(histories.start) > 0).sum()), ratings.personal)
         bar.update()
-        eligible, unfit = splits.eligible_users(histories, settings, len(titles.titles))
-        wanted = _wanted(name, settings)
-        users = splits.assign([histories.users[u] for u in eligible], wanted, settings, taken)
+        rankings = _rankings(name, ratings, titles, histories, order, settings, scores, further)
+        eligible, unfit = splits.eligible_users(histories, settings, len(rankings.titles))
+        wanted = _wanted(name, len(eligible), settings)
+        users = [histories.users[u] for u in eligible]
+        by_split = {"train": users} if settings.split == "time" else splits.assign(users, wanted, settings, taken)
         bar.update()
-        popularity = splits.popularity(histories, len(titles.titles))
-        rankings = splits.Rankings(name, histories, titles.titles, settings, scores, popularity)
-        examples, scored = splits.split_examples(rankings, users)
+        examples, scored = split_examples(rankings, by_split)
         bar.update()
-    counts = _counts(ratings, bad, histories, titles, eligible, unfit, examples)
-    for split, number in wanted.items():
-        if number and not examples[split]:
-            why = ", ".join(f"{n:,} {reason}" for reason, n in unfit.items())
-            mend = "lower --train-users and --valid-users" if eligible else "lower --min-liked or --min-disliked"
+    counted = summary.counts(ratings, bad, histories, titles, eligible, unfit, examples)
+    counted["users_left_over"] = len(eligible) - len({u for found in by_split.values() for u in found})
+    why = ", ".join(f"{n:,} {reason}" for reason, n in unfit.items())
+    for split in _needed(wanted, settings):
+        if not examples[split]:
+            fix = advice(histories, rule, settings, len(rankings.titles))
+            if len(eligible) >= len(SPLITS) and settings.split != "time":
+                fix = "lower --train-users, --valid-users and --test-users"
             raise UserError(
-                f"{ratings.files[0]}: no user left for {split}: {len(eligible):,} of {counts['users']:,} are eligible{why and f' ({why})'}: {mend}"
+                f"{ratings.files[0]}: no user left for {split}: {len(eligible):,} of {counted['users']:,} are eligible"
+                f"{why and f' ({why})'}: {fix}"
             )
     if scores and not scored.total():
         raise UserError(
             f"{scores.path}: no pair of it belongs to a chosen user: score the data that these settings give, then choose by it"
         )
-    notes = [*ratings.notes, *_notes(bad, titles, histories, wanted, examples, scored if scores else None)]
+    told = [*ratings.notes, *([further[1]] if further else [])]
+    told += summary.notes(bad, titles, histories, examples, scored if scores else None)
+    told += _short(examples, wanted, settings)
+    ids = [*titles.ids, *([] for _ in rankings.titles[len(titles.titles) :])]
     return Domain(
         name,
         ratings.name,
         ratings.files,
-        _rules(rule, order, settings),
-        notes,
-        counts,
+        summary.rules(rule, order, settings, bool(histories.liked.all())),
+        told,
+        counted,
         examples,
-        _items(name, titles, histories, popularity),
-        _charts(histories, popularity, examples),
+        summary.items(name, rankings.titles, ids, histories, rankings.popularity),
+        summary.users(name, rankings, ratings.attributes, examples),
+        summary.charts(histories, splits.popularity(histories, len(titles.titles)), examples),
     )
 
 
-def _wanted(name: str, settings: PrepareSettings) -> dict[str, int]:
+def _rated(ratings: Ratings, settings: PrepareSettings) -> Ratings:
+    """Without the rows that --unrated names; with a note on a value that may mean the same. Raises UserError if none is left."""
+    i, notes = ratings.interactions, list(ratings.notes)
+    if settings.unrated is not None:
+        keep = i.rating != settings.unrated
+        notes.append(f"{int((~keep).sum()):,} ratings of {settings.unrated:g} left out: not rated (--unrated)")
+        i = i.where(keep)
+    elif ratings.scale is None and not ratings.liked_quantile and len(i.rating):
+        notes += filter(None, [extreme(i.rating)])
+    if not len(i.user):
+        raise UserError(f"{ratings.files[0]}: no row can be used: check the file's columns, or name another")
+    return replace(ratings, interactions=i, notes=notes)
+
+
+def _rankings(
+    name: str,
+    ratings: Ratings,
+    titles: Catalogue,
+    h: splits.Histories,
+    order: str,
+    settings: PrepareSettings,
+    scores: Scores | None,
+    further: tuple[dict[str, int], str] | None,
+) -> Rankings:
+    """What makes the examples; titles of the catalogue come after those of the ratings."""
+    all_titles = list(titles.titles)
+    place = {title: n for n, title in enumerate(all_titles)}
+    popularity = splits.popularity(h, len(all_titles)).tolist()
+
+    def at(raw: str) -> int | None:
+        title = normalise(raw, settings.title_articles, settings.title_years)
+        if not title:
+            return None
+        if title not in place:
+            place[title] = len(all_titles)
+            all_titles.append(title)
+            popularity.append(0)
+        return place[title]
+
+    for raw, weight in (further[0] if further else {}).items():
+        n = at(raw)
+        if n is not None:
+            popularity[n] += weight
+    seen = {user: [n for raw in raws if (n := at(raw)) is not None] for user, raws in ratings.seen.items()}
+    times = ratings.interactions.time[h.row] if order == "time" and ratings.interactions.time is not None else None
+    return Rankings(
+        name,
+        h,
+        all_titles,
+        settings,
+        scores,
+        np.array(popularity, np.int64),
+        seen,
+        times,
+        units_per_second(times),
+        bool(h.rating.min() < h.rating.max()),
+    )
+
+
+def _wanted(name: str, eligible: int, settings: PrepareSettings) -> dict[str, int]:
     """Users of each split that a domain gives."""
     trains = not settings.train_domains or name in _listed(settings.train_domains)
     tests = not settings.test_domains or name in _listed(settings.test_domains)
-    train = settings.few_shot or settings.train_users
-    return {"train": train * trains, "valid": settings.valid_users * trains, "test": settings.test_users * tests}
+    return splits.sizes(eligible, settings, trains, tests)
 
 
-def _rules(rule: splits.LikedRule, order: str, s: PrepareSettings) -> list[str]:
-    """Every rule in words, for the terminal and the manifest."""
-    window = (
-        f"the last {s.max_interactions} interactions of a user" if s.max_interactions else "all interactions of a user"
-    )
-    order = {
-        "time": "by time, ties in the file's order",
-        "file": "in the file's order",
-        "random": f"in random order (seed {s.seed})",
-    }[order]
-    source = {
-        "disliked": "of the user's disliked items among them, drawn by seed",
-        "uniform": "drawn evenly from items that the user never met",
-        "popularity": "drawn by popularity from items that the user never met",
-    }.get(
-        s.negatives,
-        f"of the user's disliked items among them, least margin in {Path(s.negatives).name} first, the rest drawn by seed",
-    )
-    number = f"up to {s.num_negatives}" if s.num_negatives else "all"
-    return [
-        rule.told + ", all others disliked",
-        f"{window}, {order}; a title met twice counts the last time",
-        f"users with at least {s.min_liked} liked and {s.min_disliked} disliked among them",
-        "positive: the last liked; history: the liked before it",
-        f"negatives: {number} {source}",
-        f"users drawn by seed {s.seed}; nobody is in two splits"
-        + (f"; few-shot: the first {s.few_shot} of train" if s.few_shot else ""),
-        f"titles: articles {'first' if s.title_articles else 'as they are'}, years {'kept' if s.title_years else 'dropped'}",
-    ]
+def _needed(wanted: Mapping[str, int], settings: PrepareSettings) -> list[str]:
+    """Splits that must not stay empty: all that users are wanted for; by default at least train and test."""
+    if settings.split == "time":
+        return list(SPLITS)
+    given = {split: getattr(settings, f"{split}_users") for split in SPLITS}
+    trains = bool(wanted["train"] or wanted["valid"] or not wanted["test"])
+    needed = [split for split in SPLITS if wanted[split]]
+    if trains and given["train"] is None and "train" not in needed:
+        needed.append("train")
+    if given["test"] is None and "test" not in needed and not settings.test_domains:
+        needed.append("test")
+    return needed
 
 
-def _counts(
-    ratings: Ratings,
-    bad: BadRows,
-    h: splits.Histories,
-    titles: Catalogue,
-    eligible: Sequence[int],
-    unfit: dict[str, int],
-    examples: dict[str, list[RankingExample]],
-) -> dict[str, Any]:
-    users = int((np.diff(h.start) > 0).sum())
-    lengths = {s: [len(e.history) for e in es] for s, es in examples.items() if es}
-    return {
-        "ratings": len(ratings.interactions.user),
-        "rows_unreadable": dict(bad.counts),
-        "ratings_without_title": h.untitled,
-        "items_without_title": int((titles.of_item < 0).sum()),
-        "ratings_repeated": h.repeated,
-        "ratings_used": len(h.title),
-        "liked": int(h.liked.sum()),
-        "users": users,
-        "titles": len(titles.titles),
-        "titles_merged": len(titles.merged),
-        "users_eligible": len(eligible),
-        "users_unfit": unfit,
-        "examples": {split: len(found) for split, found in examples.items()},
-        "history": {s: {"min": min(n), "median": float(np.median(n)), "max": max(n)} for s, n in lengths.items()},
-        "negatives": {
-            s: dict(sorted(Counter(len(e.negatives) for e in es).items())) for s, es in examples.items() if es
-        },
-    }
-
-
-def _notes(
-    bad: BadRows,
-    titles: Catalogue,
-    h: splits.Histories,
-    wanted: dict[str, int],
-    examples: dict[str, list[RankingExample]],
-    scored: Counter[str] | None,
-) -> Iterator[str]:
-    """What was left out, and why."""
-    for reason, count in bad.counts.items():
-        yield f"{count:,} rows left out: {reason} (first: {bad.first[reason]})"
-    if h.untitled:
-        yield f"{h.untitled:,} ratings left out: no title for {int((titles.of_item < 0).sum()):,} items"
-    if h.repeated:
-        yield f"{h.repeated:,} ratings left out: the same user and title again later"
-    merged = titles.merged
-    if merged:
-        shown = "; ".join(f"{titles.titles[t]} ({', '.join(titles.ids[t][:SHOWN])})" for t in merged[:SHOWN])
-        yield f"titles of more than one item, which count as one (all in items.jsonl): {len(merged):,}: {shown}{'; ...' if len(merged) > SHOWN else ''}"
+def _short(examples: Mapping[str, Sequence[Any]], wanted: Mapping[str, int], s: PrepareSettings) -> Iterable[str]:
+    """Splits with fewer users than were requested."""
+    if s.split == "time":
+        return
     for split, number in wanted.items():
-        if len(examples[split]) < number:
-            yield f"{split}: {len(examples[split]):,} users instead of {number:,}: no more are eligible"
-    if scored is not None:
-        yield "negatives by margin: " + ", ".join(
-            f"{scored[split]} of {len(found)} {split} users" for split, found in examples.items()
-        )
-
-
-def _items(name: str, titles: Catalogue, h: splits.Histories, popularity: np.ndarray) -> list[dict[str, Any]]:
-    """The catalogue: every title with the items that it stands for, and how often it was rated and liked."""
-    liked = np.bincount(h.title[h.liked], minlength=len(titles.titles))
-    rows = zip(titles.titles, titles.ids, popularity.tolist(), liked.tolist(), strict=True)
-    return [{"domain": name, "title": title, "ids": ids, "ratings": n, "liked": k} for title, ids, n, k in rows if n]
-
-
-def _charts(h: splits.Histories, popularity: np.ndarray, examples: dict[str, list[RankingExample]]) -> dict[str, Any]:
-    """The numbers behind the picture."""
-    values, which = np.unique(h.rating, return_inverse=True)
-    return {
-        "ratings": (
-            values,
-            np.bincount(which[h.liked], minlength=len(values)),
-            np.bincount(which[~h.liked], minlength=len(values)),
-        ),
-        "per_user": np.diff(h.start),
-        "popularity": popularity,
-        "history": {split: [len(e.history) for e in found] for split, found in examples.items()},
-        "negatives": {split: [len(e.negatives) for e in found] for split, found in examples.items()},
-    }
+        users = len({e.user for e in examples[split]})
+        if users < number:
+            yield f"{split}: {users:,} users instead of {number:,}: no more are eligible"
 
 
 def _write(
-    domains: Sequence[Domain], scores: splits.Scores | None, settings: PrepareSettings, command: str, started: float
+    domains: Sequence[Domain], scores: Scores | None, settings: PrepareSettings, command: str, started: float
 ) -> Path:
     """The directory; its manifest comes last."""
-    asked = {*_listed(settings.train_domains), *_listed(settings.test_domains)}
-    unknown = sorted(asked - {d.name for d in domains})
+    named = {*_listed(settings.train_domains), *_listed(settings.test_domains)}
+    unknown = sorted(named - {d.name for d in domains})
     if unknown:
         raise UserError(
-            f'--train-domains and --test-domains: "{unknown[0]}" is no domain here: there are {", ".join(d.name for d in domains)}'
+            f'--train-domains and --test-domains: "{unknown[0]}" is no domain here: there are '
+            f"{', '.join(d.name for d in domains)}"
         )
     run = run_directory.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out")
     run.started = started
     try:
         for split in SPLITS:
-            examples = [e for d in domains for e in d.examples[split]]
-            (run.path / f"{split}.jsonl").unlink(missing_ok=True)
-            if examples:
-                files.write_text(run.path / f"{split}.jsonl", _json_lines(e.to_json() for e in examples))
-        files.write_text(run.path / "items.jsonl", _json_lines(item for d in domains for item in d.items))
+            _write_rows(run.path / f"{split}.jsonl", (e.to_json() for d in domains for e in d.examples[split]))
+        _write_rows(run.path / "items.jsonl", (item for d in domains for item in d.items))
+        _write_rows(run.path / "users.jsonl", (user for d in domains for user in d.users))
         charts.plot_preparation({d.name: d.charts for d in domains}, run.path / "summary.png")
         for name, file in tqdm(
             [(d.name, file) for d in domains for file in d.files], desc="hash the inputs", unit="file", disable=None
         ):
             run.inputs[f"{name}/{file.name}"] = files.sha256(file)
-        if scores:
-            run.input(scores.path)
-        told = {d.name: {"source": d.source, "rules": d.rules, "notes": d.notes, "counts": d.counts} for d in domains}
-        run.finish("cpu", domains=told)
+        for read in [scores.path] if scores else []:
+            run.input(read)
+        if settings.catalogue:
+            path = Path(settings.catalogue)
+            run.input(path / "items.jsonl" if path.is_dir() else path)
+        found = {d.name: {"source": d.source, "rules": d.rules, "notes": d.notes, "counts": d.counts} for d in domains}
+        run.finish("cpu", domains=found)
     except OSError as error:
         raise UserError(
             f"{run.path}: cannot be written ({error.strerror or error}): free some space or name another --out"
@@ -328,32 +296,10 @@ def _write(
     return run.path
 
 
-def _json_lines(rows: Iterator[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _summary(domains: Sequence[Domain]) -> Iterator[str]:
-    for d in domains:
-        c = d.counts
-        yield f"{d.name}: {d.source}"
-        yield f"  {c['ratings']:,} ratings of {c['titles']:,} titles by {c['users']:,} users; {c['liked'] / max(1, c['ratings_used']):.0%} liked"
-        yield from (f"  note: {note}" for note in d.notes)
-        yield from (f"  rule: {rule}" for rule in d.rules)
-        unfit = ", ".join(f"{n:,} {reason}" for reason, n in c["users_unfit"].items())
-        yield f"  {c['users_eligible']:,} users are eligible{f'; not: {unfit}' if unfit else ''}"
-        for split, n in c["examples"].items():
-            if n:
-                h = c["history"][split]
-                k = ", ".join(
-                    f"{k} ({times:,}x)" if len(c["negatives"][split]) > 1 else str(k)
-                    for k, times in c["negatives"][split].items()
-                )
-                yield f"  {split:<5} {n:>5,} users  history {h['min']} to {h['max']}, median {h['median']:g}  k = {k}"
-
-
-def _next(domains: Sequence[Domain], run: Path) -> Iterator[str]:
-    unworded = [d.name for d in domains if d.name not in DOMAINS]
-    if unworded:
-        yield f"next: word the domain {', '.join(unworded)} under `domains:` in a config (configs/songs.yaml shows how), then train with -c"
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """A JSON lines file; none where there are no rows, and what stood there goes."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if text:
+        files.write_text(path, text)
     else:
-        yield f"next: mlx-dmpo sft --model M --data {run} --adapter-path runs/sft"
+        path.unlink(missing_ok=True)

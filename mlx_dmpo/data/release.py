@@ -24,6 +24,7 @@ from ..machine import files, run_directory
 from ..prompts.pairwise import DOMAINS, pair_prompt, ranking_answer
 from ..records import RankingExample
 from . import sources
+from .sources.files import opened
 
 TRAIN_LINES, EVAL_LINES = 42, 40
 
@@ -104,7 +105,7 @@ def write_release(path: Path, settings: MovielensSettings, command: str) -> list
     bad = sources.BadRows(settings.skip_bad_rows)
     interactions = sources.movielens_interactions(kind, file, bad)
     titles = {}
-    with sources.opened(movies, bar=False) as text:
+    with opened(movies, bar=False) as text:
         lines = text.read().decode("utf-8", "replace").splitlines()
     for n, line in enumerate(lines, 1):
         cells = line.split("::")

@@ -1,35 +1,31 @@
-"""Interactions -> users of train, valid and test -> ranking examples, by the paper's rules (Bai et al., arXiv 2405.16127), each settable.
+"""Interactions -> histories -> users of train, valid and test, by the paper's rules (Bai et al., arXiv 2405.16127), each settable.
 
 Everything random is a hash of the seed and of names (`unit`), so it is the same on every machine, for any order of work, and
-a user's lot does not hang on the other users'. Only random order is drawn by row (PCG64's raw stream, which numpy keeps fixed).
+what a user gets does not depend on the other users. Only random order is drawn by row (PCG64's raw stream, fixed in numpy).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from ..config import PrepareSettings
 from ..errors import UserError
-from ..records import RankingExample
-from .sources import Ratings, text_lines
+from .sources import Ratings
 from .titles import Catalogue
 
 SPLITS = ("train", "valid", "test")
-
-
-SCORES = "scores:"
+DRAWN = ("uniform", "popularity")  # negatives that the user never met
+SHARES = {"valid": 0.1, "test": 0.2}  # of the users, or of one user's examples
+MOST = {"valid": 100, "test": 1000}
+PAPER = {"train": 100, "valid": 100, "test": 1000}
 
 
 def unit(*parts: object) -> float:
-    """A number in [0, 1) that looks random and hangs on `parts` alone: 53 bits of BLAKE2b."""
+    """A number in [0, 1) that looks random and depends on `parts` alone: 53 bits of BLAKE2b."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
@@ -40,26 +36,33 @@ class LikedRule:
 
     threshold: float | None
     quantile: float | None
-    told: str
+    words: str
 
 
 def liked_rule(settings: PrepareSettings, ratings: Ratings) -> LikedRule:
-    """Flags, else the source's own rule, else > 3 on a scale up to 5, else the midpoint of the scale. Raises UserError."""
+    """Flags, else the source's own rule, else > 3 on a scale up to 5, else the midpoint of the scale.
+
+    Where all ratings are the same, every row is a like, which needs drawn negatives. Raises UserError without them.
+    """
     above, quantile = settings.liked_above, settings.liked_quantile
     if above is not None and quantile is not None:
         raise UserError("--liked-quantile: --liked-above is given too: keep one of them")
-    if above is None and quantile is None:
-        quantile = ratings.liked_quantile
-    if quantile is not None:
-        return LikedRule(None, quantile, f"liked: above the {quantile:g} quantile of the user's own ratings")
     found = ratings.interactions.rating
     low, high = ratings.scale or (float(found.min()), float(found.max()))
     if above is not None:
         return LikedRule(above, None, f"liked: ratings > {above:g} (--liked-above)")
     if low == high:
+        if settings.negatives in DRAWN:
+            return LikedRule(-np.inf, None, f"liked: every row (all ratings are {low:g})")
         raise UserError(
-            f"{ratings.files[0]}: every rating is {low:g}: nothing tells liked from disliked: use another column or source"
+            f"{ratings.files[0]}: every rating is {low:g}, so nothing separates liked from disliked: where every row is a "
+            "like, add --negatives popularity --catalogue FILE (titles not met, to draw negatives from; several users have "
+            "those of each other); else use another rating column"
         )
+    if quantile is None:
+        quantile = ratings.liked_quantile
+    if quantile is not None:
+        return LikedRule(None, quantile, f"liked: above the {quantile:g} quantile of the user's own ratings")
     if high == 5:
         return LikedRule(3.0, None, "liked: ratings > 3 of 5")
     middle = (low + high) / 2
@@ -143,21 +146,58 @@ def histories(ratings: Ratings, catalogue: Catalogue, rule: LikedRule, order: st
     return Histories(catalogue.of_item[i.item[row]], liked, rating, row, start, i.users, order, untitled, repeated)
 
 
-def eligible_users(h: Histories, settings: PrepareSettings, titles: int) -> tuple[list[int], dict[str, int]]:
-    """Users with enough liked and disliked items among their last ones, and how many fail for which reason.
+def is_one(settings: PrepareSettings) -> bool:
+    """Whether each user gives a single example, whose positive is the last liked item."""
+    return settings.examples_per_user in ("", "1") or settings.recipe == "paper"
 
-    Negatives that are disliked items need at least one; drawn ones, a title that the user has not met.
+
+def for_this(settings: PrepareSettings, users: int, personal: bool) -> PrepareSettings:
+    """The settings with `split` and `examples_per_user` decided: by time and all for a single person. Raises UserError."""
+    number = settings.examples_per_user
+    if number not in ("", "all") and not (number.isdecimal() and int(number)):
+        raise UserError(f"--examples-per-user: {number!r} does not fit: give a number from 1, or all")
+    alone = users == 1 and settings.recipe != "paper"
+    split = settings.split or ("time" if alone else "user")
+    number = number or ("all" if split == "time" or personal else "1")
+    if split == "time":
+        for name in ("train_users", "valid_users", "test_users", "few_shot"):
+            if getattr(settings, name):
+                why = "--split time" if settings.split else "a single person's examples are split by time, which"
+                raise UserError(
+                    f"--{name.replace('_', '-')}: {why} puts each person into train, valid and test: leave it out"
+                )
+        if number.isdecimal() and int(number) < len(SPLITS):
+            raise UserError(
+                f"--examples-per-user: {number} is too few for --split time: give at least {len(SPLITS)}, or all"
+            )
+        if settings.order == "random":
+            raise UserError("--order: random order has no earlier and later: leave out --split time or --order")
+    return replace(settings, split=split, examples_per_user=number)
+
+
+def least_disliked(settings: PrepareSettings, all_liked: bool) -> int:
+    """Disliked items that a user needs; none for drawn negatives where there are no disliked items at all."""
+    if settings.negatives in DRAWN:
+        return 0 if all_liked else settings.min_disliked
+    return max(1, settings.min_disliked)
+
+
+def eligible_users(h: Histories, settings: PrepareSettings, titles: int) -> tuple[list[int], dict[str, int]]:
+    """Users with enough liked and disliked items, and how many fail for which reason.
+
+    With one example a user, items are counted among the last ones (--max-interactions), else among all. Negatives that are
+    disliked items need at least one; drawn ones, a title that the user has not met.
     """
     counts = np.diff(h.start)
     user = np.repeat(np.arange(len(counts)), counts)
     window = np.ones(len(user), bool)
-    if settings.max_interactions:
+    if settings.max_interactions and is_one(settings):
         window = h.start[1:][user] - np.arange(len(user)) <= settings.max_interactions
     liked = np.bincount(user[window & h.liked], minlength=len(counts))
     disliked = np.bincount(user[window & ~h.liked], minlength=len(counts))
-    drawn = settings.negatives in ("uniform", "popularity")
+    drawn = settings.negatives in DRAWN
     few_liked = liked < settings.min_liked
-    min_disliked = settings.min_disliked if drawn else max(1, settings.min_disliked)
+    min_disliked = least_disliked(settings, bool(h.liked.all()))
     few_disliked = disliked < min_disliked
     all_met = (counts >= titles) if drawn else np.zeros(len(counts), bool)
     reasons = {
@@ -173,16 +213,30 @@ def eligible_users(h: Histories, settings: PrepareSettings, titles: int) -> tupl
     }
 
 
+def sizes(eligible: int, settings: PrepareSettings, trains: bool = True, tests: bool = True) -> dict[str, int]:
+    """Users of each split of a domain: as given, the paper's, or scaled to how many are eligible; training gets the rest."""
+    wanted: dict[str, int] = {}
+    for split, here in (("valid", trains), ("test", tests)):
+        given = getattr(settings, f"{split}_users")
+        share = eligible if split == "test" and not trains else round(SHARES[split] * eligible)
+        auto = min(MOST[split], max(share, int(eligible >= (3 if split == "valid" else 2))))
+        wanted[split] = here * (given if given is not None else PAPER[split] if settings.recipe == "paper" else auto)
+    rest = max(0, eligible - wanted["valid"] - wanted["test"])
+    train = PAPER["train"] if settings.recipe == "paper" else rest
+    train = settings.train_users if settings.train_users is not None else train
+    return {"train": trains * (settings.few_shot or train), **wanted}
+
+
 def assign(
     users: Sequence[str], wanted: Mapping[str, int], settings: PrepareSettings, taken: dict[str, str]
 ) -> dict[str, list[str]]:
     """The users of each split, `wanted` of each, drawn by hash. `taken` (user -> split) keeps people apart across domains, and grows.
 
     Training users come from one end of the draw, validation and then test users from the other: with any number of training
-    users the others stay as they are, and fewer are a subset of more. Fewer than --train-users still keep the others off them.
+    users the others stay as they are, and fewer are a subset of more. With --few-shot the others still avoid all --train-users.
     """
     drawn = sorted(users, key=lambda u: (unit(settings.seed, "user", u), u))
-    reserved = max(wanted["train"], settings.train_users) if wanted["train"] else 0
+    reserved = max(wanted["train"], settings.train_users or 0) if wanted["train"] else 0
     splits: dict[str, list[str]] = {}
     used: set[str] = set()
     for split, candidates, number in (
@@ -197,103 +251,6 @@ def assign(
     return splits
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Scores:
-    """margins[domain or "", user, positive][negative]; a low margin is a hard negative."""
-
-    path: Path
-    margins: dict[tuple[str, str, str], dict[str, float]]
-
-    def of(self, domain: str, user: str, positive: str) -> dict[str, float]:
-        return self.margins.get((domain, user, positive)) or self.margins.get(("", user, positive)) or {}
-
-
-def read_scores(path: Path) -> Scores:
-    """JSON lines of user, positive, negative, margin (nats), as evaluate's scores.jsonl has them. Raises UserError."""
-    margins: dict[tuple[str, str, str], dict[str, float]] = {}
-    for n, line in text_lines(path, "utf-8-sig"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{n}: not valid JSON ({getattr(error, 'msg', error)}): mend the syntax") from None
-        for name in ("user", "positive", "negative"):
-            if not isinstance(row, dict) or not isinstance(row.get(name), str):
-                raise UserError(f'{path}:{n}: no text "{name}": give user, positive, negative and margin')
-        margin = row.get("margin")
-        if not isinstance(margin, int | float) or isinstance(margin, bool) or not math.isfinite(margin):
-            raise UserError(f'{path}:{n}: "margin" is no finite number: give it in nats')
-        of_user = margins.setdefault((str(row.get("domain", "")), row["user"], row["positive"]), {})
-        if row["negative"] in of_user:
-            raise UserError(f"{path}:{n}: the pair stands twice: keep one margin of each")
-        of_user[row["negative"]] = float(margin)
-    return Scores(path, margins)
-
-
-def draw_without_replacement(weights: np.ndarray, number: int, *key: object) -> list[int]:
-    """Indices drawn one after another in proportion to whole-numbered weights (N,), at most as many as have any."""
-    weights = weights.astype(np.int64)
-    drawn: list[int] = []
-    for n in range(min(number, int((weights > 0).sum()))):
-        total = np.cumsum(weights)
-        drawn.append(int(np.searchsorted(total, int(unit(*key, n) * int(total[-1])), side="right")))
-        weights[drawn[-1]] = 0
-    return drawn
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rankings:
-    """Makes a domain's examples: the last liked item of a user, its negatives, and the liked items before it."""
-
-    domain: str
-    histories: Histories
-    titles: list[str]
-    settings: PrepareSettings
-    scores: Scores | None
-    popularity: np.ndarray  # (T,) int64: interactions of each title
-
-    def example(self, user: int) -> tuple[RankingExample, bool]:
-        """And whether its negatives were chosen by scores."""
-        h, name = self.histories, self.histories.users[user]
-        places = h.of(user, self.settings.max_interactions)
-        liked = h.title[places][h.liked[places]]
-        positive, history = self.titles[liked[-1]], [self.titles[t] for t in liked[:-1]]
-        negatives, scored = self._negatives(user, name, positive)
-        return RankingExample(name, self.domain, tuple(history), positive, tuple(negatives)), scored
-
-    def _negatives(self, user: int, name: str, positive: str) -> tuple[list[str], bool]:
-        h, s = self.histories, self.settings
-        if s.negatives in ("uniform", "popularity"):
-            weights = self.popularity.copy() if s.negatives == "popularity" else (self.popularity > 0).astype(np.int64)
-            weights[h.title[h.of(user)]] = 0
-            return [
-                self.titles[t] for t in draw_without_replacement(weights, s.num_negatives, s.seed, "draw", name)
-            ], False
-        places = h.of(user, s.max_interactions)
-        disliked = [self.titles[t] for t in h.title[places][~h.liked[places]]]
-        disliked.sort(key=lambda title: (unit(s.seed, "negative", name, title), title))
-        margins = self.scores.of(self.domain, name, positive) if self.scores else {}
-        scored = any(title in margins for title in disliked)
-        disliked.sort(
-            key=lambda title: margins.get(title, math.inf)
-        )  # stable: those without a margin stay in the draw's order
-        return disliked[: s.num_negatives or None], scored
-
-
 def popularity(h: Histories, titles: int) -> np.ndarray:
+    """How many users rated each title.  (T,) int64"""
     return np.bincount(h.title, minlength=titles)
-
-
-def split_examples(
-    rankings: Rankings, splits: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, list[RankingExample]], Counter[str]]:
-    """The examples of each split, and how many of each have their negatives by scores. Raises UserError where none has."""
-    number = {name: n for n, name in enumerate(rankings.histories.users)}
-    found: dict[str, list[RankingExample]] = {}
-    scored: Counter[str] = Counter()
-    for split, users in splits.items():
-        found[split] = []
-        for name in users:
-            example, by_scores = rankings.example(number[name])
-            found[split].append(replace(example, source=split))
-            scored[split] += by_scores
-    return found, scored

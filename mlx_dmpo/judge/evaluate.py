@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import assets
 from ..config import EvaluateSettings
 from ..core.scorer import SCORER_VERSION
 from ..data import formats
-from ..data.rows import data_file
+from ..data.rows import data_file, hub_inputs
 from ..errors import UserError
-from ..machine import console, files, memory, run_directory
+from ..machine import console, files, memory, run_directory, trained_on
 from ..machine.ranks import world
-from ..model import adapters, device
-from ..model.open import LanguageModelScorer, open_scorer, refuse_for_free_text
+from ..model import device
+from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
 from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
@@ -38,7 +41,20 @@ SCORES, CANDIDATES, ANSWERS = "scores.jsonl", "candidates.jsonl", "answers.jsonl
 BATCHES = 16  # batches that are scored between two writes of scores.jsonl
 
 # Settings that cannot change a score, or whose effect the key holds as the examples' or the weights' digest.
-_NOT_IN_KEY = {"model", "adapter_path", "data", "split", "limit", "num_negatives", "domain", "skip_bad_rows", "out"}
+_NOT_IN_KEY = {
+    "model",
+    "adapter_path",
+    "data",
+    "split",
+    "limit",
+    "num_negatives",
+    "domain",
+    "skip_bad_rows",
+    "out",
+    "prompt",
+    "domains",
+    "allow_other_prompt",
+}
 _NOT_IN_KEY |= {"memory_limit", "resamples", "overwrite", "generate", "max_tokens", "seed"}
 
 
@@ -69,18 +85,17 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
     with memory.memory_limits(settings), world().watched():
         _check(settings)
         examples = read_examples(settings)
-        if settings.adapter_path:
-            adapters.read_adapter_config(settings.adapter_path)
+        choose_template(settings, settings.adapter_path)  # refuses before a directory is made
         finished = run_directory.is_complete(output_directory(settings))
         with _directory(settings, command) as run:
             scorer = open_scorer(settings, settings.adapter_path)
+            examples = scorer.usable(examples)
             path = run.path if run else None
             result = measure(scorer, examples, settings, path, _key(settings, scorer, examples), finished)
             if run:
-                base = scorer.base
-                facts = {"model": base.name, "base_fingerprint": base.fingerprint, "shared_road": scorer.groups.shared}
-                facts["prompt"] = scorer.template.to_json() if isinstance(examples[0], RankingExample) else None
-                _finish(run, settings, settings.adapter_path or base.name, result, facts)
+                _count_trained_on(settings, examples, result)
+                facts = _model_facts(scorer, isinstance(examples[0], RankingExample))
+                _finish(run, settings, settings.adapter_path or scorer.base.name, result, facts)
             return result
 
 
@@ -94,6 +109,9 @@ def write_evaluation(
     with memory.memory_limits(settings), world().watched():
         _check(settings)
         finished = run_directory.is_complete(output_directory(settings))
+        if isinstance(scorer, LanguageModelScorer):
+            examples = scorer.usable(list(examples))
+            facts |= _model_facts(scorer, isinstance(examples[0], RankingExample))
         free = ("out", "overwrite", "resamples", "memory_limit")
         given = {k: v for k, v in files.plain(settings).items() if k not in free}
         key = files.plain({"examples": _digest(examples), "versions": run_directory.versions(), **given, **facts})
@@ -102,6 +120,18 @@ def write_evaluation(
             if run:
                 _finish(run, settings, scorer.name, result, facts)
             return result
+
+
+def _model_facts(scorer: LanguageModelScorer, titles: bool) -> dict[str, Any]:
+    """What a manifest says of the model.  titles: the examples rank titles, through a prompt template."""
+    base = scorer.base
+    facts: dict[str, Any] = {
+        "model": base.name,
+        "base_fingerprint": base.fingerprint,
+        "shared_road": scorer.groups.shared,
+        "prompt": scorer.template.to_json() if titles else None,
+    }
+    return facts | ({"template_date": base.date} if base.date else {})
 
 
 def _check(settings: EvaluateSettings) -> None:
@@ -143,13 +173,14 @@ def _key(settings: EvaluateSettings, scorer: LanguageModelScorer, examples: Sequ
     adapter = Path(settings.adapter_path) if settings.adapter_path else None
     weights = ("adapters.safetensors", "adapter_config.json") if adapter else ()
     given = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in _NOT_IN_KEY}
-    if settings.candidates:
+    if settings.candidates or scorer.template.form == "listwise":  # which draws candidates, or their printed orders
         given["seed"] = settings.seed
     return files.plain(
         {
             "examples": _digest(examples),
             "model": scorer.base.fingerprint,
             "adapter": {name: files.sha256(adapter / name) for name in weights if adapter},
+            "prompt": scorer.template.to_json(),
             "shared scorer": scorer.groups.shared,
             "scorer version": SCORER_VERSION,
             "device": device.device_name(),
@@ -241,18 +272,27 @@ def _generated(
 ) -> dict[str, Any]:
     if not isinstance(scorer, LanguageModelScorer):
         raise UserError(f"--generate: {scorer.name} writes no text: leave --generate out")
-    first_rows, at = [], 0
-    for e in examples[: settings.generate]:
-        first_rows.append(rows[at])
-        at += _pairs(e)
-    todo = list(generation.tasks(examples[: settings.generate], scorer.encoder, settings.seed))
+    ends = np.cumsum([0, *map(_pairs, examples[: settings.generate])])
+    by_example = [rows[start:end] for start, end in itertools.pairwise(ends)]
+    todo = list(generation.tasks(examples[: settings.generate], by_example, scorer, settings.seed))
     found: list[dict[str, Any]] = []
     for start in range(0, len(todo), settings.batch_size):
-        part = slice(start, start + settings.batch_size)
-        found += generation.answer_rows(scorer.base, todo[part], first_rows[part], settings.max_tokens)
+        found += generation.answer_rows(scorer, todo[start : start + settings.batch_size], settings.max_tokens)
     if directory:
         files.write_text(directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found))
     return generation.generation_metrics(found, resamples=settings.resamples, seed=settings.seed)
+
+
+def _count_trained_on(settings: EvaluateSettings, examples: Sequence[Example], result: dict[str, Any]) -> None:
+    """Adds to the result how many of the examples the adapter was trained on, and warns where there are any."""
+    trained = trained_on.count(settings.adapter_path, examples)
+    if trained is not None:
+        result["trained_on"] = trained
+    if trained:
+        console.notice(
+            f"warning: {trained} of the {len(examples)} examples are ones that {settings.adapter_path} was trained "
+            "on: this is no measure of ranking for new users; give test data with --data"
+        )
 
 
 def _finish(
@@ -266,7 +306,9 @@ def _finish(
     files.write_json(run.path / "metrics.json", result)
     charts.plot_comparison({name: result}, run.path / "accuracy.png")
     charts.plot_margins(files.read_lines(run.path / SCORES), run.path / "margins.png")
-    if file := data_file(settings.data or str(assets.data_dir()), settings.split):
+    data = settings.data or str(assets.data_dir())
+    if file := data_file(data, settings.split):
         run.input(file)
+    run.inputs |= hub_inputs(data, settings.split)
     run.finish(device.device_name(), adapter=settings.adapter_path or None, **facts)
     (run.path / PROGRESS).unlink(missing_ok=True)

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..model.encode import Encoder
 from ..model.generate import sample_answers
-from ..model.loading import Loaded
-from ..prompts.groups import build_group
+from ..model.open import LanguageModelScorer
+from ..prompts.groups import build_group, candidates
 from ..prompts.orders import first_negatives, printed_orders
-from ..records import Example, PreferenceGroup, RankingExample
+from ..records import Example, PreferenceGroup
 from .bootstrap import Bootstrap
 
 OTHERS = 10  # answers shown that are none of the possible ones
@@ -22,73 +21,86 @@ OTHERS = 10  # answers shown that are none of the possible ones
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt of an example: its tokens, the two possible answers, and the order in which it prints the pair."""
+    """One prompt of an example: its tokens, and the answers that count as valid.
 
-    example: Example
-    prompt: tuple[int, ...]
-    chosen: str
-    rejected: str
-    order: str  # the key of a row of scores.jsonl: "positive_first", "positive_second" or "given"
-
-
-def tasks(examples: Sequence[Example], encoder: Encoder, seed: int) -> Iterator[Task]:
-    """The first pair of each example, in the order that its file printed, or one drawn by `seed`."""
-    for index, example in enumerate(examples):
-        one: Example = first_negatives(example, 1)  # type: ignore[type-var]
-        form = encoder.template.form
-        orders = printed_orders(one, index, both=False, redraw=False, seed=seed, form=form)
-        group: Example = one
-        if isinstance(one, RankingExample):
-            group = build_group(one, orders, encoder.template, encoder.encode(one, orders).dropped)
-        assert isinstance(group, PreferenceGroup)
-        # pointwise: Yes and No to the positive; else the chosen and the rejected answer to one prompt
-        chosen, rejected = (group.branches[b] for b in ((0, 1) if group.targets else group.pairs[0]))
-        printed = form == "pairwise" and orders
-        order = ("positive_first" if orders[0][0] else "positive_second") if printed else "given"
-        prompt = tuple(encoder.prompt(chosen, example.source))
-        yield Task(example, prompt, chosen.answer, rejected.answer, order)
-
-
-def same_text(a: str, b: str) -> bool:
-    """White space is free."""
-    return " ".join(a.split()) == " ".join(b.split())
-
-
-def answer_rows(
-    base: Loaded, todo: Sequence[Task], preferences: Sequence[Mapping[str, Any]], max_tokens: int
-) -> Iterator[dict[str, Any]]:
-    """Rows of answers.jsonl: the greedy answer of each task, whether it is one of the two answers that were scored, and
-    whether it is the one with the higher log-prob in the same prompt.
-
-    preferences  the row of scores.jsonl of each task's pair
+    right   which of the answers ranks the liked title first
+    scores  the answers' scores in this prompt: the highest is what the model prefers
     """
-    drawn = sample_answers(
-        base, [t.prompt for t in todo], 1, temperature=0, top_p=1, top_k=0, max_tokens=max_tokens, seed=0
-    )
-    for task, row, (answer,) in zip(todo, preferences, drawn, strict=True):
-        text = base.tokenizer.decode(list(answer.tokens))
-        is_chosen = answer.finished and same_text(text, task.chosen)
-        valid = is_chosen or (answer.finished and same_text(text, task.rejected))
-        scored = (
-            row[task.order]["chosen_logp"] - row[task.order]["rejected_logp"] if task.order in row else row["margin"]
+
+    user: str
+    domain: str
+    prompt: tuple[int, ...]
+    answers: tuple[str, ...]
+    right: int
+    scores: tuple[float, ...]
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def tasks(examples: Sequence[Example], rows: Sequence[Rows], scorer: LanguageModelScorer, seed: int) -> Iterator[Task]:
+    """One prompt of each example: pairwise and free text its first pair's, pointwise the liked title's, else the only one.
+
+    rows  of scores.jsonl, of each example
+    seed  draws the printed order where the file fixes none
+    """
+    encoder, template = scorer.encoder, scorer.template
+    answers: tuple[str, ...]
+    scores: tuple[float, ...]
+    for index, (example, scored) in enumerate(zip(examples, rows, strict=True)):
+        if isinstance(example, PreferenceGroup):
+            chosen, rejected = (example.branches[b] for b in example.pairs[0])
+            branch, answers, scores = chosen, (chosen.answer, rejected.answer), _pair(scored[0]["given"])
+        else:
+            if template.form == "pairwise":
+                example = first_negatives(example, 1)
+            orders = printed_orders(example, index, both=False, redraw=False, seed=seed, form=template.form)
+            group = build_group(example, orders, template, encoder.encode(example, orders).dropped)
+            branch = group.branches[0]
+            if template.form == "pairwise":
+                answers = (branch.answer, group.branches[1].answer)
+                scores = _pair(scored[0]["positive_first" if orders[0][0] else "positive_second"])
+            elif template.form == "pointwise":  # the log-odds of Yes to the liked title
+                answers = (template.answer_yes, template.answer_no)
+                scores = (scored[0]["given"]["chosen_logp"], 0.0)
+            else:
+                answers = tuple(template.answer_of(title) for title in candidates(example))
+                scores = (scored[0]["given"]["chosen_logp"], *(row["given"]["rejected_logp"] for row in scored))
+        yield Task(
+            example.user, example.domain, tuple(encoder.prompt(branch, example.source)), answers, 0, tuple(scores)
         )
+
+
+def _pair(order: Mapping[str, float]) -> tuple[float, float]:
+    return order["chosen_logp"], order["rejected_logp"]
+
+
+def answer_rows(scorer: LanguageModelScorer, todo: Sequence[Task], max_tokens: int) -> Iterator[dict[str, Any]]:
+    """Rows of answers.jsonl: the greedy answer of each task, and what `generation_metrics` counts of it."""
+    drawn = sample_answers(
+        scorer.base, [t.prompt for t in todo], 1, temperature=0, top_p=1, top_k=0, max_tokens=max_tokens, seed=0
+    )
+    for task, (answer,) in zip(todo, drawn, strict=True):
+        text = scorer.base.tokenizer.decode(list(answer.tokens))
+        which = scorer.template.which(text, task.answers) if answer.finished else None
+        best = max(task.scores)
+        tied = task.scores.count(best) > 1
         yield {
-            "user": task.example.user,
-            "domain": task.example.domain,
-            "order": task.order,
+            "user": task.user,
+            "domain": task.domain,
             "text": text,
             "finished": answer.finished,
-            "valid": valid,
-            "right": is_chosen if valid else None,
-            "agrees": is_chosen == (scored > 0) if valid and scored != 0 else None,
+            "valid": which is not None,
+            "right": None if which is None else which == task.right,
+            "agrees": None if which is None or tied else task.scores[which] == best,
         }
 
 
 def generation_metrics(rows: Sequence[Mapping[str, Any]], *, resamples: int, seed: int) -> dict[str, Any]:
     """Shares of rows of answers.jsonl.
 
-    valid   the answer is one of the two that were scored, and the model ended it
-    agrees  of the valid ones: the answer with the higher log-prob in the same prompt (a tie counts as no comparison)
+    valid   the answer is one of those that were scored, and the model ended it
+    agrees  of the valid ones: the answer that scored highest (pairwise: in the same prompt); ties are left out
     right   of the valid ones: the liked title is ranked first
     cut     answers that reached --max-tokens
     others  the first answers that are not valid

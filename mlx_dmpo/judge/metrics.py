@@ -65,6 +65,12 @@ def release_auc(rows: Rows, seed: int = 0) -> float | None:
     return roc_auc(np.array(labels), np.array(scores))
 
 
+def place_wins(rows: Rows) -> list[float]:
+    """How often the candidate printed in each place of a list has the highest score, over the lists that are so long."""
+    longest = max(len(row["places"]) for row in rows)
+    return [float(np.mean([r["places"][p] for r in rows if len(r["places"]) > p])) for p in range(longest)]
+
+
 def printed_orders(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The prompts whose log-probs a row holds: two printed orders, one ("given"), or none (a scorer without log-probs)."""
     return tuple(name for name in ("positive_first", "positive_second", "given") if name in row)

@@ -7,8 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -16,25 +16,25 @@ from typing import Any
 
 from ..errors import UserError, WriteError
 
-PARTIAL = ".partial-"  # what a killed process leaves under such a name is removed by the next one that holds the lock
+PARTIAL = ".partial-"  # names of what a killed process leaves; the next process that holds the lock removes it
 
 
-_MEND = {
+_FIX = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable"),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "its directory is gone or no directory: put it back"),
-    errno.ELOOP: "a link stands under its name: remove the link",
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "its directory is missing: put it back"),
+    errno.ELOOP: "there is a link of that name: remove the link",
 }
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError inside into a WriteError that names `path` and says how to mend it."""
+    """Turns an OSError inside into a WriteError that names `path` and says how to fix it."""
     try:
         yield
     except OSError as error:
-        mend = _MEND.get(error.errno or 0, "look at the disk")
-        raise WriteError(f"{path}: cannot be written ({error.strerror or error}): {mend}") from None
+        fix = _FIX.get(error.errno or 0, "check the disk")
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error}): {fix}") from None
 
 
 def sync(path: Path) -> None:
@@ -47,19 +47,23 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def partial(parent: Path, suffix: str = "") -> Path:
+    """A name for what is not finished, which no other process has."""
+    return parent / f"{PARTIAL}{secrets.token_hex(8)}{suffix}"
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path of the same suffix beside `path`; it takes the final name only if the block succeeds.
 
-    Raises WriteError where the disk refuses; what stood under the name before still does.
+    Raises WriteError where the disk refuses; a file of that name stays as it was.
     """
     with writing(path):
-        handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = partial(path.parent, path.suffix)
+        # made here, not through a planted link, and with the permissions that the umask leaves
+        os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         try:
             yield temporary
-            os.chmod(temporary, 0o644)
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
@@ -71,9 +75,8 @@ def atomic(path: Path) -> Iterator[Path]:
 def append_line(path: Path, line: str) -> None:
     """Appends a whole line or nothing. Raises WriteError."""
     with writing(path):
-        handle = os.open(
-            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644
-        )  # not through a planted link
+        # not through a planted link
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             data, before = (line + "\n").encode(), os.fstat(handle).st_size
             if os.write(handle, data) != len(data):  # the disk filled up in the middle
@@ -85,12 +88,16 @@ def append_line(path: Path, line: str) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yields a new directory beside `path`, which takes the final name only if the block succeeds, in the place of what stood there."""
+    """Yields a new directory beside `path`, which takes the final name only if the block succeeds.
+
+    What was there before is replaced then, and kept otherwise.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)) for _ in range(2))
+    temporary, old = partial(path.parent), partial(path.parent)
+    for directory in (temporary, old):
+        directory.mkdir()
     try:
         yield temporary
-        os.chmod(temporary, 0o755)
         moved = path.exists()
         if moved:
             os.replace(path, old)
@@ -121,7 +128,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: name a directory that this program wrote") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): write the directory anew") from None
+        raise UserError(f"{path}: cannot be read ({error}): write the directory again") from None
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -130,7 +137,7 @@ def read_lines(path: Path) -> list[Any]:
         # not splitlines: a title may hold U+2028 and the like, which JSON leaves as they are
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): write the directory anew") from None
+        raise UserError(f"{path}: cannot be read ({error}): write the directory again") from None
 
 
 def sha256(path: Path) -> str:

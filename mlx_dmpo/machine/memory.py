@@ -84,7 +84,7 @@ def advice(settings: CommonSettings) -> str:
             else ""
         )
         tried.append(f"--batch-size {settings.batch_size // 2}{more}")
-    if settings.num_negatives != 1:
+    if settings.num_negatives not in (-1, 1):
         tried.append(f"--num-negatives {settings.num_negatives // 2 or 1}")
     if isinstance(settings, TrainSettings):
         if not settings.grad_checkpoint:

@@ -16,21 +16,24 @@ from typing import Any
 import yaml
 
 from .. import __version__
+from ..config import without_effect
 from ..errors import UserError
 from .console import notice
 from .files import PARTIAL, plain, sha256, write_json, write_text
 
+CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
-
-
 CHECKPOINTS = "checkpoints"
-
-
 LOCK = ".lock"
 
 
 def is_complete(directory: Path) -> bool:
     return (directory / MANIFEST).is_file()
+
+
+def is_taken(directory: Path) -> bool:
+    """Whether a run has begun or ended in `directory`."""
+    return is_complete(directory) or (directory / CONFIG).is_file()
 
 
 def versions() -> dict[str, str]:
@@ -42,11 +45,12 @@ def versions() -> dict[str, str]:
 
 
 class RunDirectory:
-    """A directory that a command fills: `config.yaml` at the start, `manifest.json` at the very end; no other may meanwhile.
+    """A directory that one command fills: `config.yaml` at the start, `manifest.json` at the very end.
 
-    A context manager: its lock is held until `finish` or the end of the block, and the kernel lets go of it if the process dies.
-    Raises UserError where it cannot be written, another process fills it, or it holds a run that `overwrite` (begin anew)
-    or `resume` (go on with an unfinished one) was not given for.
+    A context manager. Its lock is held until `finish` or the end of the block; the kernel releases it if the process dies.
+    Where the block ends with an error before it wrote anything of its own, nothing is left behind.
+    Raises UserError where the directory cannot be written, where another process is writing it, or where it holds a run
+    and neither `overwrite` (start over) nor `resume` (continue an unfinished one) was given.
     """
 
     def __init__(
@@ -61,12 +65,13 @@ class RunDirectory:
     ):
         self.path = Path(path)
         self.command = command
-        # overwrite and resume are about this process, not about the run: `-c config.yaml --resume` goes on with it
+        # overwrite and resume belong to this process, not to the run: `-c config.yaml --resume` continues it
         self.config = {k: v for k, v in plain(settings).items() if k not in ("overwrite", "resume")}
+        self.idle = set(without_effect(settings))  # settings which config.yaml leaves out
         self.started = time.time()
         self.inputs: dict[str, str] = {}
         if overwrite and resume:
-            raise UserError("--overwrite: it begins the run anew, and --resume goes on with it: keep one of them")
+            raise UserError("--overwrite: it starts the run over, and --resume continues it: keep one of them")
         if is_complete(self.path) and not overwrite:
             raise UserError(
                 f"{self.path}: is finished: there is nothing to resume"
@@ -74,7 +79,7 @@ class RunDirectory:
                 else f"{self.path}: holds a finished run: name another {flag}, or add --overwrite"
             )
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._made = _make(self.path)
             self._lock(flag)
             try:
                 self._begin(overwrite, resume)
@@ -90,20 +95,20 @@ class RunDirectory:
         checkpoints = self.path / CHECKPOINTS
         if any(checkpoints.glob("[0-9]*")) and not (overwrite or resume):
             raise UserError(
-                f"{self.path}: holds an unfinished run: add --resume to go on with it, or --overwrite to begin anew"
+                f"{self.path}: holds an unfinished run: add --resume to continue it, or --overwrite to start over"
             )
         for partial in [*self.path.glob(f"{PARTIAL}*"), *checkpoints.glob(f"{PARTIAL}*")]:
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         (self.path / MANIFEST).unlink(missing_ok=True)
         if overwrite and checkpoints.exists():
             shutil.rmtree(checkpoints)
-        write_text(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+        shown = {k: v for k, v in self.config.items() if k not in self.idle}
+        write_text(self.path / CONFIG, yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
 
     def _lock(self, flag: str) -> None:
-        handle = os.open(
-            self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644
-        )  # it is written: not through a planted link
-        self.close = weakref.finalize(self, os.close, handle)  # closing lets go of the lock
+        # the file is written to: not through a planted link
+        handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        self.close = weakref.finalize(self, os.close, handle)  # closing releases the lock
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,14 +126,19 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._made and {p.name for p in self.path.glob("*")} <= {CONFIG, LOCK}:
+            shutil.rmtree(self.path, ignore_errors=True)
+            for made in self._made[1:]:
+                with contextlib.suppress(OSError):  # something else is in it
+                    made.rmdir()
         self.close()
 
     def input(self, path: str | Path) -> None:
-        """Records a file, or the data files of a directory, that the result depends on."""
+        """Records a file, or the data files of a directory, that the result depends on, by the path as given."""
         path = Path(path)
         for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
-            self.inputs[file.name] = sha256(file)
+            self.inputs[str(file)] = sha256(file)
 
     def finish(self, device: str, **results: Any) -> None:
         write_json(
@@ -145,3 +155,14 @@ class RunDirectory:
             },
         )
         self.close()
+
+
+def _make(path: Path) -> list[Path]:
+    """Makes a directory and its parents; returns those that were missing, the innermost first."""
+    made = []
+    for directory in (path, *path.parents):
+        if directory.exists():
+            break
+        made.append(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    return made

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +74,15 @@ def _mlx_lm_lora(lora: Lora) -> dict[str, Any]:
 
 
 def adapter_config(settings: TrainSettings, base: Loaded) -> dict[str, Any]:
-    """What mlx-lm reads beside the weights (fine_tune_type, num_layers, lora_parameters), and what the adapter belongs to."""
+    """What mlx-lm reads beside the weights (fine_tune_type, num_layers, lora_parameters), what the adapter belongs to, and
+    the day that its prompts show, where the chat template prints one."""
     return {
         "model": base.name,
         "fine_tune_type": settings.fine_tune_type,
         "num_layers": settings.num_layers,
         "lora_parameters": _mlx_lm_lora(settings.lora_parameters),
         "base_fingerprint": base.fingerprint,
+        **({"template_date": base.date} if base.date else {}),
         **({"prompt": base.prompt} if base.prompt else {}),
     }
 
@@ -98,7 +103,9 @@ def read_adapter_config(path: str | Path) -> dict[str, Any]:
             f"{path / ADAPTER_CONFIG}: no LoRA adapter (num_layers or lora_parameters is missing): name a LoRA or DoRA adapter"
         )
     lora = config["lora_parameters"]
+    day = config.get("template_date", "2000-01-01")
     fits = {
+        "template_date": isinstance(day, str) and bool(re.fullmatch(r"\d{4}-\d\d-\d\d", day)) and _is_day(day),
         "fine_tune_type": config.get("fine_tune_type", "lora") in ("lora", "dora"),
         "num_layers": type(config["num_layers"]) is int,
         "lora_parameters": isinstance(lora, dict),
@@ -118,6 +125,12 @@ def read_adapter_config(path: str | Path) -> dict[str, Any]:
             f"{path / ADAPTER_CONFIG}: {name} {value[:60]} is not that of a LoRA or DoRA adapter: write what mlx-lm writes there"
         )
     return config
+
+
+def _is_day(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(date.fromisoformat(text))
+    return False
 
 
 def load_adapter(base: Loaded, path: str | Path) -> dict[str, Any]:
@@ -143,8 +156,20 @@ def load_adapter(base: Loaded, path: str | Path) -> dict[str, Any]:
         console.notice(
             f"note: {path} was trained on {config.get('model')}, or in another precision; here it goes on {base.name}"
         )
+    base.date = base.date and str(config.get("template_date", base.date))
     mx.eval(base.model.parameters())
     return config
+
+
+def template_date(run: str | Path) -> str:
+    """The day that the prompts of an unfinished run show, from its newest checkpoint; "" where none says."""
+    for path in sorted(Path(run).glob(f"{run_directory.CHECKPOINTS}/[0-9]*/{ADAPTER_CONFIG}"), reverse=True):
+        with contextlib.suppress(UserError):
+            config = files.read_json(path)
+            day = config.get("template_date") if isinstance(config, dict) else None
+            if isinstance(day, str) and _is_day(day):
+                return day
+    return ""
 
 
 def save_arrays(path: Path, tree: Any) -> None:

@@ -3,55 +3,105 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date, datetime
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from ..core.tree import EncodedGroup
 from ..errors import UserError
 from ..prompts.groups import build_group, droppable
+from ..prompts.orders import printed_orders
 from ..prompts.pairwise import PAIRWISE
 from ..prompts.template import Template
 from ..records import Branch, Example, Message, PreferenceGroup, RankingExample
+
+
+def prints_date(tokenizer: Any) -> bool:
+    """Whether a tokenizer's chat template prints the date of the day, as Llama 3.1's does."""
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
+# A chat template's `strftime_now`, of a given day. transformers takes no function from a caller, so it is a macro before
+# the template; the line break after it is not printed (transformers sets trim_blocks).
+STRFTIME = (
+    "{%- macro strftime_now(format) -%}{%- set filled = namespace(text=format) -%}"
+    "{%- for directive, value in strftime_values.items() -%}"
+    "{%- set filled.text = filled.text.replace(directive, value) -%}{%- endfor -%}"
+    "{{- filled.text -}}{%- endmacro %}\n"
+)
 
 
 class Encoder:
     """Encodes groups through a tokenizer's own chat template, thinking off.
 
     An answer's tokens are what the template's full rendering has after the prompt, up to and with the end-of-turn
-    token. That the prompt's tokens are a prefix of the full rendering's is checked on every branch.
+    token. The prompt's tokens are a prefix of each branch: where the tokenizer would join the prompt's last token with
+    the answer's first characters, as in two line breaks, prompt and answer are tokenised apart, since a model that
+    answers has the prompt's tokens before it.
+
+    date  day (YYYY-MM-DD) that a template prints where it prints today's; "" takes today. `self.date` is "" where the
+          template prints none. Kept with an adapter, so that its prompts are the same on every later day.
     """
 
-    def __init__(self, tokenizer: Any, max_seq_length: int = 2048, template: Template = PAIRWISE):
+    def __init__(self, tokenizer: Any, max_seq_length: int = 2048, template: Template = PAIRWISE, date: str = ""):
         self.tokenizer, self.max_seq_length, self.template = tokenizer, max_seq_length, template
+        self.date = (date or today()) if prints_date(tokenizer) else ""
+        if self.date:
+            day = datetime.fromisoformat(self.date)
+            self._values = {f"%{c}": day.strftime(f"%{c}") for c in "aAbBcdfGHIjmMpSuUVwWxXyY"}
+            self._values |= {f"%-{c}": day.strftime(f"%{c}").lstrip("0") for c in "djm"}
+            self._dated = STRFTIME + tokenizer.get_chat_template()
         self._ends = frozenset(tokenizer.eos_token_ids)
         added = tokenizer.added_tokens_decoder.values()
         control = sorted((str(t.content) for t in added if t.content.strip()), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
 
-    def _render(self, messages: Sequence[Message], **how: Any) -> list[int]:
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **how)
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    def _render(self, messages: Sequence[Message], source: str, **how: Any) -> str:
+        """Raises UserError where the template refuses the messages: a role or an order of turns it does not have."""
+        if self.date:
+            how |= {"chat_template": self._dated, "strftime_values": self._values}
+        try:
+            text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **how)
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raised = f'"{why}"' if isinstance(error, TemplateError) else f"{type(error).__name__}, {why}"
+            roles = ", ".join(m["role"] for m in messages)
+            raise UserError(
+                f"{source}: the model's chat template refuses these turns ({roles}; {raised}): change the row (put a "
+                "system text into the first user message, begin with the user), or use another model"
+            ) from None
+        return text
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def prompt(self, branch: Branch, source: str) -> list[int]:
         """Tokens up to where the answer begins. Raises UserError for text that holds a control token."""
+        return self._tokens(self._prompt_text(branch, source))
+
+    def _prompt_text(self, branch: Branch, source: str) -> str:
         for message in branch.messages:
             self._refuse_control(message["content"], source)
-        return self._render(branch.messages, add_generation_prompt=True)
+        return self._render(branch.messages, source, add_generation_prompt=True)
 
     def _refuse_control(self, text: str, source: str) -> None:
         found = self._control.search(text)
         if found:  # would be read as control, not as text: a title must not end the user's turn
             raise UserError(f"{source}: a title or text holds the model's control token {found[0]}: take it out")
 
-    def _sequence(self, branch: Branch, prompt: list[int], source: str) -> list[int]:
-        """Prompt, answer and end-of-turn token."""
+    def _sequence(self, branch: Branch, text: str, prompt: list[int], source: str) -> list[int]:
+        """Prompt, answer and end-of-turn token. `text` is the prompt, `prompt` its tokens."""
         self._refuse_control(branch.answer, source)
-        full = self._render([*branch.messages, {"role": "assistant", "content": branch.answer}])
+        whole = self._render([*branch.messages, {"role": "assistant", "content": branch.answer}], source)
+        full = self._tokens(whole)
+        if full[: len(prompt)] != prompt and whole.startswith(text):
+            full = next((t for t in self._apart(prompt, whole[len(text) :]) if self._same_text(t, full)), full)
         if full[: len(prompt)] != prompt:
             raise UserError(
-                f"{source}: the chat template renders the prompt otherwise when an answer follows: use a model whose template does not"
+                f"{source}: the chat template renders the prompt in another way when an answer follows: use another model"
             )
         for position in range(len(prompt), len(full)):
             if full[position] in self._ends:
@@ -62,23 +112,67 @@ class Encoder:
             f"{source}: the chat template ends the answer with no end-of-turn token: use an instruction-tuned model"
         )
 
+    def _apart(self, prompt: list[int], answer: str) -> Iterator[list[int]]:
+        """The prompt's tokens and the answer's, which are made on their own: as a text, and as a text after a control
+        token, since some tokenizers put a space before the beginning of a text."""
+        yield prompt + self._tokens(answer)
+        control = str(self.tokenizer.eos_token)
+        alone = self._tokens(control)
+        yield prompt + self._tokens(control + answer)[len(alone) :]
+
+    def _same_text(self, tokens: list[int], others: list[int]) -> bool:
+        return bool(self.tokenizer.decode(tokens) == self.tokenizer.decode(others))
+
+    def usable(
+        self, examples: Sequence[Example], notice: Callable[[str], None], *, chosen_only: bool = False
+    ) -> list[Example]:
+        """The examples whose tokens can be made in every printed order; each other's error goes to `notice` (--skip-bad-rows).
+
+        Raises UserError where none is left.
+        """
+        kept: list[Example] = []
+        reason = ""
+        for example in examples:
+            orders = printed_orders(example, 0, both=True, redraw=False, seed=0, form=self.template.form)
+            try:
+                self.encode(example, orders, chosen_only=chosen_only)
+                kept.append(example)
+            except UserError as error:
+                reason = str(error)
+                notice(f"left out: {reason}")
+        if not kept and reason:
+            raise UserError(f"{reason} (none of the {len(examples)} rows can be used)")
+        if reason:
+            notice(
+                f"note: {len(examples) - len(kept)} of {len(examples)} rows were left out: no tokens can be made of them"
+            )
+        return kept
+
     def encode_group(self, group: PreferenceGroup, *, chosen_only: bool = False, dropped: int = 0) -> EncodedGroup:
-        """Tokens of a group. `chosen_only` keeps the answers that SFT learns, each once, without pairs; without pairs all are learnt.
+        """Tokens of a group. `chosen_only` keeps the answers that SFT learns, each once, without pairs; without pairs
+        all are learnt.
 
         Raises UserError, beginning with the group's source, for a template or a text that cannot be encoded.
         """
         targets = group.targets if group.targets is not None else [c for c, _ in group.pairs]
         chosen = list(dict.fromkeys(targets)) if chosen_only else []
         rows = chosen or range(len(group.branches))
-        prompts: dict[tuple[str, ...], list[int]] = {}
+        prompts: dict[tuple[str, ...], tuple[str, list[int]]] = {}
         sequences, prompt_lengths = [], []
         for r in rows:
             branch = group.branches[r]
             key = tuple(m["content"] for m in branch.messages)
             if key not in prompts:
-                prompts[key] = self.prompt(branch, group.source)
-            sequences.append(np.array(self._sequence(branch, prompts[key], group.source), np.int32))
-            prompt_lengths.append(len(prompts[key]))
+                text = self._prompt_text(branch, group.source)
+                prompts[key] = text, self._tokens(text)
+            sequences.append(np.array(self._sequence(branch, *prompts[key], group.source), np.int32))
+            prompt_lengths.append(len(prompts[key][1]))
+        for chosen_row, rejected_row in () if chosen_only else group.pairs:
+            if np.array_equal(sequences[chosen_row], sequences[rejected_row]):
+                raise UserError(
+                    f"{group.source}: chosen and rejected are the same tokens in this model's chat template: give answers "
+                    "that differ in more than white space"
+                )
         # the last prompt token stays with each tail: its position predicts the answer's first
         shared = _common_start(sequences, min(prompt_lengths) - 1)
         return EncodedGroup(
@@ -94,10 +188,10 @@ class Encoder:
         )
 
     def encode(self, example: Example, orders: Sequence[tuple[Any, ...]], *, chosen_only: bool = False) -> EncodedGroup:
-        """Tokens of an example's group (orders as in `build_group`), its oldest history items left out where it would not fit.
+        """Tokens of an example's group (orders as in `build_group`), its oldest history items left out to fit.
 
-        Free text has no printed orders, and nothing of it is left out. Raises UserError where it, or even one history item with
-        the question and the answer, exceeds `max_seq_length`.
+        Free text has no printed orders, and nothing of it is left out. Raises UserError where it, or even one history
+        item with the question and the answer, exceeds `max_seq_length`.
         """
         if isinstance(example, PreferenceGroup):
             group = self.encode_group(example, chosen_only=chosen_only)
@@ -159,6 +253,10 @@ def _common_start(sequences: Sequence[np.ndarray], limit: int) -> int:
     stacked = np.stack([s[:limit] for s in sequences])
     differs = np.flatnonzero((stacked != stacked[0]).any(axis=0))
     return int(differs[0]) if len(differs) else limit
+
+
+def today() -> str:
+    return date.today().isoformat()
 
 
 def longest(group: EncodedGroup) -> int:

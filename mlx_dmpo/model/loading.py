@@ -19,12 +19,9 @@ from mlx.utils import tree_flatten
 from .. import assets
 from ..config import CommonSettings
 from ..errors import UserError
-from ..machine import console, files, run_directory
+from ..machine import console, files, hub, run_directory
 from .device import on_cpu
-
-REPOSITORY = re.compile(
-    r"[A-Za-z0-9]\w*(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII
-)  # owner/name: no "..", no leading dot or slash
+from .encode import prints_date, today
 
 
 @dataclass
@@ -38,6 +35,7 @@ class Loaded:
     vocabulary: int
     fingerprint: str  # of weights, config, tokenizer, template, quantisation and dtype
     config: dict[str, Any]  # config.json, with what quantising at load changed
+    date: str = ""  # day (YYYY-MM-DD) that the chat template prints, where it prints one: an adapter's own, else today
     prompt: dict[str, Any] = field(default_factory=dict)  # the prompt template in use, for the adapter's config
 
 
@@ -54,21 +52,17 @@ def _fingerprint(path: Path, extra: str) -> str:
 def _is_directory(source: str) -> bool:
     """Whether a model's name is a directory (else a hub repository). Raises UserError for a name that is neither.
 
-    What exists here wins over a repository of the same name, as in mlx-lm, and is told, since either may be meant.
+    What exists here wins over a repository of the same name, as in mlx-lm, with a note, since either may be meant.
     """
     path = Path(source)
     if path.exists():
         if not (path / "config.json").is_file():
             raise UserError(f"{source}: holds no config.json: name a model directory as mlx-lm loads it")
-        if REPOSITORY.fullmatch(source):
+        if hub.REPOSITORY.fullmatch(source):
             console.notice(f"note: {source} is the directory of that name here, not the hub repository")
         return True
-    if not REPOSITORY.fullmatch(source):
-        raise UserError(
-            f"{source}: no such directory: name a model directory or a hub repository such as mlx-community/Qwen3-0.6B-4bit"
-        )
-    if path.parent.is_dir():
-        console.notice(f"note: there is no directory {source} here: it is taken for the hub repository of that name")
+    if not hub.is_repository(source):
+        raise hub.missing(source, "name a model directory or a hub repository such as mlx-community/Qwen3-0.6B-4bit")
     return False
 
 
@@ -123,7 +117,8 @@ def load(settings: CommonSettings) -> Loaded:
     fingerprint = _fingerprint(
         path, f"{quantised} {dtype} {'cpu' if on_cpu() else 'gpu'} {run_directory.versions()['mlx']}"
     )
-    return Loaded(model, tokenizer, name, path, config["vocab_size"], fingerprint, config)
+    date = today() if prints_date(tokenizer) else ""
+    return Loaded(model, tokenizer, name, path, config["vocab_size"], fingerprint, config, date)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
@@ -145,7 +140,9 @@ def load_tokenizer(name: str) -> Any:
         )
     try:
         path = Path(source) if local else utils.hf_repo_to_path(source)
-        tokenizer = utils.load_tokenizer(path, {"trust_remote_code": False})
+        # the end-of-turn token may stand in config.json or generation_config.json only
+        config = utils.load_config(path) if (path / "config.json").is_file() else {}
+        tokenizer = utils.load_tokenizer(path, {"trust_remote_code": False}, config.get("eos_token_id"))
     except (
         Exception
     ) as error:  # transformers and the hub raise many kinds; each means "this is not a tokenizer we can load"

@@ -32,6 +32,8 @@ class LanguageModelScorer:
     calibrate  subtract from each score the same score without the history: what the model likes about the title alone
     per_token  divide the log-prob of a title by its answer's tokens (listwise, direct)
     orders     listwise: printed orders over which a score is averaged
+    tokens     tokens run so far; what branches share is counted once where it is run once
+    describe   name of the progress bar; none is shown for ""
     """
 
     def __init__(
@@ -43,10 +45,11 @@ class LanguageModelScorer:
     ):
         self.base, self.settings, self.name = base, settings, name or base.name
         self.template = template or choose_template(settings)
-        self.encoder = Encoder(base.tokenizer, settings.max_seq_length, self.template)
+        self.encoder = Encoder(base.tokenizer, settings.max_seq_length, self.template, base.date)
         self.calibrate = bool(getattr(settings, "calibrate", False))
         self.per_token = bool(getattr(settings, "per_token", False))
         self.orders = getattr(settings, "orders", None) or EVALUATED_ORDERS
+        self.tokens, self.describe = 0, "evaluate"
         check_options(settings, self.template)
 
     @functools.cached_property
@@ -56,6 +59,15 @@ class LanguageModelScorer:
         if not groups.shared:
             console.notice(f"note: every sequence is run alone, which is slower: {groups.reason}")
         return groups
+
+    def usable(self, examples: Sequence[Example], *, chosen_only: bool = False) -> list[Example]:
+        """Under --skip-bad-rows, the examples whose tokens can be made, each other one named; else all of them.
+
+        Raises UserError where none is left.
+        """
+        if not self.settings.skip_bad_rows:
+            return list(examples)
+        return self.encoder.usable(examples, console.notice, chosen_only=chosen_only)
 
     @functools.cached_property
     def spellings(self) -> tuple[Sequences, Sequences]:
@@ -81,9 +93,9 @@ class LanguageModelScorer:
             yield from self._score_text(free_text)
             return
         rankings = [e for e in examples if isinstance(e, RankingExample)]
-        found = self._numbers(rankings, "evaluate")
+        found = self._numbers(rankings, self.describe)
         bare = [replace(e, history=(), disliked=None) for e in rankings] if self.calibrate else []
-        without = self._numbers(bare, "without history") if bare else [np.zeros(())] * len(rankings)
+        without = self._numbers(bare, self.describe and "without history") if bare else [np.zeros(())] * len(rankings)
         for example, numbers, prior in zip(rankings, found, without, strict=True):
             yield self._scores(example, numbers - prior)
 
@@ -153,6 +165,7 @@ class LanguageModelScorer:
 
     def _logps(self, encoded: Sequence[EncodedGroup], describe: str) -> Iterator[np.ndarray]:
         """(R,) float64 of each group, in order."""
+        self.tokens += sum(g.shared_tokens if self.groups.shared else g.separate_tokens for g in encoded)
         scored = {
             id(group): logps
             for group, logps in score_groups(self.base.model, self.groups, encoded, self.settings.batch_size, describe)
@@ -168,7 +181,7 @@ class LanguageModelScorer:
 
     def _score_text(self, examples: Sequence[PreferenceGroup]) -> Iterator[Scores]:
         encoded = [self.encoder.encode(e, []) for e in examples]
-        for example, logps in zip(examples, self._logps(encoded, "evaluate"), strict=True):
+        for example, logps in zip(examples, self._logps(encoded, self.describe), strict=True):
             by_pair = logps[np.array(example.pairs, np.int32).reshape(-1, 2)][:, None]  # (K, 1, 2)
             yield Scores(example, by_pair[:, 0, 0] - by_pair[:, 0, 1], by_pair)
 
@@ -193,12 +206,17 @@ def _log_sum(logps: np.ndarray) -> np.ndarray:
 
 
 def choose_template(settings: CommonSettings, adapter: str = "") -> prompts.Template:
-    """The prompt template of a command: the adapter's, --prompt's, or pairwise. Raises UserError where they do not fit."""
+    """The prompt template of a command: the adapter's, --prompt's, or pairwise. Loads no model.
+
+    Raises UserError where these do not fit each other, and for a setting that has no effect with the prompt's form.
+    """
     stored = None
     if adapter:
         where = f"{adapter}/{adapters.ADAPTER_CONFIG}"
         stored = prompts.read_stored(adapters.read_adapter_config(adapter).get("prompt"), where)
-    return prompts.choose(settings.prompt, settings.domains, stored, adapter, settings.allow_other_prompt)
+    template = prompts.choose(settings.prompt, settings.domains, stored, adapter, settings.allow_other_prompt)
+    check_options(settings, template)
+    return template
 
 
 def check_options(settings: CommonSettings, template: prompts.Template) -> None:
@@ -228,7 +246,6 @@ def open_scorer(
     Raises UserError for a model or adapter that cannot be loaded, and for a prompt that does not fit the adapter.
     """
     template = choose_template(settings, adapter)
-    check_options(settings, template)
     base = loading.load(settings)
     base.prompt = template.to_json()
     if attach:

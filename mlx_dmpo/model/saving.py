@@ -21,7 +21,7 @@ from .loading import Loaded
 
 @contextlib.contextmanager
 def mlx_writes() -> Iterator[None]:
-    """MLX tells a full disk by a RuntimeError: within the block it is an OSError, as everywhere else."""
+    """MLX raises RuntimeError for a full disk: within the block it is an OSError, as everywhere else."""
     try:
         yield
     except RuntimeError as error:
@@ -30,23 +30,43 @@ def mlx_writes() -> Iterator[None]:
         raise
 
 
+def _floating(base: Loaded) -> mx.Dtype:
+    """The type that the base computes in: that of most of its floating-point parameters, scales and adapter left out."""
+    names = re.compile(r"(^|\.)(scales|biases|lora_[ab]|m)$")
+    found = [v.dtype for name, v in tree_flatten(base.model.parameters()) if not names.search(name)]
+    return Counter(d for d in found if mx.issubdtype(d, mx.floating)).most_common(1)[0][0]
+
+
 def fuse(base: Loaded, *, requantize: bool = False) -> None:
-    """Puts the adapter's update into the weights, in place; a quantised base is dequantised whole, or quantised again as it was."""
+    """Puts the adapter's update into the weights, in place; a quantised base is dequantised whole, or quantised again.
+
+    Dequantised weights take the base's floating-point type before anything is added to them: MLX returns bfloat16 for
+    mxfp4, mxfp8 and nvfp4 whatever the base computes in, which holds these weights exactly but not an adapter's update.
+    """
     from mlx_lm.utils import dequantize_model
 
-    how = {"dequantize": not requantize} if "quantization" in base.config else {}
-    base.model.update_modules(
-        tree_unflatten([(name, layer.fuse(**how)) for name, layer in adapted_layers(base.model).items()])
-    )
-    if not requantize:
-        dequantize_model(base.model)
-        base.config.pop("quantization", None)
-        base.config.pop("quantization_config", None)
+    layers = adapted_layers(base.model)
+    if requantize:
+        base.model.update_modules(tree_unflatten([(name, layer.fuse()) for name, layer in layers.items()]))
+        return
+    dtype = _floating(base)
+    quantised = {name for name, module in base.model.named_modules() if "scales" in module}
+    dequantize_model(base.model)  # the layers inside the adapter's, too
+    for name, module in base.model.named_modules():
+        if name in quantised:
+            module.weight = module.weight.astype(dtype)
+    fused = [(name, layer.fuse()) for name, layer in layers.items()]
+    for _, layer in fused:
+        layer.weight = layer.weight.astype(dtype)
+    base.model.update_modules(tree_unflatten(fused))
+    base.config.pop("quantization", None)
+    base.config.pop("quantization_config", None)
 
 
 # what a model directory holds beside config and weights; never a Python file
 COMPANIONS = tuple(
-    "tokenizer* vocab* merges.txt special_tokens_map.json added_tokens.json chat_template* *.tiktoken generation_config.json LICENSE* NOTICE*".split()
+    "tokenizer* vocab* merges.txt special_tokens_map.json added_tokens.json chat_template* *.tiktoken "
+    "generation_config.json LICENSE* NOTICE*".split()
 )
 
 

@@ -8,12 +8,12 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from tqdm import tqdm
 
 from ..core.selfcheck import GroupScorer
 from ..core.tree import BATCH_TOKENS, EncodedGroup, GroupBatch, by_length, pad_groups, part, pieces
 from ..machine.memory import in_halves
 from ..machine.prefetch import prefetch
+from ..machine.progress import Progress
 from ..machine.ranks import world
 
 
@@ -53,9 +53,7 @@ def score_groups(
         return [(int(i), row[: len(groups[i].tails)]) for i, row in zip(rows, logps, strict=True)]
 
     def scored() -> Iterator[tuple[int, np.ndarray]]:
-        with tqdm(
-            total=len(groups), desc=describe, unit="group", disable=None if describe else True, leave=False
-        ) as bar:
+        with Progress(len(groups), describe, "group", quiet=not describe or not world().first) as bar:
             for rows, batch in prefetch(
                 (rows, pad(rows)) for rows in world().share(list(by_length(groups, batch_size)))
             ):

@@ -297,6 +297,11 @@ def _check_answer(template: Template, at: Any, in_answer: Sequence[str]) -> None
     if sorted(names) != sorted(in_answer):
         wanted = " and ".join(f"{{{n}}}" for n in in_answer)
         raise UserError(f"{at('answer')}: form {template.form} needs {wanted} there, once: write it so")
+    if template.form == "pairwise":
+        parts = [*_parts(template.answer, at("answer")), ("", "")]
+        for (before, name), (after, _) in itertools.pairwise(parts):
+            if name:
+                _check_marks(before, after, at("answer"), name)
     known: dict[str, tuple[str, ...]] = {}
     for a in SAMPLES:
         for b in SAMPLES if template.form == "pairwise" else ("",):
@@ -321,12 +326,14 @@ def _check_yes_no(template: Template, at: Any) -> None:
 
 
 def _check_words(template: Template, where: str, names: Sequence[str]) -> None:
+    used = list(dict.fromkeys(template._words_used))
     for name in names:
-        for word in template._words_used:
-            if not getattr(template.domains[name], word).strip():
-                raise UserError(
-                    f'{where}.{name}: wording is not complete: prompt {template.name} uses {{{word}}}: add "{word}" as text'
-                )
+        missing = [word for word in used if not getattr(template.domains[name], word).strip()]
+        if missing:
+            raise UserError(
+                f"{where}.{name}: wording is not complete: prompt {template.name} uses {', '.join(used)}: "
+                f"add {', '.join(missing)} as text"
+            )
 
 
 @functools.cache

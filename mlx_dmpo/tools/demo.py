@@ -15,7 +15,7 @@ from ..report import page as report_page
 from ..train.run import train
 
 
-def demo(out: Path, seed: int = 0) -> None:
+def demo(out: Path, seed: int = 0, prompt: str = "") -> None:
     """Writes OUT/{sft,dmpo,base,summary.json,accuracy.png,report.html}; prints the table and the commands to go on with."""
     stages = config.read_yaml(assets.settings_file())[0]
     seconds: dict[str, float] = {}
@@ -28,7 +28,8 @@ def demo(out: Path, seed: int = 0) -> None:
         return result
 
     def settings(cls: type, stage: str, **values: Any) -> Any:
-        return config.resolve(cls, None, {"seed": seed, "overwrite": True, **values}, stages.get(stage))
+        given = {"seed": seed, "overwrite": True, "prompt": prompt, **values}
+        return config.resolve(cls, None, given, stages.get(stage))
 
     def evaluated(name: str, adapter: str) -> Any:
         values = settings(config.EvaluateSettings, "evaluate", adapter_path=adapter, out=str(out / name / "eval"))

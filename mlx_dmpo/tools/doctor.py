@@ -1,4 +1,4 @@
-"""What is installed, on which device it runs, what is slow here and how to mend it."""
+"""What is installed, on which device it runs, what is slow here and how to fix it."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def examine() -> dict[str, Any]:
     }
 
 
-def told(found: dict[str, Any]) -> str:
+def format_report(found: dict[str, Any]) -> str:
     step, memory = found["plan_beside_a_step"], found["memory"]
     lines = [
         ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
@@ -157,6 +157,6 @@ def told(found: dict[str, Any]) -> str:
         [
             *lines,
             *(f"slow: {note}" for note in found["notes"]),
-            *([] if found["notes"] or step["verdict"] != AGREES else ["nothing to mend"]),
+            *([] if found["notes"] or step["verdict"] != AGREES else ["nothing to fix"]),
         ]
     )

@@ -7,7 +7,6 @@ costs is printed rather than hidden.
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from .. import assets
 from ..config import CommonSettings, ExportSettings, build
 from ..data import formats
 from ..errors import UserError
-from ..machine import console, files, run_directory
+from ..machine import commands, console, files, memory, run_directory
 from ..model import adapters, device, loading, saving
 from ..model.open import LanguageModelScorer, open_scorer
 from ..prompts import pairwise
@@ -161,7 +160,7 @@ def _commands(settings: ExportSettings, base: loading.Loaded, place: str, prompt
     # the two programs call the same setting by two names
     template = {"generate": ["--chat-template-config", NO_THINKING], "server": ["--chat-template-args", NO_THINKING]}
     return tuple(
-        shlex.join([f"mlx_lm.{program}", *what, *(template[program] if switch else []), *more])
+        commands.join([f"mlx_lm.{program}", *what, *(template[program] if switch else []), *more])
         for program, more in (("generate", ["--max-tokens", "64", "--prompt", prompt]), ("server", ["--port", "8080"]))
     )
 
@@ -175,7 +174,8 @@ def _write_mlx(settings: ExportSettings, base: loading.Loaded, stored: Mapping[s
     saving.save_model(loading.load(settings), path / "model", keep_dtypes=keep_dtypes)
     (path / "adapter").mkdir()
     shutil.copyfile(Path(settings.adapter_path) / adapters.ADAPTER_WEIGHTS, path / "adapter" / adapters.ADAPTER_WEIGHTS)
-    kept = {k: stored[k] for k in ("fine_tune_type", "num_layers", "lora_parameters", "prompt") if k in stored}
+    names = ("fine_tune_type", "num_layers", "lora_parameters", "prompt", "template_date")
+    kept = {k: stored[k] for k in names if k in stored}
     files.write_json(path / "adapter" / adapters.ADAPTER_CONFIG, {"model": settings.base_name or base.name, **kept})
 
 
@@ -189,11 +189,17 @@ def _read_back(settings: ExportSettings, base: loading.Loaded, path: Path) -> lo
     )
     if settings.keep_quantized:
         adapters.load_adapter(again, path / "adapter")
+    again.date = base.date
     return again
 
 
 def export(settings: ExportSettings, command: str = "export") -> Exported:
-    """Writes the export, whole or not at all. Raises UserError for what the user can mend."""
+    """Writes the export, whole or not at all. Raises UserError for what the user can fix."""
+    with memory.memory_limits(settings):
+        return _export(settings, command)
+
+
+def _export(settings: ExportSettings, command: str) -> Exported:
     _check(settings)
     stored = adapters.read_adapter_config(settings.adapter_path)
     settings = _base_of(settings, stored)
@@ -202,7 +208,11 @@ def export(settings: ExportSettings, command: str = "export") -> Exported:
     results = _evaluations(settings)
     examples = _examples(settings, domains)
     scorer = open_scorer(settings, settings.adapter_path)
-    base, template = scorer.base, scorer.template
+    base, template, examples = scorer.base, scorer.template, scorer.usable(examples)
+    if base.date:
+        console.notice(
+            f"note: the chat template prints the day; the adapter's prompts show {base.date}, other tools' today's"
+        )
     if "quantization" not in base.config and (settings.keep_quantized or settings.requantize):
         raise UserError(
             f"--{'keep-quantized' if settings.keep_quantized else 'requantize'}: {base.name} is not quantised: leave it out"

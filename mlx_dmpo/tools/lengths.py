@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..config import CheckSettings
 from ..data.check import ERROR, NOTE, SHOWN, WARNING, Finding, Part
 from ..errors import UserError
+from ..machine.progress import track
 from ..model import loading
 from ..model.encode import Encoder, longest
 from ..prompts import template as prompts
@@ -31,7 +31,7 @@ def measure(part: Part, tokenizer: Any, settings: CheckSettings) -> tuple[dict[s
     cut: list[str] = []
     unfit: list[str] = []
     refused: list[str] = []
-    examples = tqdm(part.loaded.examples, desc="tokens", unit="group", disable=None, leave=False, delay=2)
+    examples = track(part.loaded.examples, "tokens", "group")
     for i, example in enumerate(first_negatives(e, settings.num_negatives) for e in examples):
         orders = printed_orders(example, i, both=False, redraw=False, seed=0, form=template.form)
         try:

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from ..config import ExportSettings
-from ..machine import console, files, run_directory
+from ..machine import console, files, hub, run_directory
 from ..model import loading
 from ..report import read, tables
 
@@ -86,6 +86,13 @@ def _evaluations(settings: ExportSettings) -> dict[str, Mapping[str, Any]]:
 _PATHS = ("model", "data", "valid_data", "adapter_path", "start_adapter")  # of which a card shows the last part only
 
 
+def _short(path: Any, among: Mapping[Any, Any]) -> str:
+    """A file's name, with its directory's where another file has the same name; never the whole path."""
+    parts = Path(str(path)).parts
+    alike = sum(Path(str(other)).name == Path(str(path)).name for other in among) > 1
+    return "/".join(parts[-2 if alike else -1 :])
+
+
 def model_card(
     settings: ExportSettings,
     base: loading.Loaded,
@@ -102,7 +109,7 @@ def model_card(
         "library_name": settings.to if settings.to == "peft" else "mlx",
         "pipeline_tag": "text-generation",
     }
-    if loading.REPOSITORY.fullmatch(named) and not Path(named).exists():
+    if hub.REPOSITORY.fullmatch(named) and not Path(named).exists():
         head["base_model"] = named
     head["tags"] = [settings.to, "lora", "mlx-dmpo", "recommendation", "ranking"]
     kind = "DoRA" if stored.get("fine_tune_type") == "dora" else "LoRA"
@@ -131,7 +138,9 @@ def model_card(
     inputs = _mapping(manifest.get("inputs"))
     if inputs:
         parts.append(
-            "## Data\n\n" + _table([["file", "sha256"], *([str(k), str(v)] for k, v in inputs.items())]) + "\n"
+            "## Data\n\n"
+            + _table([["file", "sha256"], *([_short(k, inputs), str(v)] for k, v in inputs.items())])
+            + "\n"
         )
     trained = _mapping(manifest.get("config")) or dict(stored)
     shown = {k: Path(str(v)).name if k in _PATHS else v for k, v in trained.items() if v not in ("", None, {}, [])}

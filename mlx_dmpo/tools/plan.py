@@ -1,15 +1,14 @@
-""""""
+"""Memory, FLOPs and time of a training run before it starts"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from ..config import PlanSettings
 from ..core.tree import EncodedGroup, by_length, pad_groups, part
 from ..errors import UserError
 from ..model.calibrate import calibrate
@@ -30,7 +29,7 @@ from ..prompts.pairwise import DOMAINS, PAIRWISE
 
 
 def plan(case: Case, *, epochs: float = 1.0, flops_per_second: float = 0.0) -> dict[str, Any]:
-    """Everything that `mlx-dmpo plan` tells, in bytes, FLOPs, tokens and seconds."""
+    """Everything that `mlx-dmpo plan` reports, in bytes, FLOPs, tokens and seconds."""
     works = [
         Work.of(pad_groups([case.groups[i] for i in rows]))
         for rows in by_length(case.groups, case.batch_size, case.batch_tokens)
@@ -56,63 +55,44 @@ def plan(case: Case, *, epochs: float = 1.0, flops_per_second: float = 0.0) -> d
     return found
 
 
-def run(
-    *,
-    model: str,
-    data: str,
-    tokenizer: str,
-    history: int,
-    title_tokens: int,
-    groups: int,
-    num_negatives: int,
-    prompt: str,
-    stage: str,
-    batch_size: int,
-    batch_tokens: int,
-    max_seq_length: int,
-    num_layers: int,
-    lora_rank: int,
-    lora_keys: Sequence[str],
-    optimizer: str,
-    grad_checkpoint: bool,
-    dtype: str,
-    epochs: float,
-    tflops: float,
-    as_json: bool,
-) -> dict[str, Any]:
-    """The command's plan. Raises UserError for a model, data or flag that it cannot plan with."""
-    shape = ModelShape.of(model)
-    if num_layers == 0 or num_layers > shape.layers:
+def run(settings: PlanSettings) -> dict[str, Any]:
+    """The command's plan. Raises UserError for a model, data or setting that it cannot plan with."""
+    s = settings
+    shape = ModelShape.of(s.model)
+    if s.num_layers == 0 or s.num_layers > shape.layers:
         raise UserError(
-            f"--num-layers: {num_layers} does not fit a model of {shape.layers} layers: give 1 to {shape.layers}, or -1"
+            f"--num-layers: {s.num_layers} does not fit a model of {shape.layers} layers: "
+            f"give 1 to {shape.layers}, or -1"
         )
-    for key in lora_keys:
+    for key in s.lora_keys:
         if key.rsplit(".", 1)[-1] not in shape.projections:
-            raise UserError(
-                f'--lora-keys: "{key}" is no linear layer of the model: choose among {", ".join(shape.projections)}'
-            )
-    template = prompts.load(prompt or "pairwise")
-    if data:
-        encoded = measured_groups(data, tokenizer or model, num_negatives, max_seq_length, stage == "sft", template)
+            known = ", ".join(shape.projections)
+            raise UserError(f'--lora-keys: "{key}" is no linear layer of the model: choose among {known}')
+    template = prompts.load(s.prompt or "pairwise")
+    if s.data:
+        encoded = measured_groups(
+            s.data, s.tokenizer or s.model, s.num_negatives, s.max_seq_length, s.stage == "sft", template
+        )
     else:
-        encoded = assumed_groups(groups, num_negatives, history=history, title_tokens=title_tokens, form=template.form)
-        if stage == "sft":
+        encoded = assumed_groups(
+            s.groups, s.num_negatives, history=s.history, title_tokens=s.title_tokens, form=template.form
+        )
+        if s.stage == "sft":
             encoded = [chosen_only(g) for g in encoded]
-    width = int(dtype) // 8
     training = Training(
-        shape.layers if num_layers < 0 else num_layers,
-        lora_rank,
-        tuple(lora_keys),
-        grad_checkpoint,
-        width,
-        OPTIMIZER_STATES[optimizer],
+        shape.layers if s.num_layers < 0 else s.num_layers,
+        s.lora_rank,
+        s.lora_keys,
+        s.grad_checkpoint,
+        int(s.dtype) // 8,
+        OPTIMIZER_STATES[s.optimizer],
     )
-    case = Case(shape, training, encoded, batch_size, batch_tokens)
-    rate = tflops * 1e12 or calibrate(shape, training)
-    found = plan(case, epochs=epochs, flops_per_second=rate)
+    case = Case(shape, training, encoded, s.batch_size, s.batch_tokens)
+    rate = s.tflops * 1e12 or calibrate(shape, training)
+    found = plan(case, epochs=s.epochs, flops_per_second=rate)
     return found | {
         "flops_per_second": rate,
-        "rate": "given" if tflops else "measured here",
+        "rate": "given" if s.tflops else "measured here",
         "parameters": shape.parameters,
     }
 
@@ -123,6 +103,7 @@ def measured_groups(
     """A data set's groups in tokens, without its model."""
     from ..data import formats
     from ..machine import console
+    from ..machine.progress import track
     from ..model.encode import Encoder
     from ..model.loading import load_tokenizer
     from ..prompts.orders import first_negatives, printed_orders
@@ -132,10 +113,7 @@ def measured_groups(
     ]
     encoder = Encoder(load_tokenizer(tokenizer), max_seq_length, template)
     order = partial(printed_orders, both=False, redraw=False, seed=0, form=template.form)
-    return [
-        encoder.encode(e, order(e, i), chosen_only=sft)
-        for i, e in enumerate(tqdm(examples, desc="encode", unit="example", disable=None, leave=False))
-    ]
+    return [encoder.encode(e, order(e, i), chosen_only=sft) for i, e in enumerate(track(examples, "encode", "example"))]
 
 
 def chosen_only(group: EncodedGroup) -> EncodedGroup:
@@ -144,7 +122,7 @@ def chosen_only(group: EncodedGroup) -> EncodedGroup:
     return part(group, np.array(list(dict.fromkeys(targets))))
 
 
-def told(found: dict[str, Any]) -> str:
+def format_plan(found: dict[str, Any]) -> str:
     """The plan as a table."""
     lines = ["memory of a training step at its highest"]
     for name, value in found["memory"].items():
@@ -158,12 +136,14 @@ def told(found: dict[str, Any]) -> str:
     lines.append(f"  tokens       {shared:>12,} ({separate:,} with every sequence alone: {separate / shared:.1f} x)")
     flops, alone = found["flops_per_epoch"], found["flops_per_epoch_separate"]
     lines.append(
-        f"  TFLOP        {flops / 1e12:>12,.1f} ({alone / 1e12:,.1f}: {alone / flops:.1f} x); the reference, once: {found['flops_of_reference'] / 1e12:,.1f}"
+        f"  TFLOP        {flops / 1e12:>12,.1f} ({alone / 1e12:,.1f}: {alone / flops:.1f} x); "
+        f"the reference, once: {found['flops_of_reference'] / 1e12:,.1f}"
     )
     if "seconds" in found:
         rate = f"{found['flops_per_second'] / 1e12:.3g} TFLOP/s, {found['rate']}"
         lines.append(
-            f"  time         {clock(found['seconds_per_epoch']):>12}; with the reference and all epochs {clock(found['seconds'])} ({rate})"
+            f"  time         {clock(found['seconds_per_epoch']):>12}; "
+            f"with the reference and all epochs {clock(found['seconds'])} ({rate})"
         )
     return "\n".join(lines)
 

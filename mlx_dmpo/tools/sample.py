@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from .. import assets
 from ..config import SampleSettings
 from ..data import formats
 from ..errors import UserError
 from ..judge.rows import rows_of
-from ..machine import console, files
+from ..machine import console, files, memory
+from ..machine.progress import Progress
 from ..model import generate, loading
 from ..model.encode import Encoder
 from ..model.open import open_scorer, refuse_for_free_text
@@ -93,7 +93,7 @@ def draw(
 ) -> Iterator[dict[str, Any]]:
     """One line a prompt: its answers with log-probs, and what each says: an ordering of two titles, a title, or like."""
     tasks = list(_tasks(examples, encoder, settings.seed))
-    with tqdm(total=len(tasks) * settings.n, desc="sample", unit="answer", disable=None, leave=False) as bar:
+    with Progress(len(tasks) * settings.n, "sample", "answer") as bar:
         for start in range(0, len(tasks), settings.batch_size):
             chunk = tasks[start : start + settings.batch_size]
             drawn = generate.sample_answers(
@@ -116,7 +116,7 @@ def draw(
             bar.update(len(chunk) * settings.n)
 
 
-def summary(lines: Sequence[dict[str, Any]]) -> str:
+def summarize(lines: Sequence[dict[str, Any]]) -> str:
     answers = [a for line in lines for a in line["answers"]]
     cut = sum(not a["finished"] for a in answers)
     told = f"{len(answers)} answers to {len(lines)} prompts" + (f", {cut} of them cut at --max-tokens" if cut else "")
@@ -131,11 +131,8 @@ def summary(lines: Sequence[dict[str, Any]]) -> str:
     return told
 
 
-def sample(settings: SampleSettings) -> tuple[Path, str]:
-    """Writes settings.out, whole or not at all; returns it and what it holds in words. Raises UserError for what the user can mend."""
-    out = Path(settings.out)
-    if out.exists() and not settings.overwrite:
-        raise UserError(f"{out}: exists already: name another --out, or add --overwrite")
+def _lines(settings: SampleSettings) -> tuple[list[dict[str, Any]], str]:
+    """The lines to write, and a sentence about them."""
     domains = pairwise.with_domains(settings.domains)
     data = settings.data or str(assets.data_dir())
     loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
@@ -146,19 +143,31 @@ def sample(settings: SampleSettings) -> tuple[Path, str]:
         )
     examples = [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
     scorer = open_scorer(settings, settings.adapter_path)
+    examples = scorer.usable(examples)
     if settings.score:
         rows = [row for scores in scorer.score(examples) for row in rows_of(scores)]
         lines = [{k: row[k] for k in ("user", "domain", "positive", "negative", "margin")} for row in rows]
         hardest = sorted(row["margin"] for row in lines)
-        told = (
+        return lines, (
             f"{len(lines)} margins, {hardest[0]:+.2f} to {hardest[-1]:+.2f} nats; the least are the hardest negatives"
         )
-    else:
-        lines = list(draw(scorer.base, scorer.encoder, examples, settings))
-        told = summary(lines)
+    lines = list(draw(scorer.base, scorer.encoder, examples, settings))
+    return lines, summarize(lines)
+
+
+def sample(settings: SampleSettings) -> tuple[Path, str]:
+    """Writes settings.out, whole or not at all.
+
+    Returns the path and a sentence about its content. Raises UserError for what the user can fix.
+    """
+    out = Path(settings.out)
+    if out.exists() and not settings.overwrite:
+        raise UserError(f"{out}: exists already: name another --out, or add --overwrite")
+    with memory.memory_limits(settings):
+        lines, summary = _lines(settings)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}): name another --out") from None
-    return out, told
+    return out, summary

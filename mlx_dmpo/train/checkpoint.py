@@ -1,28 +1,32 @@
-"""Checkpoints: all that a run needs to go on as if nothing had happened.
+"""Checkpoints: all that a resumed run needs to end like an uninterrupted one.
 
 RUN/checkpoints/0000050/   adapters.safetensors, adapter_config.json   an mlx-lm adapter directory
                            optimizer.safetensors                       the optimiser's state
                            manifest.json                               the rest of the state, and the other files' hashes
 
-A checkpoint is filled under another name and renamed when it is whole. The seed and the step determine the data order,
-the learning rate and the dropout; a step is never saved half done.
+A checkpoint is written under another name and renamed when it is whole. Seed and step determine the data order, the
+learning rate and the dropout; a step is never saved half done.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optimizers
 from mlx.utils import tree_unflatten
 
+from ..core.finite import is_finite
 from ..errors import UserError
 from ..machine import console, files, run_directory
+from ..machine.ranks import world
 from ..machine.run_directory import CHECKPOINTS
 from ..model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_arrays
 
@@ -31,24 +35,24 @@ OPTIMIZER_STATE = "optimizer.safetensors"
 
 @dataclass
 class State:
-    """Where a run stands, beside its arrays."""
+    """How far a run is, beside its arrays."""
 
     step: int = 0  # steps done
-    validate: bool = False  # the validation at this step is still to come
+    validate: bool = False  # the validation at this step is still to be done
     best: tuple[float, int] | None = None  # the best validation's value (less is better) and its step
     waited: int = 0  # validations since
-    bad_steps: int = 0  # steps left out because of numbers that are not finite: in all
+    bad_steps: int = 0  # steps skipped because of NaN or Inf
     bad_in_a_row: int = 0
     window: dict[str, float] = field(default_factory=dict)  # sums since the last report
     metrics_bytes: int = 0  # length of metrics.jsonl
-    seconds: float = 0.0  # of all processes that worked on the run
+    seconds: float = 0.0  # of all processes of the run, this one included
 
 
 @dataclass
 class Checkpoint:
     path: Path
     state: State
-    identity: dict[str, Any]  # what must be the same for the run to go on on its course
+    identity: dict[str, Any]  # what must be the same for the run to be resumed
 
     def arrays(self, name: str) -> Any:
         """The tree of its adapter's or its optimiser's file."""
@@ -57,7 +61,7 @@ class Checkpoint:
 
 def load_tree(path: Path) -> Any:
     arrays: Any = mx.load(str(path))
-    mx.eval(arrays)  # they are read from the file only when needed, and the file may be gone by then
+    mx.eval(arrays)  # mx.load reads lazily, and the file may be gone by then
     return tree_unflatten(list(arrays.items()))
 
 
@@ -77,7 +81,8 @@ def write(
     final = directory(run, state.step)
     with files.writing(final):
         final.parent.mkdir(exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=files.PARTIAL, dir=final.parent))
+        temporary = files.partial(final.parent)
+        temporary.mkdir()
         try:
             save_arrays(temporary / ADAPTER_WEIGHTS, adapter)
             save_arrays(temporary / OPTIMIZER_STATE, optimizer)
@@ -89,7 +94,6 @@ def write(
                 temporary / run_directory.MANIFEST,
                 {"state": asdict(state), "identity": files.plain(identity), "files": hashes},
             )
-            temporary.chmod(0o755)
             if final.exists():  # one that could not be read
                 _remove(final)
             os.rename(temporary, final)
@@ -145,3 +149,67 @@ def _remove(path: Path) -> None:
     aside = path.with_name(f"{files.PARTIAL}removed-{path.name}")
     os.rename(path, aside)
     shutil.rmtree(aside)
+
+
+class Checkpoints:
+    """Saves and restores a run: its adapter, its optimizer and its `state`. Only the first rank has a directory."""
+
+    def __init__(
+        self,
+        run: Path | None,
+        model: nn.Module,
+        optimizer: optimizers.Optimizer,
+        adapter_config: Mapping[str, Any],
+        identity: dict[str, Any],
+        *,
+        keep: int,
+        metrics: str = "metrics.jsonl",
+    ):
+        self.run, self.model, self.optimizer, self.adapter_config = run, model, optimizer, adapter_config
+        self.identity, self.keep, self.metrics = identity, keep, metrics
+        self.state = State()
+        self.saved = 0  # step of the last checkpoint
+        self.seconds_before = 0.0  # of the processes before this one
+        self._begun = time.perf_counter()
+
+    def last(self) -> Path | None:
+        """The last checkpoint's directory."""
+        return directory(self.run, self.saved) if self.run and self.saved else None
+
+    def save(self) -> None:
+        """Writes a checkpoint, unless it exists or a weight is NaN or Inf: the last good one is then the newest."""
+        if self.saved == self.state.step or not is_finite(self.model.trainable_parameters(), self.optimizer.state):
+            return
+        self.saved = self.state.step
+        self.state.seconds = self.seconds_before + time.perf_counter() - self._begun
+        if not self.run:
+            return
+        metrics = self.run / self.metrics
+        self.state.metrics_bytes = metrics.stat().st_size if metrics.exists() else 0
+        if metrics.exists():
+            files.sync(metrics)
+        adapter = self.model.trainable_parameters()
+        write(self.run, self.state, self.identity, adapter, self.adapter_config, self.optimizer.state)
+        prune(self.run, self.keep)
+
+    def restore(self, check: Callable[[dict[str, Any], dict[str, Any]], None]) -> bool:
+        """Continues from the newest whole checkpoint -> whether there is one. Raises what `check(stored, given)` raises."""
+        found = newest(self.run) if self.run else None
+        stored = world().from_first({"state": asdict(found.state), "identity": found.identity} if found else None)
+        if stored is None:
+            if world().first:
+                console.notice(f"note: {self.run} holds no checkpoint: the run starts at step 0")
+            return False
+        check(stored["identity"], files.plain(self.identity))
+        self.model.update(world().arrays_from_first(found and found.arrays(ADAPTER_WEIGHTS)))
+        self.optimizer.state = world().arrays_from_first(found and found.arrays(OPTIMIZER_STATE))
+        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+        self.state = State(**stored["state"])
+        self.saved, self.seconds_before = self.state.step, self.state.seconds
+        return True
+
+    def load_best(self) -> None:
+        """Puts the best adapter into the model, where that is not the last."""
+        best = self.state.best
+        if self.run and best is not None and best[1] != self.state.step:
+            self.model.update(load_tree(directory(self.run, best[1]) / ADAPTER_WEIGHTS))

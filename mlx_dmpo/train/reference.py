@@ -108,7 +108,8 @@ class Reference:
         for group, row in self._score(wanted) if wanted else ():
             if not np.isfinite(row).all():
                 raise UserError(
-                    f"{group.source or group.user}: its reference log-prob is not finite: look at the start adapter and at --dtype"
+                    f"{group.source or group.user}: its reference log-prob is NaN or Inf: look at the start adapter "
+                    "and at --dtype"
                 )
             for sequence, value in zip(sequences(group), map(float, row), strict=True):
                 self._table.setdefault(sequence, value)

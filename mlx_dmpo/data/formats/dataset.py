@@ -1,4 +1,4 @@
-"""Files of data -> RankingExamples or PreferenceGroups, whatever their format (see readers.py).
+"""Files of data -> RankingExamples or PreferenceGroups, whatever their format (see known.py).
 
 The format is decided on the whole file: every row must be of the kind of the first. A row that cannot be read is named as
 `file:line` (JSON lines) or `file:row N` (an array, objects one after another, Parquet).
@@ -14,11 +14,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..prompts.pairwise import DOMAINS, Domain
-from ..records import Example, PreferenceGroup, RankingExample
-from .readers import OWN, REJECTED, RELEASED, S_DPO, TALLREC, Context, Unconvertible, fail, format_of
-from .rows import column_map, data_file, read_rows
+from ...errors import UserError
+from ...prompts.pairwise import DOMAINS, Domain
+from ...records import Example, PreferenceGroup, RankingExample
+from ..rows import data_file, read_rows
+from .columns import column_map, refuse_lost_text, renamed
+from .common import REJECTED, Context, Unconvertible, fail
+from .known import OWN, RELEASED, S_DPO, TALLREC, format_of
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,20 @@ def _read(rows: Iterable[tuple[str, Any]], columns: Any, context: Context) -> It
             row = columns(value, source) if columns else value
             if isinstance(row, dict):
                 row = {k: v for k, v in row.items() if v is not None}  # a column of a table stands in every row
+            row = renamed(row, source, context)
             form = format_of(row, source)
             if kind and form.name != kind[0]:
-                raise fail(source, f"a row of {form.name} in a file of {kind[0]}", "keep one kind a file")
+                raise fail(source, f"a row of {form.name} in a file of {kind[0]}", "keep one kind in a file")
             if form.fields is not None:
                 context.unused |= {k for k in row if k not in form.fields and not REJECTED.fullmatch(k)}
             name = form.name
             example = form.read(row, source, context)
+            if form.text and form.fields is not None and isinstance(example, PreferenceGroup):
+                refuse_lost_text(row, form.fields, form.name, example, source)
             found = (form.name, type(example))
             if kind and found != kind:
                 said = {RankingExample: "rankings of two titles", PreferenceGroup: "free text"}
-                raise fail(source, f"a row of {said[found[1]]} in a file of {said[kind[1]]}", "keep one kind a file")
+                raise fail(source, f"a row of {said[found[1]]} in a file of {said[kind[1]]}", "keep one kind in a file")
             kind = kind or found
             yield name, example
         except UserError as error:
@@ -104,8 +109,8 @@ def load(
 ) -> DataFile:
     """A data file, `split` of a prepared directory, or of a data set of the hub (`owner/name[:config][@split]`).
 
-    `domain` is that of rows which name none. Raises UserError at the first row that cannot be read; under `skip_bad_rows` each
-    goes to `notice` instead, and it is an error only if none is left. `notice` is told the format too.
+    `domain` is that of rows which name none. Raises UserError at the first row that cannot be read; under `skip_bad_rows`
+    each goes to `notice` instead, and it is an error only if none is left. `notice` gets the format too.
     """
     path = data_file(data, split)
     columns = column_map(path) if path else None
@@ -140,6 +145,8 @@ def load(
     notice(loaded.describe())
     for reason, n in reasons.items():
         notice(f"note: {n} of {rows} rows of {where} hold no ranking pair: {reason}")
+    for column, standard in context.renamed.items():
+        notice(f'note: column "{column}" of {where} is read as the {standard}')
     if context.unused:
         notice(f"note: columns of {where} that are not used: {', '.join(sorted(context.unused))}")
     return loaded

@@ -1,0 +1,153 @@
+"""The commands that use a ranker: `rank`, `explain` and `serve`"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import config
+from ..errors import UserError
+from ..machine import console
+from .options import settings_of, settings_options
+
+NOT_HERE = ("num_negatives", "skip_bad_rows")  # settings of training and evaluation without a meaning here
+
+
+def _options(cls: type) -> Any:
+    """`settings_options` without those that have no effect on these commands."""
+
+    def add(command: Any) -> Any:
+        command = settings_options(cls)(command)
+        kept = [o for o in command.__click_params__ if o.name not in NOT_HERE]
+        command.__click_params__ = kept
+        return command
+
+    return add
+
+
+def _stdin(settings: Any) -> str | None:
+    """Standard input, where nothing else gives the history."""
+    return None if settings.history or settings.user or sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+
+
+def _request(settings: Any) -> Any:
+    from ..use.inputs import read_data, read_request
+
+    data = read_data(settings.data, settings.domain, settings.domains)
+    found = read_request(data, settings.history, settings.user, settings.candidates, _stdin(settings), console.notice)
+    return data, found
+
+
+@click.command()
+@_options(config.RankSettings)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
+    """Rank titles for one user: the catalogue, or your own list.
+
+    \b
+    mlx-dmpo rank --model M --data D --adapter-path runs/dmpo --user 42 --top 10
+    mlx-dmpo rank --model M --data D --history "Heat (1995)" --history "Ronin (1998)" --candidates tonight.txt
+    echo '{"history": ["Heat (1995)"], "candidates": ["Casino (1995)", "Babe (1995)"]}' | mlx-dmpo rank --json
+
+    Typed titles are matched to the catalogue of --data; a note says what was taken. Ctrl-C prints the best order so far.
+    """
+    settings = settings_of(config.RankSettings, "evaluate", config_file, options)
+    from ..machine import files, memory
+    from ..use.rank import run
+    from ..use.ranker import Ranker, check_settings, settings_for
+    from ..use.show import ranking_text
+
+    check_settings(settings, settings.adapter_path)
+    data, request = _request(settings)
+    with memory.memory_limits(settings):
+        ranker = Ranker.open(settings_for(settings), settings.adapter_path, data.domain)
+        job = ranker.job(request.history, request.candidates)
+        try:
+            found = run(job, ranker.scoring)
+        except KeyboardInterrupt:
+            found = job.ranking()  # raises where nothing has been scored yet
+            console.notice(f"interrupted after {found.pairs_scored} pairs: the best order so far")
+    code = 0 if found.finished else 130
+    found = found.top(settings.top)
+    text = json.dumps(found.to_json(), ensure_ascii=True, allow_nan=False)
+    click.echo(text if as_json else ranking_text(found))
+    if settings.out:
+        files.write_json(Path(settings.out), found.to_json())
+        console.notice(f"done: {settings.out}")
+    return code
+
+
+@click.command()
+@_options(config.ExplainSettings)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
+    """Say why one title ranks above another: tokens, history items, the smallest set of items that turns the order.
+
+    \b
+    mlx-dmpo explain --model M --data D --adapter-path runs/dmpo --user 42 --out why.html
+    mlx-dmpo explain --model M --data D --base --adapter-path runs/sft --adapter-path runs/dmpo \\
+        --history "Heat (1995)" --history "Ronin (1998)" --chosen "Casino (1995)" --rejected "Babe (1995)"
+
+    Without --chosen and --rejected the first two titles of the ranking are explained. docs/explain.md says what the numbers show.
+    """
+    settings = settings_of(config.ExplainSettings, "evaluate", config_file, options)
+    from ..machine import memory
+    from ..use.explain import to_json
+    from ..use.ranker import Ranker, check_settings, settings_for, top_pair
+
+    adapters = list(settings.adapter_path)
+    for adapter in adapters or [""]:
+        check_settings(settings, adapter)
+    data, request = _request(settings)
+    chosen, rejected = (
+        data.catalogue.match(t, console.notice) if t else "" for t in (settings.chosen, settings.rejected)
+    )
+    names = ["", *adapters] if settings.base or not adapters else adapters
+    found: list[Any] = []
+    with memory.memory_limits(settings):
+        for adapter in reversed(names):  # the last one names the pair
+            ranker = Ranker.open(settings_for(settings), adapter, data.domain)
+            if not chosen or not rejected:
+                chosen, rejected = top_pair(ranker, request.history, request.candidates, chosen, rejected)
+            found.insert(0, ranker.explain(request.history, chosen, rejected, max_flip=settings.max_flip))
+            del ranker
+    if as_json:
+        click.echo(json.dumps(to_json(found), ensure_ascii=True, allow_nan=False))
+    else:
+        from ..use.show import explanation_text
+
+        click.echo(explanation_text(found))
+    if settings.out:
+        from ..use.html import write
+
+        write(found, Path(settings.out))
+        console.notice(f"done: {settings.out}")
+
+
+@click.command()
+@_options(config.ServeSettings)
+def serve(config_file: str | None, **options: Any) -> None:
+    """Serve the ranker over HTTP, with a page to try it out. Needs the extra: pip install 'mlx-dmpo[serve]'.
+
+    \b
+    mlx-dmpo serve --model M --data D --adapter-path runs/dmpo           then open http://127.0.0.1:8765
+    curl http://127.0.0.1:8765/v1/rerank -H 'Content-Type: application/json' \\
+        -d '{"query": ["Heat (1995)"], "documents": ["Casino (1995)", "Babe (1995)"]}'
+
+    docs/serve.md describes the endpoints, the limits and the statuses. Ctrl-C or SIGTERM: waiting requests are answered first.
+    """
+    settings = settings_of(config.ServeSettings, "evaluate", config_file, options)
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"serve: {error.name} is not installed: run pip install 'mlx-dmpo[serve]'") from None
+    from ..use.ranker import check_settings
+    from ..use.serve import run
+
+    check_settings(settings, settings.adapter_path)
+    run(settings)

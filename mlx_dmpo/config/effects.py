@@ -1,0 +1,68 @@
+"""Which settings change nothing beside others, and why: such a flag is refused, such a line of a file is reported"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+COMPARED = "data split num_negatives seed batch_size skip_bad_rows domain max_seq_length scoring".split()
+DRAWN = "n temperature top_p top_k max_tokens".split()
+
+
+def without_effect(settings: Any) -> dict[str, str]:
+    """Name -> reason of every setting that has no effect on what the command does with these settings."""
+    if not is_dataclass(settings):
+        return {}
+    has = {name for name in vars(settings)}
+    return {name: why for name, why in _rules(settings, has) if name in has}
+
+
+def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
+    if "quantize" in has and s.quantize is None:
+        yield "quantize_group_size", "without quantize"
+        yield "quantize_mode", "without quantize"
+    if "split" in has and _is_one_split(s.data):
+        yield "split", "for data that is one file or names its split"
+    if "lr_schedule" in has:
+        yield from _training(s, has)
+    if "loss" in has:
+        if s.loss != "simpo":
+            yield "gamma", f"with loss {s.loss}: only simpo has a target margin"
+        else:
+            yield "reference_free", "with loss simpo, which has no reference"
+    if "score" in has:
+        if s.score:
+            yield from ((name, "with score, which draws no answers") for name in (*DRAWN, "seed"))
+        else:
+            yield "scoring", "without score"
+            if s.temperature == 0:
+                yield from ((name, "at temperature 0") for name in ("top_p", "top_k"))
+    if "examples" in has and not s.examples:
+        yield from ((name, "with examples 0, which compares nothing") for name in COMPARED)
+    if "tokenizer" in has:  # plan
+        assumed, measured = ("history", "title_tokens", "groups"), ("tokenizer", "max_seq_length")
+        for name in assumed if s.data else measured:
+            yield name, "beside data, which is measured" if s.data else "without data"
+    elif has >= {"max_seq_length", "num_negatives"} and "batch_size" not in has and not s.model:  # check
+        for name in ("max_seq_length", "num_negatives", "prompt"):
+            yield name, "without model, whose tokenizer counts"
+
+
+def _training(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
+    if s.iters is not None:
+        yield "epochs", "beside iters"
+    if s.both_orders:
+        yield "candidate_order", "beside both_orders"
+    if isinstance(s.lr_schedule, dict):
+        yield "learning_rate", "beside a mapping in lr_schedule: give it among its arguments"
+        yield "warmup", "beside a mapping in lr_schedule: give it there"
+    if s.num_layers == -1 and not getattr(s, "start_adapter", ""):
+        yield "frozen_cache_gb", "without num_layers: every layer is adapted, and none stays the same"
+    if not s.report_to:
+        yield "project_name", "without report_to"
+
+
+def _is_one_split(data: str) -> bool:
+    return bool(data) and (Path(data).is_file() or (not Path(data).exists() and "@" in data))

@@ -1,0 +1,60 @@
+"""A file of further titles, with their popularity: what negatives and rankings may take that the ratings do not hold."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from ...errors import UserError
+from .contract import BadRows
+from .files import encoding_of, opened
+from .guesses import GUESSES, guess, looks_like
+from .json_rows import NUMBER, TEXT
+from .table import open_table
+from .tables import number, plain
+
+POPULARITY = (
+    "ratings numratings ratingcount ratingscount numvotes votes votecount popularity plays playcount count users members "
+    "listeners owners liked"
+).split()
+
+
+def read_catalogue(path: Path, encoding: str = "") -> tuple[dict[str, int], str]:
+    """(raw title -> popularity, at least 1; a note) of items.jsonl, of a prepared directory's, or of any table with titles.
+
+    Raises UserError.
+    """
+    if path.is_dir():
+        if not (path / "items.jsonl").is_file():
+            raise UserError(
+                f"--catalogue: {path} holds no items.jsonl: name a prepared directory, or a file with titles"
+            )
+        path = path / "items.jsonl"
+    with opened(path, bar=False) as file:
+        parquet = file.read(4) == b"PAR1"
+    table = open_table(
+        path, [*GUESSES["title"], *GUESSES["item"], *POPULARITY], encoding_of(path, "" if parquet else encoding)
+    )
+    title = guess(table.names, "title") or guess(table.names, "item") if table.header else table.names[0]
+    if not title:
+        what = looks_like(table.names)
+        raise UserError(
+            f"--catalogue: {path} has no title column (it has {', '.join(table.names)}{f'; {what[1]}' if what else ''}): "
+            'name one "title"'
+        )
+    counts = next((c for p in POPULARITY for c in table.names if plain(c) == p and c != title), "")
+    bad = BadRows(True)
+    columns, kinds = ([title, counts], [TEXT, NUMBER]) if counts else ([title], [TEXT])
+    found: dict[str, int] = {}
+    for batch in table.batches(columns, kinds, bad, columns):
+        values = [column.to_pylist() for column in batch.columns]
+        for row in zip(*values, strict=True):
+            name = str(row[0] or "").strip()
+            weight = number(row[1]) if counts else 1.0
+            if name:
+                found[name] = found.get(name, 0) + max(1, round(weight) if math.isfinite(weight) else 1)
+    if not found:
+        raise UserError(f"--catalogue: {path} holds no titles: name a file with a title column")
+    how = f'popularity from "{counts}"' if counts else "no popularity column: all alike"
+    left = f"; {bad.counts.total():,} rows cannot be read" if bad.counts else ""
+    return found, f'{len(found):,} titles of the catalogue {path.name} ("{title}"; {how}{left})'

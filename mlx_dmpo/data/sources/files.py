@@ -1,0 +1,275 @@
+"""Bytes of a file as UTF-8 text: gzip, encodings, line ends, and a clear error for what is no text at all."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ...errors import UserError
+
+BLOCK = 16 << 20  # bytes read at once
+
+
+@contextlib.contextmanager
+def opened(path: Path, bar: bool = True) -> Iterator[Any]:
+    """The file's bytes, unzipped where it is a gzip file, with a progress bar over what is read from disk.
+
+    Raises UserError for a file that cannot be read to its end.
+    """
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            size = path.stat().st_size
+            counted: Any  # a file as far as gzip and arrow care
+            with tqdm.wrapattr(
+                file, "read", total=size, desc=path.name, unit="B", unit_scale=True, disable=None if bar else True
+            ) as counted:
+                yield gzip.GzipFile(fileobj=counted) if zipped else counted
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: name an existing file") from None
+    except EOFError:
+        raise UserError(f"{path}: the gzip file is cut short: download it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: not a sound gzip file ({error}): download it again") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder: name a file of it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}): name a readable file") from None
+
+
+# first bytes of what is no text, what it is, and what to do about it
+_OTHER = (
+    (b"\xd0\xcf\x11\xe0", "a spreadsheet (.xls)", "open it and save it as CSV (UTF-8)"),
+    (b"SQLite format 3\0", "an SQLite database", "export its table as CSV"),
+    (b"ARROW1", "a Feather (Arrow IPC) file", "save it as Parquet or CSV"),
+    (b"\x89HDF", "an HDF5 file", "save it as Parquet or CSV"),
+    (b"BZh", "a bzip2 file", "unpack it first (bunzip2)"),
+    (b"\xfd7zXZ\0", "an xz file", "unpack it first (unxz)"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", "unpack it first (unzstd)"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
+    (b"Rar!", "a rar archive", "unpack it first"),
+    (b"\x80\x04\x95", "a Python pickle", "save it as Parquet or CSV (pickles run code when they are read)"),
+    (b"%PDF", "a PDF", "name the table itself"),
+)
+
+
+def _refuse_other(path: Path, start: bytes) -> None:
+    """Raises UserError that says what the file is, where it is no text."""
+    if start[:4] == b"PK\x03\x04":
+        head = start[:4096]
+        if b"opendocument" in head:
+            raise UserError(f"{path}: is a spreadsheet (.ods): open it and save it as CSV (UTF-8)")
+        if b"[Content_Types].xml" in head or b"xl/" in head:
+            raise UserError(f"{path}: is a spreadsheet (.xlsx): open it and save it as CSV (UTF-8)")
+        if b"Index/Document.iwa" in start or b"Index/" in head:
+            raise UserError(f"{path}: is a spreadsheet (Numbers): open it and export it as CSV (UTF-8)")
+        raise UserError(f"{path}: is a zip archive: unpack it first, then name the file or folder")
+    for magic, what, fix in _OTHER:
+        if start.startswith(magic):
+            raise UserError(f"{path}: is {what}: {fix}")
+    if start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{path}: is a web page, no table: download the file itself")
+
+
+def start(path: Path, size: int = 1 << 16, encoding: str = "") -> str:
+    """The first characters of a text file. Raises UserError for an empty or a binary one, and names what it is."""
+    with opened(path, bar=False) as file:
+        first = file.read(size)
+    if not first.strip():
+        raise UserError(f"{path}: is empty: give at least one row")
+    _refuse_other(path, first)
+    if encoding:
+        codec = lookup(encoding)
+        return codecs.getincrementaldecoder(codec)("replace").decode(first).removeprefix("\ufeff")
+    if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{path}: is UTF-16 text: save it as UTF-8, or add --encoding utf-16")
+    if b"\0" in first:
+        raise UserError(f"{path}: is a binary file: give text, Parquet or JSON lines")
+    return codecs.getincrementaldecoder("utf-8")("mlx_dmpo.cp1252").decode(first).removeprefix("\ufeff")
+
+
+# --- encodings
+
+
+def _as_latin1(error: UnicodeError) -> tuple[str, int]:
+    """The five bytes that Windows-1252 leaves undefined, as control characters; titles lose these."""
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("latin-1"), error.end
+
+
+def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
+    """Bytes that are not UTF-8, as Windows-1252 has them."""
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("cp1252", "mlx_dmpo.latin1"), error.end
+
+
+codecs.register_error("mlx_dmpo.latin1", _as_latin1)
+codecs.register_error("mlx_dmpo.cp1252", _as_cp1252)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How bytes become text. `errors` is a codec error handler; `note` says what was decided, "" for plain UTF-8."""
+
+    codec: str = "utf-8"
+    errors: str = "strict"
+    note: str = ""
+
+
+UTF8 = Encoding()
+
+
+def lookup(name: str) -> str:
+    """Python's name of a text encoding. Raises UserError for an unknown one."""
+    try:
+        info = codecs.lookup(name)
+        "".encode(info.name)
+    except LookupError:
+        raise UserError(
+            f"--encoding: {name!r} is unknown: give one such as utf-8, cp1252, utf-16 or shift_jis"
+        ) from None
+    return "utf-8" if info.name == "utf-8-sig" else info.name
+
+
+def encoding_of(path: Path, given: str = "") -> Encoding:
+    """The encoding of a file of titles: the one given, UTF-8, or Windows-1252 for old dumps.
+
+    A file that is UTF-8 but for some bytes stays UTF-8; only these bytes are read as Windows-1252. Raises UserError.
+    """
+    if given:
+        return Encoding(lookup(given))
+    wide = wrong = line = 0  # lines with characters beyond ASCII in UTF-8; lines that are not UTF-8
+    first: tuple[int, bytes] | None = None
+    with opened(path, bar=False) as file:
+        for block in whole_lines(file):
+            if not block.isascii():
+                for n, text in enumerate(block.split(b"\n"), line + 1):
+                    if text.isascii():
+                        continue
+                    try:
+                        text.decode()
+                        wide += 1
+                    except UnicodeDecodeError:
+                        wrong += 1
+                        first = first or (n, text)
+            line += block.count(b"\n")
+    if first is None:
+        return UTF8
+    number, text = first
+    if wide >= wrong:
+        place = _around(text, "utf-8")
+        lines = "1 line is" if wrong == 1 else f"{wrong:,} lines are"
+        note = f"{path.name}: {lines} not UTF-8, the others are: read there as Windows-1252 (first: {path}:{number}: {place})"
+        return Encoding("utf-8", "mlx_dmpo.cp1252", note)
+    note = (
+        f"{path.name} is not UTF-8: read as Windows-1252 (first at {path}:{number}: {_around(text, 'cp1252')}); "
+        "--encoding names another"
+    )
+    return Encoding("cp1252", "mlx_dmpo.latin1", note)
+
+
+def _around(line: bytes, codec: str) -> str:
+    """The word at the first byte that is not UTF-8, as it is read."""
+    try:
+        line.decode()
+        return ""
+    except UnicodeDecodeError as error:
+        handler = "mlx_dmpo.cp1252" if codec == "utf-8" else "mlx_dmpo.latin1"
+        before = line[: error.start].decode(codec, handler)[-20:]
+        return repr((before + line[error.start :].decode(codec, handler)[:20]).strip())
+
+
+class _Utf8(io.RawIOBase):
+    """Any text as UTF-8 bytes without a byte order mark, checked as it is read, with \\n where lines end by a lone \\r."""
+
+    def __init__(self, file: Any, path: Path, encoding: Encoding):
+        self.file, self.path, self.encoding, self.line = file, path, encoding, 1
+        self.rest = memoryview(b"")
+        self.decoder = codecs.getincrementaldecoder(encoding.codec)(encoding.errors)
+        self.first, self.lone = True, False
+
+    def readable(self) -> bool:
+        return True
+
+    def _next(self) -> bytes | None:
+        """The next bytes; None at the end."""
+        data = self.file.read(BLOCK)
+        try:
+            text = self.decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            line = self.line + error.object[: error.start].count(b"\n")
+            utf8 = self.encoding.codec == "utf-8"
+            other = ", or name its encoding, as in --encoding cp1252" if utf8 else ", or name another --encoding"
+            raise UserError(
+                f"{self.path}:{line}: is not {'UTF-8' if utf8 else self.encoding.codec} text "
+                f"(byte 0x{error.object[error.start]:02X}): save the file as UTF-8{other}"
+            ) from None
+        self.line += data.count(b"\n")
+        if self.first and data:
+            self.first, self.lone = False, "\r" in text and "\n" not in text
+            text = text.removeprefix("\ufeff")
+            data = data.removeprefix(codecs.BOM_UTF8)
+        if not data and not text:
+            return None
+        if self.encoding == UTF8 and not self.lone:
+            return data
+        return (text.replace("\r", "\n") if self.lone else text).encode("utf-8", "replace")
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises UserError where the bytes are not text in the encoding."""
+        while not self.rest:
+            more = self._next()
+            if more is None:
+                return 0
+            self.rest = memoryview(more)
+        number = min(len(buffer), len(self.rest))
+        buffer[:number] = self.rest[:number]
+        self.rest = self.rest[number:]
+        return number
+
+
+@contextlib.contextmanager
+def text(path: Path, encoding: Encoding = UTF8, bar: bool = True) -> Iterator[io.BufferedReader]:
+    """The file as UTF-8 bytes. Raises UserError where it is not text in this encoding."""
+    with opened(path, bar) as file:
+        yield io.BufferedReader(_Utf8(file, path, encoding), 1 << 20)
+
+
+def whole_lines(file: Any) -> Iterator[bytes]:
+    """Blocks that end where a line ends."""
+    rest: list[bytes] = []
+    while chunk := file.read(BLOCK):
+        head, newline, tail = chunk.rpartition(b"\n")
+        if newline:
+            yield b"".join([*rest, head, newline])
+            rest = [tail] if tail else []
+        else:
+            rest.append(chunk)
+    if rest:
+        yield b"".join(rest)
+
+
+def all_lines(path: Path, encoding: Encoding = UTF8, bar: bool = False) -> Iterator[str]:
+    """The lines of a text file, each with its end."""
+    with text(path, encoding, bar) as file:
+        for block in whole_lines(file):
+            for line in block.split(b"\n")[: -1 if block.endswith(b"\n") else None]:
+                yield line.decode() + "\n"
+
+
+def text_lines(path: Path, encoding: Encoding = UTF8) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line that is not blank."""
+    start(path)
+    for n, line in enumerate(all_lines(path, encoding, bar=True), 1):
+        if line.strip():
+            yield n, line.rstrip("\r\n")

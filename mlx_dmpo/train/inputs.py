@@ -1,0 +1,171 @@
+"""What a run reads: its examples, its validation sample, its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .. import assets
+from ..config import DmpoSettings, Lora, SftSettings, TrainSettings
+from ..core.tree import EncodedGroup
+from ..data import formats
+from ..data.rows import has_split
+from ..errors import UserError
+from ..machine import console, files
+from ..machine.ranks import world
+from ..model import adapters, cost, fit, loading
+from ..model import shape as model_shape
+from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
+from ..prompts import pairwise
+from ..prompts.orders import first_negatives
+from ..prompts.template import Domain
+from ..records import Example, RankingExample
+from .batches import GroupSource
+
+
+def refuse(settings: SftSettings | DmpoSettings) -> None:
+    """Raises UserError for what can be known to fail before data or model is read."""
+    choose_template(settings, settings.start_adapter)
+
+
+@dataclass(frozen=True)
+class Examples:
+    train: Sequence[Example]
+    valid: Sequence[Example]  # those that validations measure
+    valid_count: int  # of the whole split
+
+
+def read_examples(settings: SftSettings | DmpoSettings) -> Examples:
+    """Both splits. Raises UserError for settings that cannot work, and for data that their loss cannot use."""
+    refuse(settings)
+    domains = pairwise.with_domains(settings.domains)
+    train = _read_split(settings, "train", domains)
+    valid = _read_split(settings, "valid", domains)
+    count = len(valid) if settings.val_batches < 0 else settings.val_batches * settings.batch_size
+    return Examples(train, valid[:count], len(valid))
+
+
+def _read_split(settings: SftSettings | DmpoSettings, split: str, domains: dict[str, Domain]) -> list[Example]:
+    """The examples of a split with the settings' negatives; none where there is no validation data."""
+    data = settings.data or str(assets.data_dir())
+    if split == "valid" and settings.valid_data:
+        data = settings.valid_data
+    elif split == "valid" and not has_split(data, split):
+        return []
+    loaded = formats.load(data, split, domains, settings.skip_bad_rows, console.notice, settings.domain)
+    if not loaded.has_pairs and (isinstance(settings, DmpoSettings) or settings.best_metric == "valid_pair_accuracy"):
+        raise UserError(
+            f"{loaded.name}: holds {loaded.format}, one answer per prompt: give data with chosen and rejected answers"
+        )
+    refuse_for_free_text(settings, not loaded.ranking)
+    count = settings.num_negatives
+    if count < 0:  # sft's default: one pair is enough to learn from, but a list is printed whole
+        count = 0 if loaded.ranking and choose_template(settings, settings.start_adapter).form == "listwise" else 1
+    return [first_negatives(e, count) for e in loaded.examples]
+
+
+def encode(
+    settings: TrainSettings, policy: LanguageModelScorer, examples: Examples
+) -> tuple[GroupSource, GroupSource | None]:
+    """Training and validation groups. Says how many history items were left out."""
+    form = policy.template.form if isinstance(examples.train[0], RankingExample) else "free text"
+    source = partial(GroupSource, encoder=policy.encoder, seed=settings.seed, orders=settings.orders or 1)
+    both = settings.both_orders and form == "pairwise"
+    redraw = settings.candidate_order == "epoch" and form in ("pairwise", "listwise")
+    for name, given, used in (
+        ("both-orders", settings.both_orders, both),
+        ("candidate-order", settings.candidate_order == "epoch", redraw),
+    ):
+        if given and not used and world().first:
+            why = "use --orders" if form == "listwise" else f"{form} prints no order of two titles"
+            console.notice(f"note: --{name} does not apply: {why}")
+    sft = isinstance(settings, SftSettings)
+    rows, valid_rows = policy.usable(examples.train, chosen_only=sft), policy.usable(examples.valid)
+    train = source(rows, both=both, redraw=redraw, chosen_only=sft)
+    valid = source(valid_rows, both=form == "pairwise") if valid_rows else None
+    dropped = [g.dropped for g in train.epoch(0) if g.dropped]
+    if dropped and world().first:
+        console.notice(
+            f"note: {sum(dropped)} of the oldest history items were left out of {len(dropped)} groups to fit "
+            f"{settings.max_seq_length} tokens"
+        )
+    return train, valid
+
+
+def open_policy(
+    settings: SftSettings | DmpoSettings,
+) -> tuple[LanguageModelScorer, SftSettings | DmpoSettings]:
+    """The base model with the start adapter, or a new one, ready to train; and the settings with the adapter's shape."""
+    start, resolved = settings.start_adapter, settings
+    if start:
+        resolved = _with_adapter_shape(settings, adapters.read_adapter_config(start), start)
+
+    def attach(base: loading.Loaded) -> None:
+        if start:
+            adapters.load_adapter(base, start)
+            base.model.train()
+        else:
+            adapters.add_lora(base.model, resolved)
+        if settings.resume and base.date:  # the prompts show the day on which the run began
+            base.date = adapters.template_date(settings.adapter_path) or base.date
+
+    return open_scorer(resolved, start, attach=attach), resolved
+
+
+def _with_adapter_shape(
+    settings: SftSettings | DmpoSettings, stored: dict[str, Any], path: str
+) -> SftSettings | DmpoSettings:
+    """The settings with the start adapter's shape. Raises UserError where they name another one."""
+    lora = stored["lora_parameters"]
+    kept: dict[str, Any] = {
+        k: tuple(v) if k == "keys" else v for k, v in lora.items() if k in ("rank", "scale", "dropout", "keys") and v
+    }
+    found = {
+        "lora_parameters": replace(Lora(), **kept),
+        "num_layers": stored["num_layers"],
+        "fine_tune_type": stored.get("fine_tune_type", "lora"),
+    }
+    for name, value in found.items():
+        given, default = getattr(settings, name), getattr(type(settings)(), name)
+        if given != value and given != default:
+            raise UserError(
+                f"{name}: the adapter in {path} has {files.plain(value)}: leave {name} out, or start without "
+                "--start-adapter"
+            )
+    return replace(settings, **found)
+
+
+def check_memory(settings: TrainSettings, policy: LanguageModelScorer, groups: Sequence[EncodedGroup]) -> None:
+    """Raises UserError for a run that by `plan` does not fit in this machine's memory."""
+    if not settings.memory_check or not policy.groups.shared:
+        return
+    base, shape = policy.base, model_shape.ModelShape.of(policy.base.path)
+    if settings.quantize:
+        shape = replace(shape, bits=settings.quantize, group_size=settings.quantize_group_size)
+    training = cost.Training(
+        shape.layers if settings.num_layers < 0 else settings.num_layers,
+        settings.lora_parameters.rank,
+        settings.lora_parameters.keys,
+        settings.grad_checkpoint,
+        base.model.model.norm.weight.dtype.size,
+        cost.OPTIMIZER_STATES[settings.optimizer],
+    )
+    case = fit.Case(shape, training, groups, settings.batch_size, settings.batch_tokens)
+    fit.check(case, fit.machine_memory())
+
+
+def describe_work(groups: Sequence[EncodedGroup], groups_per_step: int, steps_per_epoch: int, steps: int) -> str:
+    """The arithmetic of a run, on two lines."""
+    n = len(groups)
+    prefix, tail = np.mean([len(g.prefix) for g in groups]), np.mean([len(t) for g in groups for t in g.tails])
+    branches = np.mean([len(g.tails) for g in groups])
+    shared, separate = sum(g.shared_tokens for g in groups), sum(g.separate_tokens for g in groups)
+    return (
+        f"{n} groups, {groups_per_step} per step -> {steps_per_epoch} steps per epoch, {steps} steps in all\n"
+        f"a group: prefix {prefix:.0f} + tails {branches:.3g} x {tail:.0f} tokens, {shared / n:.0f} with shared ones "
+        f"counted once (each answer alone: {separate / n:.0f}, {separate / shared:.1f} x as many)"
+    )

@@ -1,0 +1,169 @@
+"""The objects around the loop, made from the settings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from signal import SIGTERM
+
+import mlx.nn as nn
+import mlx.optimizers as optimizers
+
+from ..config import DmpoSettings, SftSettings, resume_key
+from ..core.tree import pad_groups
+from ..errors import Interrupted
+from ..machine import commands, files
+from ..machine.interrupts import Stop
+from ..machine.ranks import world
+from ..model import adapters, trackers
+from ..model.open import LanguageModelScorer
+from ..model.score import score_groups
+from .batches import Batches, GroupSource
+from .checkpoint import Checkpoints
+from .inputs import describe_work
+from .loop import Callbacks, Schedule
+from .nan import BadSteps
+from .objective import needs_reference, objective
+from .optimizer import build_optimizer, learning_rate
+from .reference import Reference, cache_key
+from .reporting import METRICS, Report
+from .resume import check_identity, digest
+from .step import StepFunction, padding
+from .validation import Validation
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `fit` takes, and what is read when it returns."""
+
+    model: nn.Module
+    optimizer: optimizers.Optimizer
+    batches: Batches
+    step_function: StepFunction
+    schedule: Schedule
+    callbacks: Callbacks
+    checkpoints: Checkpoints
+    report: Report
+
+
+def score_reference(
+    settings: SftSettings | DmpoSettings, policy: LanguageModelScorer, groups: GroupSource, valid: GroupSource | None
+) -> Reference | None:
+    """Log-probs of all groups under the policy as it starts; None for a loss without a reference."""
+    if not needs_reference(settings):
+        return None
+    start = Path(settings.start_adapter) if settings.start_adapter else None
+    size, model = 4 * settings.batch_size, policy.base.model
+    key = cache_key(policy.base.fingerprint, start, policy.groups.shared)
+    reference = Reference(key, lambda some: score_groups(model, policy.groups, some, size, ""), size)
+    reference.add(groups.all_orders() + (valid.epoch(0) if valid else []))
+    world().say(f"reference: {start or policy.base.name}; {reference.computed} groups scored, the others were stored")
+    return reference
+
+
+def set_up(
+    settings: SftSettings | DmpoSettings,
+    policy: LanguageModelScorer,
+    groups: GroupSource,
+    valid: GroupSource | None,
+    reference: Reference | None,
+    path: Path | None,
+    stop: Stop,
+) -> Training:
+    """Everything of a run, restored from its newest checkpoint where it is resumed. `path` is None on all ranks but one."""
+    model, loss, optimizer = policy.base.model, objective(settings), build_optimizer(settings)
+    dropout = bool(settings.lora_parameters.dropout)
+    batches = Batches(
+        groups,
+        groups_per_step=settings.batch_size * settings.grad_accumulation_steps,
+        batch_size=settings.batch_size,
+        batch_tokens=settings.batch_tokens,
+        pad=pad_groups if dropout else padding(policy.groups),
+        reference=reference,
+        dropout=dropout,
+    )
+    per_epoch = batches.steps_per_epoch
+    steps = settings.iters or max(1, round(settings.epochs * per_epoch))
+    world().say(describe_work(groups.epoch(0), batches.groups_per_step, per_epoch, steps))
+    schedule = Schedule(
+        steps,
+        partial(learning_rate, settings, steps=steps),
+        max_grad_norm=settings.max_grad_norm,
+        save_every=settings.save_every,
+        validate_every=(settings.steps_per_eval or per_epoch) if valid else 0,
+        patience=settings.patience,
+    )
+    step_function = StepFunction(
+        model,
+        policy.groups,
+        loss,
+        settings.grad_checkpoint,
+        keep=settings.frozen_cache_gb * 1e9,
+        memory_limit=settings.memory_limit,
+    )
+    identity = resume_key(settings) | {
+        "model": policy.base.fingerprint,
+        "train data": digest(groups.epoch(0)),
+        "valid data": digest(valid.epoch(0) if valid else []),
+        "reference": reference.path.stem if reference else "",
+    }
+    world().agree("training", json.dumps(identity))
+    shape = adapters.adapter_config(settings, policy.base)
+    checkpoints = Checkpoints(path, model, optimizer, shape, identity, keep=settings.keep_checkpoints)
+    if settings.resume and checkpoints.restore(check_identity):
+        world().say(f"resumed at step {checkpoints.state.step} of {steps}")
+    state = checkpoints.state
+    tracker = None
+    if path:
+        tracker = trackers.tracker(settings.report_to, settings.project_name, path, files.plain(settings))
+    report = Report(
+        path / METRICS if path else None,
+        state,
+        name="sft" if isinstance(settings, SftSettings) else settings.loss,
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        every=settings.steps_per_report,
+        learning_rate=lambda: float(optimizer.learning_rate),
+        peak=lambda: step_function.peak,
+        tracker=tracker,
+    )
+    callbacks = _callbacks(settings, policy, valid, reference, checkpoints, report, stop, steps)
+    return Training(model, optimizer, batches, step_function, schedule, callbacks, checkpoints, report)
+
+
+def _callbacks(
+    settings: SftSettings | DmpoSettings,
+    policy: LanguageModelScorer,
+    valid: GroupSource | None,
+    reference: Reference | None,
+    checkpoints: Checkpoints,
+    report: Report,
+    stop: Stop,
+    steps: int,
+) -> Callbacks:
+    model, state, resume = policy.base.model, checkpoints.state, commands.resume(settings)
+    lower = "--learning-rate" + (" or --beta" if isinstance(settings, DmpoSettings) else "")
+    bad_steps = BadSteps(model, checkpoints, settings.max_bad_steps, settings.debug_nan, lower, resume)
+
+    def validate() -> None:
+        assert valid is not None
+        give_up = lambda: bool(stop.asked) and world().size == 1  # noqa: E731
+        size, metric = settings.batch_size, settings.best_metric
+        Validation(model, policy.groups, valid, objective(settings), reference, size, metric, give_up).run(
+            state, report
+        )
+
+    def interrupted() -> Interrupted:
+        text = f"stopped at step {state.step} of {steps}, saved at {checkpoints.saved}: continue with {resume}"
+        return Interrupted(text, stop.asked or SIGTERM)
+
+    return Callbacks(
+        stopping=lambda: world().any(bool(stop.asked)),
+        interrupted=interrupted,
+        validate=validate,
+        save=checkpoints.save,
+        skipped=bad_steps.skipped,
+        done=report.step_done,
+    )

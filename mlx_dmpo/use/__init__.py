@@ -1,0 +1,1 @@
+"""Using a ranker: rank a list, explain a ranking, serve both over HTTP"""

@@ -21,7 +21,7 @@ ORDER = [
     {"prompts"},
     {"data"},
     {"model"},
-    {"train", "judge", "baselines"},
+    {"train", "judge", "baselines", "use"},
     {"tools"},
     {"cli"},
     {"__main__"},

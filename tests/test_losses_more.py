@@ -6,8 +6,14 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
+import tiny
 
+from mlx_dmpo import config
+from mlx_dmpo.config import DmpoSettings
 from mlx_dmpo.core import boundary, losses
+from mlx_dmpo.core.tree import pad_groups
+from mlx_dmpo.errors import UserError
+from mlx_dmpo.train.objective import needs_reference, objective
 
 
 def softplus(x):
@@ -179,3 +185,44 @@ def test_boundary_keeps_dmpo_from_drowning():
 
     assert slope(15, False) < 0.1 * slope(1, False)
     assert slope(15, True) == pytest.approx(slope(1, True), rel=1e-5)
+
+
+# --- as `dmpo` computes them
+
+
+def batch_of(policy, answers):
+    rng = np.random.default_rng(0)
+    return mx.array([policy]), pad_groups([tiny.group(rng, 5, [n + 2 for n in answers], answers)])
+
+
+def test_mppo_of_a_batch_by_hand():
+    # answers of 1, 2, 1 and 1 tokens; mean likelihoods .5, .25, .8, .4: pairs .25 and .4; softplus(-.65)
+    logps = [math.log(0.5), 2 * math.log(0.25), math.log(0.8), math.log(0.4)]
+    policy, batch = batch_of(logps, [1, 2, 1, 1])
+    value, margin = objective(DmpoSettings(loss="mppo"))(policy, None, batch)
+    np.testing.assert_allclose(np.array(margin), [[0.25, 0.4]], rtol=1e-5)
+    assert float(value[0]) == pytest.approx(softplus(-0.65), rel=1e-5)
+
+
+def test_mppo_needs_no_reference_and_refuses_what_has_no_effect():
+    assert not needs_reference(DmpoSettings(loss="mppo")) and needs_reference(DmpoSettings())
+    with pytest.raises(UserError, match="reference"):
+        config.resolve(DmpoSettings, None, {"loss": "mppo", "reference_free": True})
+    with pytest.raises(UserError, match="dynamic-beta"):
+        config.resolve(DmpoSettings, None, {"dynamic_beta": True})
+
+
+@pytest.mark.parametrize("name", ["dmpo", "dpo", "s-dpo"])
+def test_boundary_of_a_batch_selects_by_the_policy_alone(name):
+    """Pairs of differences 3 and -1 nats: the second alone counts, whatever the reference says."""
+    policy, batch = batch_of([-2.0, -5.0, -4.0, -3.0], [2, 2, 2, 2])
+    reference = mx.array([[-4.0, -1.0, -4.0, -5.0]])
+    value, margin = objective(DmpoSettings(loss=name, negatives_select="boundary"))(policy, reference, batch)
+    # .1 x ((-2 + 4) - (-5 + 1)) = .6;  .1 x ((-4 + 4) - (-3 + 5)) = -.2
+    np.testing.assert_allclose(np.array(margin), [[0.6, -0.2]], rtol=1e-4)
+    assert float(value[0]) == pytest.approx(softplus(0.2), rel=1e-4)
+    scaled, _ = objective(DmpoSettings(loss=name, negatives_select="boundary", dynamic_beta=True))(
+        policy, reference, batch
+    )
+    # a = -1, b = 3 - (-1) = 4: (-1 - 4 - 2) / 5
+    assert float(scaled[0]) == pytest.approx(softplus(0.2 * (1 + math.tanh(-1.4) / 2)), rel=1e-4)

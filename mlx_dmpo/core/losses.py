@@ -12,6 +12,7 @@ from functools import partial
 
 import mlx.core as mx
 
+from .boundary import boundary_mask, dynamic_factor
 from .tree import GroupBatch
 
 # (policy (G, R), reference (G, R) or None, batch) -> losses (G,), margins (G, K)
@@ -123,8 +124,14 @@ def mult_dpo(reward: mx.array, chosen: mx.array, mask: mx.array) -> mx.array:
 
 
 # A new loss is a function (margin (G, K), mask (G, K), smoothing=) -> (G,), and a line here.
-REDUCTIONS: dict[str, Callable[..., mx.array]] = {"dmpo": dmpo, "dpo": dpo, "s-dpo": s_dpo, "simpo": simpo}
-LENGTH_NORMALISED = frozenset({"simpo"})  # margins of mean log-probs per token, without a reference
+REDUCTIONS: dict[str, Callable[..., mx.array]] = {
+    "dmpo": dmpo,
+    "dpo": dpo,
+    "s-dpo": s_dpo,
+    "simpo": simpo,
+    "mppo": mppo,
+}
+WITHOUT_REFERENCE = frozenset({"simpo", "mppo"})
 
 
 def sft(logps: mx.array, lengths: mx.array) -> mx.array:
@@ -141,26 +148,51 @@ def sft_loss(policy: mx.array, reference: mx.array | None, batch: GroupBatch) ->
 
 
 def preference_loss(
-    name: str, *, beta: float, gamma: float = 0.0, smoothing: float = 0.0, sft_weight: float = 0.0
+    name: str,
+    *,
+    beta: float,
+    gamma: float = 0.0,
+    smoothing: float = 0.0,
+    sft_weight: float = 0.0,
+    boundary: bool = False,
+    dynamic_beta: bool = False,
 ) -> Loss:
     """The `Loss` of a name in REDUCTIONS.
 
-    beta        factor of the margin
-    gamma       simpo's target margin
-    smoothing   chance that a preference is the wrong way round
-    sft_weight  weight of the chosen answers' mean token loss, which is added
+    beta          factor of the margin; mppo has none
+    gamma         simpo's target margin
+    smoothing     chance that a preference is the wrong way round
+    sft_weight    weight of the chosen answers' mean token loss, which is added
+    boundary      only negatives near the decision boundary count (see boundary.py)
+    dynamic_beta  with `boundary`: each pair's margin is scaled by its distance from there
     Raises KeyError for another name.
     """
     reduce = REDUCTIONS[name] if name != "simpo" else partial(simpo, gamma=gamma)
 
     def loss(policy: mx.array, reference: mx.array | None, batch: GroupBatch) -> tuple[mx.array, mx.array]:
-        scored = policy
-        if name in LENGTH_NORMALISED:
-            scored = policy / mx.maximum(mx.array(batch.answer_mask).sum(axis=-1), 1)
-        margin = margins(scored, reference, mx.array(batch.pairs), beta)
-        value = reduce(margin, mx.array(batch.pair_mask), smoothing=smoothing)
+        pairs, mask = mx.array(batch.pairs), mx.array(batch.pair_mask)
+        margin = _margins_of(name, policy, reference, batch, beta)
+        counted = margin
+        if boundary:
+            difference = pair_difference(policy, pairs)
+            selected = boundary_mask(difference, mask)
+            if dynamic_beta:
+                counted = margin * dynamic_factor(difference, mask, selected)
+            mask = selected
+        value = reduce(counted, mask, smoothing=smoothing)
         if sft_weight:
             value = value + sft_weight * sft(policy, mx.array(batch.chosen_lengths))
         return value, margin
 
     return loss
+
+
+def _margins_of(name: str, policy: mx.array, reference: mx.array | None, batch: GroupBatch, beta: float) -> mx.array:
+    """(G, K): of log-probs beside the reference's, of mean log-probs per token (simpo), or of mean likelihoods (mppo)."""
+    pairs = mx.array(batch.pairs)
+    if name not in WITHOUT_REFERENCE:
+        return margins(policy, reference, pairs, beta)
+    lengths = mx.array(batch.answer_mask).sum(axis=-1)
+    if name == "mppo":
+        return pair_difference(mean_likelihood(policy, lengths), pairs)
+    return margins(policy / mx.maximum(lengths, 1), None, pairs, beta)

@@ -103,12 +103,6 @@ def interval_note(bootstrap: Bootstrap) -> dict[str, Any]:
     return {"over": over, "resamples": bootstrap.resamples, **({"note": note} if note else {})}
 
 
-def place_wins(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """How often the candidate printed in each place of a list has the highest score, over the lists that are so long."""
-    longest = max(len(row["places"]) for row in rows)
-    return [float(np.mean([r["places"][p] for r in rows if len(r["places"]) > p])) for p in range(longest)]
-
-
 def ranking_metrics(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Metrics of an evaluation, each as {"value", "low", "high"}; n pairs of `users` users, k the most negatives of an example.
 

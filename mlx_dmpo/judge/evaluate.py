@@ -92,8 +92,44 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
             result = measure(scorer, examples, settings, path, _key(settings, scorer, examples), finished)
             if run:
                 _count_trained_on(settings, examples, result)
-                _finish(run, settings, scorer, result, isinstance(examples[0], RankingExample))
+                facts = _model_facts(scorer, isinstance(examples[0], RankingExample))
+                _finish(run, settings, settings.adapter_path or scorer.base.name, result, facts)
             return result
+
+
+def write_evaluation(
+    scorer: Scorer, examples: Sequence[Example], settings: EvaluateSettings, command: str, **facts: Any
+) -> dict[str, Any]:
+    """What `evaluate` writes, for any Scorer: settings.out gets metrics.json, scores.jsonl, pictures and the manifest.
+
+    facts  what the manifest says besides. Raises UserError for what the user can fix.
+    """
+    with memory.memory_limits(settings), world().watched():
+        _check(settings)
+        finished = run_directory.is_complete(output_directory(settings))
+        if isinstance(scorer, LanguageModelScorer):
+            examples = scorer.usable(list(examples))
+            facts |= _model_facts(scorer, isinstance(examples[0], RankingExample))
+        free = ("out", "overwrite", "resamples", "memory_limit")
+        given = {k: v for k, v in files.plain(settings).items() if k not in free}
+        key = files.plain({"examples": _digest(examples), "versions": run_directory.versions(), **given, **facts})
+        with _directory(settings, command) as run:
+            result = measure(scorer, examples, settings, run.path if run else None, key, finished)
+            if run:
+                _finish(run, settings, scorer.name, result, facts)
+            return result
+
+
+def _model_facts(scorer: LanguageModelScorer, titles: bool) -> dict[str, Any]:
+    """What a manifest says of the model.  titles: the examples rank titles, through a prompt template."""
+    base = scorer.base
+    facts: dict[str, Any] = {
+        "model": base.name,
+        "base_fingerprint": base.fingerprint,
+        "shared_road": scorer.groups.shared,
+        "prompt": scorer.template.to_json() if titles else None,
+    }
+    return facts | ({"template_date": base.date} if base.date else {})
 
 
 def _check(settings: EvaluateSettings) -> None:
@@ -123,11 +159,15 @@ def _directory(settings: EvaluateSettings, command: str) -> Iterator[run_directo
             raise
 
 
-def _key(settings: EvaluateSettings, scorer: LanguageModelScorer, examples: Sequence[Example]) -> dict[str, Any]:
-    """Everything that can change a score, under the names by which a message calls it."""
+def _digest(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for e in examples:
         digest.update(json.dumps(files.plain(e) | {"source": ""}, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _key(settings: EvaluateSettings, scorer: LanguageModelScorer, examples: Sequence[Example]) -> dict[str, Any]:
+    """Everything that can change a score, under the names by which a message calls it."""
     adapter = Path(settings.adapter_path) if settings.adapter_path else None
     weights = ("adapters.safetensors", "adapter_config.json") if adapter else ()
     given = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in _NOT_IN_KEY}
@@ -135,7 +175,7 @@ def _key(settings: EvaluateSettings, scorer: LanguageModelScorer, examples: Sequ
         given["seed"] = settings.seed
     return files.plain(
         {
-            "examples": digest.hexdigest(),
+            "examples": _digest(examples),
             "model": scorer.base.fingerprint,
             "adapter": {name: files.sha256(adapter / name) for name in weights if adapter},
             "prompt": scorer.template.to_json(),
@@ -259,22 +299,17 @@ def _count_trained_on(settings: EvaluateSettings, examples: Sequence[Example], r
 def _finish(
     run: run_directory.RunDirectory,
     settings: EvaluateSettings,
-    scorer: LanguageModelScorer,
+    name: str,
     result: dict[str, Any],
-    titles: bool,
+    facts: dict[str, Any],
 ) -> None:
-    """metrics.json, the pictures, and the manifest last.  titles: the examples rank titles, through a prompt
-    template."""
+    """metrics.json, the pictures, and the manifest last."""
     files.write_json(run.path / "metrics.json", result)
-    charts.plot_comparison({settings.adapter_path or scorer.base.name: result}, run.path / "accuracy.png")
+    charts.plot_comparison({name: result}, run.path / "accuracy.png")
     charts.plot_margins(files.read_lines(run.path / SCORES), run.path / "margins.png")
-    data, base = settings.data or str(assets.data_dir()), scorer.base
+    data = settings.data or str(assets.data_dir())
     if file := data_file(data, settings.split):
         run.input(file)
     run.inputs |= hub_inputs(data, settings.split)
-    facts = {"model": base.name, "base_fingerprint": base.fingerprint, "shared_road": scorer.groups.shared}
-    facts["prompt"] = scorer.template.to_json() if titles else None
-    if base.date:
-        facts["template_date"] = base.date
     run.finish(device.device_name(), adapter=settings.adapter_path or None, **facts)
     (run.path / PROGRESS).unlink(missing_ok=True)

@@ -122,11 +122,13 @@ def write_release(path: Path, settings: MovielensSettings, command: str) -> list
         raise UserError(
             f"{file}: no more than {TRAIN_USERS} eligible users: the recipe is for the whole of MovieLens-1M"
         )
-    run = run_directory.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out")
-    for name, text in texts.items():
-        files.write_text(run.path / name, text)
-    for source in (file, movies):
-        run.input(source)
-    run.finish("cpu", recipe="dmpo-release", left_out=dict(bad.counts))
-    told = [f"{reason}: {count:,} rows left out (first: {bad.first[reason]})" for reason, count in bad.counts.items()]
-    return [*told, *(f"wrote {run.path / name}" for name in texts)]
+    with run_directory.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out") as run:
+        for name, text in texts.items():
+            files.write_text(run.path / name, text)
+        for source in (file, movies):
+            run.input(source)
+        run.finish("cpu", recipe="dmpo-release", left_out=dict(bad.counts))
+        told = [
+            f"{reason}: {count:,} rows left out (first: {bad.first[reason]})" for reason, count in bad.counts.items()
+        ]
+        return [*told, *(f"wrote {run.path / name}" for name in texts)]

@@ -27,7 +27,6 @@ from ..machine import console, files, memory, run_directory, trained_on
 from ..machine.ranks import world
 from ..model import device
 from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
-from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
 from ..report import charts
@@ -64,12 +63,12 @@ def output_directory(settings: EvaluateSettings) -> Path:
 
 def read_examples(settings: EvaluateSettings) -> list[Example]:
     """The examples of --data with the settings' negatives. Raises UserError for data without pairs."""
-    domains = pairwise.with_domains(settings.domains)
+    domains = choose_template(settings, settings.adapter_path).domains  # refuses before a directory is made
     data = settings.data or str(assets.data_dir())
     loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
     if not loaded.has_pairs:
         raise UserError(
-            f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers"
+            f"{loaded.name}: holds {loaded.format}, one answer per prompt: give data with chosen and rejected answers"
         )
     if not loaded.ranking:
         refuse_for_free_text(settings)
@@ -85,7 +84,6 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
     with memory.memory_limits(settings), world().watched():
         _check(settings)
         examples = read_examples(settings)
-        choose_template(settings, settings.adapter_path)  # refuses before a directory is made
         finished = run_directory.is_complete(output_directory(settings))
         with _directory(settings, command) as run:
             scorer = open_scorer(settings, settings.adapter_path)

@@ -23,7 +23,7 @@ from ..data import formats
 from ..errors import UserError
 from ..machine import commands, console, files, memory, run_directory
 from ..model import adapters, device, loading, saving
-from ..model.open import LanguageModelScorer, open_scorer
+from ..model.open import LanguageModelScorer, choose_template, open_scorer
 from ..prompts import pairwise
 from ..prompts.groups import build_group
 from ..prompts.orders import first_negatives
@@ -100,7 +100,7 @@ def _examples(settings: ExportSettings, domains: dict[str, pairwise.Domain]) -> 
     loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
     if not loaded.has_pairs:
         raise UserError(
-            f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers"
+            f"{loaded.name}: holds {loaded.format}, one answer per prompt: give data with chosen and rejected answers"
         )
     drawn = np.random.default_rng(settings.seed).permutation(len(loaded.examples))[: settings.examples]
     return [first_negatives(loaded.examples[i], settings.num_negatives) for i in sorted(drawn)]
@@ -211,7 +211,7 @@ def _export(settings: ExportSettings, command: str) -> Exported:
     stored = adapters.read_adapter_config(settings.adapter_path)
     settings = _base_of(settings, stored)
     out = _place(settings)
-    domains = pairwise.with_domains(settings.domains)
+    domains = dict(choose_template(settings, settings.adapter_path).domains)
     results = _evaluations(settings)
     examples = _examples(settings, domains)
     scorer = open_scorer(settings, settings.adapter_path)

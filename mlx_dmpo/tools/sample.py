@@ -20,8 +20,7 @@ from ..machine import console, files, memory
 from ..machine.progress import Progress
 from ..model import generate, loading
 from ..model.encode import Encoder
-from ..model.open import open_scorer, refuse_for_free_text
-from ..prompts import pairwise
+from ..model.open import choose_template, open_scorer, refuse_for_free_text
 from ..prompts.groups import build_group, candidates
 from ..prompts.orders import first_negatives, printed_orders
 from ..prompts.template import Template
@@ -136,7 +135,7 @@ def summarize(lines: Sequence[dict[str, Any]]) -> str:
 
 def _lines(settings: SampleSettings) -> tuple[list[dict[str, Any]], str]:
     """The lines to write, and a sentence about them."""
-    domains = pairwise.with_domains(settings.domains)
+    domains = choose_template(settings, settings.adapter_path).domains
     data = settings.data or str(assets.data_dir())
     loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
     refuse_for_free_text(settings, not loaded.ranking)

@@ -21,7 +21,6 @@ from ..machine.ranks import world
 from ..model import adapters, cost, fit, loading, trackers
 from ..model import shape as model_shape
 from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
-from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..prompts.template import Domain
 from ..records import Example, RankingExample
@@ -55,7 +54,7 @@ class Examples:
 def read_examples(settings: SftSettings | DmpoSettings) -> Examples:
     """Both splits. Raises UserError for settings that cannot work, and for data that their loss cannot use."""
     refuse(settings)
-    domains = pairwise.with_domains(settings.domains)
+    domains = dict(choose_template(settings, settings.start_adapter).domains)
     train = _read_split(settings, "train", domains)
     valid = validation_sample(settings, _read_split(settings, "valid", domains))
     if not valid and settings.patience:

@@ -395,7 +395,9 @@ def test_compare_as_json(tmp_path, capsys):
         ("dmpo", "popularity"),
         ("sft", "popularity"),
     }
-    for metric in ("pair_accuracy", "auc", "mean_margin"):
+    in_nats = [(d["a"], d["b"]) for d in found["differences"] if d["metric"] == "mean_margin"]
+    assert in_nats == [("dmpo", "sft")]  # popularity's margins are counts
+    for metric in ("pair_accuracy", "auc"):
         family = [d for d in found["differences"] if d["metric"] == metric]
         assert len(family) == 3 and all(d["p_holm"] >= d["p"] for d in family)
 

@@ -103,6 +103,15 @@ def test_numbers_by_hand(tmp_path):
     assert cells[:4] == ["sft", "10", "10", f"0.500{accuracy['low']:.3f} to {accuracy['high']:.3f}"]
 
 
+def test_the_terminals_table_shows_ranking_and_answers_where_there_are_any():
+    plain = {"n": 3, "users": 3, "ties": 0, "pair_accuracy": {"value": 0.5}}
+    ranked = plain | {"hr@1": {"value": 0.25, "low": 0.1, "high": 0.4}, "generation": {"valid": {"value": 0.9}}}
+    table = tables.results_table({"a": plain, "b": ranked})
+    lines = {line.split("  ")[0]: line.split("  ")[1:] for line in table.splitlines()}
+    assert "0.250 [0.100, 0.400]" in " ".join(lines["HR@1"]) and "0.900" in " ".join(lines["valid answers"])
+    assert "MRR" not in lines and "HR@1" not in tables.results_table({"a": plain})
+
+
 def test_told():
     assert tables.told({"value": 0.71234, "low": 0.68, "high": 0.741}, ".3f") == "0.712 [0.680, 0.741]"
     assert tables.told({"value": 0.71234}, ".2f") == "0.71"

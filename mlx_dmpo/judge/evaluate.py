@@ -72,7 +72,7 @@ def read_examples(settings: EvaluateSettings) -> list[Example]:
         )
     if not loaded.ranking:
         refuse_for_free_text(settings)
-        console.notice("note: free text: each pair is scored in its one prompt; printed orders do not exist")
+        console.notice("note: free text: each pair is scored in its one prompt; there are no printed orders to compare")
     return [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
 
 

@@ -31,11 +31,15 @@ _FREE = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One ranker on its examples: `runs` holds one list of rows per seed, all of the same keys."""
+    """One ranker on its examples: `runs` holds one list of rows per seed, all of the same keys.
+
+    nats  its margins are log-probs; those of a ranker without a model are counts
+    """
 
     name: str
     runs: tuple[Mapping[Key, Mapping[str, Any]], ...]
     candidates: tuple[Mapping[Key, Mapping[str, Any]], ...] = ()
+    nats: bool = True
 
     @property
     def keys(self) -> list[Key]:

@@ -14,18 +14,11 @@ from ..errors import UserError
 from ..machine import files, run_directory
 from . import read
 from .names import short_names
-from .tables import p_value
+from .tables import RANKING, p_value, told
 
 SHOWN = 10  # pairs in the tables of the hardest and the easiest
 MANY = 12  # evaluations above which each shows fewer pairs, and small charts are drawn for the first so many
 EXPLANATIONS = "explain*.json"
-
-RANKING = (  # key in metrics.json, heading
-    *((f"hr@{k}", f"HR@{k}") for k in (1, 3, 5, 10)),
-    *((f"ndcg@{k}", f"NDCG@{k}") for k in (5, 10)),
-    ("mrr", "MRR"),
-    ("mean_rank", "mean rank"),
-)
 
 
 @dataclass
@@ -231,22 +224,14 @@ def ranking_table(found: Contents) -> list[list[str]] | None:
     ranked = {e.name: e.metrics for e in found.evaluations if "mrr" in e.metrics}
     if not ranked:
         return None
-    head = ["", "candidates", "ranked by", *(heading for _, heading in RANKING)]
+    head = ["", "candidates", "ranked by", *(heading for _, heading, _ in RANKING)]
     rows = []
     for name, m in ranked.items():
         about = m["candidates"]
         size = str(about["most"]) if about["most"] == about["fewest"] else f"{about['fewest']} to {about['most']}"
-        cells = [format_share(m[key], key == "mean_rank") for key, _ in RANKING]
+        cells = [told(m[key], form) for key, _, form in RANKING]
         rows.append([name, f"{size} ({about['negatives']})", about["ranked_by"], *cells])
     return [head, *rows]
-
-
-def format_share(metric: Mapping[str, Any], rank: bool = False) -> str:
-    form = ".1f" if rank else ".3f"
-    if metric.get("value") is None:
-        return "-"
-    interval = f" [{metric['low']:{form}}, {metric['high']:{form}}]" if "low" in metric else ""
-    return f"{metric['value']:{form}}{interval}"
 
 
 def comparison_table(found: Contents) -> list[list[str]] | None:
@@ -272,7 +257,7 @@ def generation_table(found: Contents) -> list[list[str]] | None:
         return None
     head = ["", "answers", "valid", "agree with the scores", "rank the liked title first", "cut"]
     rows = [
-        [name, str(g["n"]), *(format_share(g[key]) for key in ("valid", "agrees", "right")), str(g["cut"])]
+        [name, str(g["n"]), *(told(g[key], ".3f") for key in ("valid", "agrees", "right")), str(g["cut"])]
         for name, g in asked.items()
     ]
     return [head, *rows]

@@ -20,6 +20,13 @@ COLUMNS = (
     ("mean_margin", "margin, nats", "+.2f"),
 )
 
+RANKING = (  # of `evaluate --candidates`
+    *((f"hr@{k}", f"HR@{k}", ".3f") for k in (1, 3, 5, 10)),
+    *((f"ndcg@{k}", f"NDCG@{k}", ".3f") for k in (5, 10)),
+    ("mrr", "MRR", ".3f"),
+    ("mean_rank", "mean rank", ".1f"),
+)
+
 
 def told(metric: Mapping[str, Any], form: str) -> str:
     """A value with its interval: "0.712 [0.684, 0.741]"; "-" where there is none."""
@@ -46,8 +53,18 @@ def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table for the terminal: one metric a line, one evaluation a column; 95 % intervals over users in brackets."""
-    return aligned(list(zip(*result_rows(results), strict=True)))
+    """A table for the terminal: one metric a line, one evaluation a column; 95 % intervals over users in brackets.
+
+    Ranking metrics and shares of generated answers follow where an evaluation has them.
+    """
+    lines: list[Sequence[str]] = list(zip(*result_rows(results), strict=True))
+    for key, heading, form in RANKING:
+        if any(key in m for m in results.values()):
+            lines.append([heading, *(told(m.get(key, {}), form) for m in results.values())])
+    for key, heading in (("valid", "valid answers"), ("agrees", "answers agree")):
+        if any(m.get("generation") for m in results.values()):
+            lines.append([heading, *(told(m.get("generation", {}).get(key, {}), ".3f") for m in results.values())])
+    return aligned(lines)
 
 
 def p_value(p: float | None) -> str:

@@ -533,3 +533,43 @@ def test_redrawn_lists_have_every_reference(model_directory, data_directory, tmp
     code, printed = run("dmpo", *arguments, "--adapter-path", tmp_path / "d")
     assert code == 0, printed
     assert Path(tmp_path / "d" / "manifest.json").exists()
+
+
+ODD = [
+    "Heat",
+    "Heat 2",
+    " spaced ",
+    "a<b>",
+    "[x]",
+    "naïve Ünïcode 東京",
+    "{history}",
+    "x. y",
+    "\tTab",
+    "line\nbreak",
+    "😀",
+]
+
+
+@pytest.mark.parametrize("name", ["tiny", "qwen3-tokenizer", "ml1m-qwen3"])
+def test_many_answers_are_tokenised_as_each_alone(model_directory, shared, name, monkeypatch):
+    """The short way for many answers to one prompt gives the tokens of the whole rendering."""
+    from mlx_lm.tokenizer_utils import load
+
+    from mlx_dmpo.model import encode
+
+    tokenizer = load(model_directory if name == "tiny" else shared / "models" / name)
+    rng = np.random.default_rng(0)
+    titles = [*ODD, *(" ".join(rng.choice(tiny.WORDS, rng.integers(1, 5))) for _ in range(40))]
+    titles = list(dict.fromkeys(titles))
+    example = RankingExample("u", "movie", ("moon", "paper"), titles[0], tuple(titles[1:]))
+    calls = []
+    original = encode.Encoder._sequence
+    monkeypatch.setattr(encode.Encoder, "_sequence", lambda *a: calls.append(1) or original(*a))
+    found = Encoder(tokenizer, 2048, built_in("direct")).encode(example, [])
+    slow, calls[:] = len(calls), []
+    monkeypatch.setattr(encode, "MANY", 10**9)
+    expected = Encoder(tokenizer, 2048, built_in("direct")).encode(example, [])
+    assert slow < 15 and len(calls) == len(titles)  # the first, and those that a template might change
+    assert found.answer_lengths == expected.answer_lengths
+    for a, b in zip([found.prefix, *found.tails], [expected.prefix, *expected.tails], strict=True):
+        assert a.tolist() == b.tolist()

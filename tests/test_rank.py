@@ -1,16 +1,29 @@
 """Ranking: Bradley-Terry against choix, planted orders, order independence, budgets, items and pairs, titles, the command."""
 
+import contextlib
+import io
+import itertools
+import json
 import math
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
+from mlx_dmpo import Ranker
+from mlx_dmpo.cli.main import main
 from mlx_dmpo.errors import UserError
+from mlx_dmpo.model.score import score_groups
+from mlx_dmpo.records import RankingExample
 from mlx_dmpo.scores import Scores
 from mlx_dmpo.use import bradley_terry, rank
+from mlx_dmpo.use.inputs import read_data
 from mlx_dmpo.use.match import Catalogue
 from mlx_dmpo.use.scoring import Scoring
 
@@ -300,6 +313,9 @@ def test_titles_are_matched_to_the_catalogue():
     assert catalogue.match("Vertigo", notes.append) == "Vertigo"
     assert notes.pop() == 'note: "Vertigo" is not in the catalogue: it is used as typed'
     assert catalogue.match("a", notes.append) == "a" and "not in the catalogue" in notes.pop()
+    assert catalogue.match("heat 3", notes.append) == "heat 3" and "not in the catalogue" in notes.pop()
+    assert catalogue.match("heaat 2", notes.append) == "Heat 2 (2027)" and notes.pop()
+    assert catalogue.match("Heat (1996)", notes.append) == "Heat (1996)" and "not in the catalogue" in notes.pop()
     assert Catalogue().match("Anything", notes.append) == "Anything" and notes == []
 
 
@@ -309,3 +325,239 @@ def test_search_puts_titles_that_begin_so_first():
     assert set(catalogue.search("heat", 10)) >= {"Heat (1995)", "Dead Heat"}
     assert catalogue.search("", 2) == ["Reheated", "Heat (1995)"]
     assert catalogue.search("zzzz", 10) == []
+
+
+# --- a model
+
+
+LIKED = ("river", "glass garden", "winter")
+
+
+def invented(n):
+    """n distinct titles of 1 to 4 words: many begin alike, and some begin others."""
+    words = tiny.WORDS
+    made = [" ".join(parts) for size in (1, 2, 3) for parts in itertools.product(words, repeat=size)]
+    return made[:: max(1, len(made) // n)][:n]
+
+
+def alone(ranker, titles):
+    """Each candidate's score by the plain scorer, one prompt at a time."""
+    plain = Ranker.load(ranker.settings.model, prompt=ranker.settings.prompt, scoring="plain").scoring.model
+    return {t: plain.score_items(LIKED, [t], "movie")[0] for t in titles}
+
+
+@pytest.mark.parametrize("prompt", ["direct", "pointwise"])
+def test_items_equal_the_plain_scorer_for_every_candidate(model_directory, prompt):
+    """Shared beginnings, and titles that begin others."""
+    titles = ["amber", "amber lantern", "amber lantern river", "lantern", "salt", *invented(40)]
+    titles = list(dict.fromkeys(titles))
+    ranker = Ranker.load(model_directory, prompt=prompt)
+    found = ranker.rank(LIKED, titles)
+    expected = alone(ranker, titles)
+    assert {r.title: r.score for r in found.ranking} == pytest.approx(expected, abs=5e-4)
+    assert found.titles == sorted(titles, key=lambda t: -expected[t]) or min(np.diff(sorted(expected.values()))) < 1e-3
+    assert found.tokens > 0 and found.method == "items"
+
+
+@pytest.mark.parametrize("n", [1, 120, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_whole_catalogue_in_chunks_and_not(model_directory, monkeypatch, n):
+    titles = invented(n)
+    assert len(titles) == n
+    ranker = Ranker.load(model_directory, prompt="direct")
+    whole = {r.title: r.score for r in ranker.rank(LIKED, titles).ranking}
+    assert whole == pytest.approx(alone(ranker, titles), abs=5e-4)
+    monkeypatch.setattr(score_groups, "__defaults__", (200,))  # tokens of one part
+    parts = Ranker.load(model_directory, prompt="direct")
+    assert {r.title: r.score for r in parts.rank(LIKED, titles).ranking} == pytest.approx(whole, abs=5e-4)
+
+
+def test_two_thousand_titles_are_all_scored(model_directory):
+    """The rest of the 2,000 is left to the slow test; here a spread of 25 against the plain scorer."""
+    titles = invented(2000)
+    ranker = Ranker.load(model_directory, prompt="direct")
+    found = ranker.rank(LIKED, titles)
+    assert sorted(found.titles) == sorted(titles)
+    scores = {r.title: r.score for r in found.ranking}
+    some = titles[::80]
+    assert {t: scores[t] for t in some} == pytest.approx(alone(ranker, some), abs=5e-4)
+
+
+def test_pairs_equal_the_plain_scorer(model_directory):
+    """One prefix tree of all pairs against each pair alone."""
+    titles = ["amber", "amber lantern", "salt", "iron glass", "tower"]
+    ranker, plain = Ranker.load(model_directory), Ranker.load(model_directory, scoring="plain")
+    pairs = list(itertools.combinations(titles, 2))
+    expected = []
+    for a, b in pairs:
+        (scores,) = plain.scoring.model.score([RankingExample("", "movie", LIKED, a, (b,))])
+        expected.append(scores.margins[0])
+    assert ranker.score(LIKED, pairs) == pytest.approx(expected, abs=1e-3)
+    assert ranker.score(LIKED, [(b, a) for a, b in pairs]) == pytest.approx([-m for m in expected], abs=1e-3)
+    assert ranker.scoring.cost.pairs == 10 and ranker.scoring.cost.tokens > 0
+
+
+def test_a_long_history_loses_its_oldest_items_as_everywhere(model_directory):
+    """What does not fit is left out pair by pair, as in evaluation."""
+    history = tuple(f"river glass {i}" for i in range(60))
+    ranker = Ranker.load(model_directory, max_seq_length=400)
+    (scores,) = ranker.scoring.model.score([RankingExample("", "movie", history, "amber", ("iron",))])
+    assert ranker.score(history, [("amber", "iron")]) == pytest.approx(scores.margins, abs=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"budget": 9}, {"prompt": "direct"}, {"prompt": "listwise"}])
+def test_the_order_of_the_candidates_does_not_matter_to_a_model(model_directory, options):
+    titles = ["amber", "amber lantern", "salt", "iron", "tower", "moon", "copper"]
+    a, b = (Ranker.load(model_directory, **options).rank(LIKED, order) for order in (titles, titles[::-1]))
+    assert a.ranking == b.ranking
+
+
+def test_pairs_that_start_from_items(model_directory):
+    titles = invented(12)
+    ranker = Ranker.load(model_directory, budget=14, start="items")
+    found = ranker.rank(LIKED, titles)
+    assert found.pairs_scored == 14 and ranker.scoring.cost.items == 12 and sorted(found.titles) == sorted(titles)
+
+
+# --- the command
+
+
+def command(*arguments, stdin=""):
+    """(exit code, stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.raises(SystemExit) as stop,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("sys.stdin", io.StringIO(stdin))
+        main(["rank", *map(str, arguments)])
+    return stop.value.code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def base(model_directory, data_directory):
+    return ["--model", model_directory, "--data", data_directory]
+
+
+def test_json_has_the_fields_that_others_script_against(base, model_directory, tmp_path):
+    out = tmp_path / "order.json"
+    arguments = [*base, "--history", "river", "--history", "glass", "--candidates", "amber", "--candidates", "iron"]
+    code, printed, _ = command(*arguments, "--candidates", "salt", "--json", "--top", "2", "--out", out)
+    found = json.loads(printed)
+    assert code == 0 and json.loads(out.read_text()) == found
+    assert list(found) == ["method", "prompt", "ranking", "pairs_scored", "tokens", "seconds"]
+    assert [list(row) for row in found["ranking"]] == [["rank", "title", "score", "win_probability", "low", "high"]] * 2
+    own = Ranker.load(model_directory).rank(["river", "glass"], ["amber", "iron", "salt"])
+    assert [row["title"] for row in found["ranking"]] == own.titles[:2]
+    assert (found["method"], found["prompt"], found["pairs_scored"]) == ("pairs", "pairwise", 3)
+    code, printed, _ = command(*arguments, "--json", "--prompt", "direct")
+    found = json.loads(printed)
+    assert [list(row) for row in found["ranking"]] == [["rank", "title", "score"]] * 2 and found["method"] == "items"
+
+
+def test_the_three_ways_to_give_a_history(base, data_directory, tmp_path):
+    history = read_data(str(data_directory)).history("test-1")
+    listed = tmp_path / "liked.txt"
+    listed.write_text("\n".join(history) + "\n\n")
+    rest = ["--candidates", "amber", "--candidates", "iron", "--json"]
+    by_user = json.loads(command(*base, "--user", "test-1", *rest)[1])["ranking"]
+    by_file = json.loads(command(*base, "--history", listed, *rest)[1])["ranking"]
+    stdin = json.dumps({"history": list(history), "candidates": ["amber", "iron"]})
+    by_stdin = json.loads(command(*base, "--json", stdin=stdin)[1])["ranking"]
+    assert by_user == by_file == by_stdin
+
+
+def test_the_catalogue_without_the_history_is_the_default(base, data_directory, tmp_path):
+    data = read_data(str(data_directory))
+    code, printed, _ = command(*base, "--user", "test-1", "--json", "--prompt", "direct")
+    titles = {row["title"] for row in json.loads(printed)["ranking"]}
+    assert titles == set(data.catalogue.titles) - set(data.history("test-1"))
+    copy = tmp_path / "with-items"
+    shutil.copytree(data_directory, copy)
+    rows = [{"domain": d, "title": t} for d, t in (("movie", "amber"), ("movie", "new one"), ("book", "a book"))]
+    (copy / "items.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    arguments = ["--model", base[1], "--data", copy, "--user", "test-1", "--json", "--prompt", "direct"]
+    code, _, err = command(*arguments)
+    assert code == 2 and "several domains" in err
+    code, printed, err = command(*arguments, "--domain", "movie")
+    assert code == 0, err
+    seen = read_data(str(data_directory)).history("test-1")
+    assert {row["title"] for row in json.loads(printed)["ranking"]} == {"amber", "new one"} - set(seen)
+    code, printed, _ = command(*arguments, "--domain", "movie", "--candidates", copy / "items.jsonl")
+    assert {row["title"] for row in json.loads(printed)["ranking"]} == {"amber", "new one", "a book"}
+
+
+def test_notes_about_typed_titles_and_a_table(base):
+    code, printed, err = command(*base, "--history", "rivr", "--candidates", "AMBER", "--candidates", "Vertigo (1958)")
+    assert code == 0 and 'note: "rivr" is taken for "river"' in err
+    assert '"Vertigo (1958)" is not in the catalogue' in err
+    lines = printed.splitlines()
+    assert lines[0].split()[:3] == ["rank", "title", "score"] and "Copeland" in lines[0]
+    assert {line.split("  ")[1].strip() for line in lines[1:3]} <= {"amber", "Vertigo (1958)", ""} or "amber" in printed
+    assert "1 of 1 pairs in both printed orders, 0 cyclic triples" in printed
+
+
+def test_a_terminal_gets_no_control_characters(base):
+    code, printed, err = command(
+        *base, "--history", "river", "--candidates", "amber", "--candidates", "x\x1b[31m\u202ey"
+    )
+    assert code == 0 and not {"\x1b", "\u202e"} & set(printed + err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "said"),
+    [
+        ([], "", "no history: give --history"),
+        (["--history", "river", "--user", "test-1"], "", "the history is given twice"),
+        (["--user", "nobody"], "", "--user: nobody is not in"),
+        (["--history", "missing/list.txt"], "", "no such file"),
+        (["--history", ""], "", "a title is empty"),
+        (["--history", "river", "--candidates", "amber", "--candidates", "AMBER"], "", "listed twice"),
+        ([], "{", "standard input: not JSON"),
+        ([], '{"history": "river"}', '"history" is not a list'),
+        ([], '{"liked": ["river"]}', "standard input: another shape"),
+        (["--candidates", "amber"], '{"history": ["river"], "candidates": ["iron"]}', "keep one of them"),
+        (["--history", "river", "--method", "items"], "", "prompt pairwise only compares pairs"),
+        (["--history", "river", "--prompt", "direct", "--method", "pairs"], "", "does not compare pairs"),
+        (["--history", "river", "--prompt", "direct", "--budget", "5"], "", "--budget: counts pairs"),
+        (["--history", "river", "--prompt", "direct", "--start", "items"], "", "--start: says how"),
+        (["--history", "river", "--orders", "2"], "", "--orders"),
+        (["--history", "river", "--num-negatives", "2"], "", "num-negatives"),
+        (["--history", "river", "--adapter-path", "runs/none"], "", "runs/none"),
+    ],
+)
+def test_mistakes_are_one_line(base, arguments, stdin, said):
+    code, _, err = command(*base, *arguments, stdin=stdin)
+    error = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(error) == 1 and said in error[0]
+
+
+def test_a_setting_without_effect_in_a_config_file_is_refused(base, tmp_path):
+    (tmp_path / "c.yaml").write_text("num_negatives: 2\n")
+    code, _, err = command(*base, "-c", tmp_path / "c.yaml", "--history", "river")
+    assert code == 2 and "num_negatives: rank, explain and serve use no negatives" in err
+
+
+def test_ctrl_c_prints_the_best_order_so_far(base):
+    """A real SIGINT to a real process, after some pairs and before all of them."""
+    script = """
+import sys, os, signal
+from mlx_dmpo.use import rank
+add = rank.PairRanking.add
+def and_interrupt(self, probabilities):
+    add(self, probabilities)
+    if self.done >= 128: os.kill(os.getpid(), signal.SIGINT)
+rank.PairRanking.add = and_interrupt
+from mlx_dmpo.cli.main import main
+main(sys.argv[1:])
+"""
+    candidates = [part for i in range(18) for part in ("--candidates", f"river {i}")]
+    arguments = ["rank", *map(str, base), "--history", "glass", *candidates, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 130, done.stderr
+    found = json.loads(done.stdout)
+    assert found["pairs_scored"] == 128 and len(found["ranking"]) == 18
+    assert "interrupted after 128 pairs" in done.stderr

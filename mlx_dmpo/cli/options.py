@@ -15,8 +15,8 @@ from ..machine import console
 # The sections of a command's help. A setting that is in none of them comes under "Other options".
 GROUPS = {
     "Model": "model quantize quantize_group_size quantize_mode dtype tokenizer base_name",
-    "Data": "data split domain domains valid_data skip_bad_rows limit num_negatives max_seq_length candidate_order both_orders "
-    "history title_tokens groups",
+    "Data": "data split domain domains valid_data skip_bad_rows limit num_negatives max_seq_length candidate_order "
+    "both_orders history title_tokens groups",
     "Prompt": "prompt allow_other_prompt orders",
     "Adapter": "adapter_path start_adapter fine_tune_type num_layers lora_rank lora_scale lora_dropout lora_keys",
     "Training": "config_file stage preset loss beta gamma negatives_select dynamic_beta label_smoothing sft_weight reference_free epochs iters "

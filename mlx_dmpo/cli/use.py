@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import click
 from .. import config
 from ..errors import UserError
 from ..machine import console
-from .options import settings_of, settings_options
+from .options import SettingsCommand, settings_of, settings_options
 
 NOT_HERE = ("num_negatives", "skip_bad_rows")  # settings of training and evaluation without a meaning here
 
 
-def _options(cls: type) -> Any:
+def _options(cls: type) -> Callable[[Any], Any]:
     """`settings_options` without those that have no effect on these commands."""
 
     def add(command: Any) -> Any:
@@ -42,7 +43,7 @@ def _request(settings: Any) -> Any:
     return data, found
 
 
-@click.command()
+@click.command(cls=SettingsCommand, short_help="Rank titles for one user.")
 @_options(config.RankSettings)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
@@ -53,7 +54,8 @@ def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
     mlx-dmpo rank --model M --data D --history "Heat (1995)" --history "Ronin (1998)" --candidates tonight.txt
     echo '{"history": ["Heat (1995)"], "candidates": ["Casino (1995)", "Babe (1995)"]}' | mlx-dmpo rank --json
 
-    Typed titles are matched to the catalogue of --data; a note says what was taken. Ctrl-C prints the best order so far.
+    Typed titles are matched to the catalogue of --data; a note says what was taken. Ctrl-C prints the best order so
+    far.
     """
     settings = settings_of(config.RankSettings, "evaluate", config_file, options)
     from ..machine import files, memory
@@ -81,7 +83,7 @@ def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
     return code
 
 
-@click.command()
+@click.command(cls=SettingsCommand, short_help="Show why one title ranks above another.")
 @_options(config.ExplainSettings)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
@@ -92,7 +94,8 @@ def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
     mlx-dmpo explain --model M --data D --base --adapter-path runs/sft --adapter-path runs/dmpo \\
         --history "Heat (1995)" --history "Ronin (1998)" --chosen "Casino (1995)" --rejected "Babe (1995)"
 
-    Without --chosen and --rejected the first two titles of the ranking are explained. docs/explain.md says what the numbers show.
+    Without --chosen and --rejected the first two titles of the ranking are explained. docs/explain.md says what the
+    numbers show.
     """
     settings = settings_of(config.ExplainSettings, "evaluate", config_file, options)
     from ..machine import memory
@@ -128,7 +131,7 @@ def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
         console.notice(f"done: {settings.out}")
 
 
-@click.command()
+@click.command(cls=SettingsCommand, short_help="Serve the ranker over HTTP, with a page to try it.")
 @_options(config.ServeSettings)
 def serve(config_file: str | None, **options: Any) -> None:
     """Serve the ranker over HTTP, with a page to try it out. Needs the extra: pip install 'mlx-dmpo[serve]'.
@@ -138,7 +141,8 @@ def serve(config_file: str | None, **options: Any) -> None:
     curl http://127.0.0.1:8765/v1/rerank -H 'Content-Type: application/json' \\
         -d '{"query": ["Heat (1995)"], "documents": ["Casino (1995)", "Babe (1995)"]}'
 
-    docs/serve.md describes the endpoints, the limits and the statuses. Ctrl-C or SIGTERM: waiting requests are answered first.
+    docs/serve.md describes the endpoints, the limits and the statuses. Ctrl-C or SIGTERM: waiting requests are
+    answered first.
     """
     settings = settings_of(config.ServeSettings, "evaluate", config_file, options)
     try:

@@ -23,7 +23,7 @@ def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
     if "quantize" in has and s.quantize is None:
         yield "quantize_group_size", "without quantize"
         yield "quantize_mode", "without quantize"
-    if "split" in has and _is_one_split(s.data):
+    if has >= {"split", "data"} and _is_one_split(s.data):
         yield "split", "for data that is one file or names its split"
     if "lr_schedule" in has:
         yield from _training(s, has)

@@ -49,7 +49,8 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
 def home(text: str, where: str) -> str:
     """A path that begins with `~` or `~user` under that home directory, also after `scores:`; any other text as it is.
 
-    A shell does this for a word of its own only, not after `=`, in quotes or in a file. Raises UserError for an unknown user.
+    A shell does this for a word of its own only, not after `=`, in quotes or in a file.
+    Raises UserError for an unknown user.
     """
     kind, path = ("scores:", text[7:]) if text.startswith("scores:") else ("", text)
     if not path.startswith("~"):

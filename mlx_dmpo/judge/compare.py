@@ -194,12 +194,15 @@ def compare(
 
 
 def for_report(directories: Sequence[Path]) -> dict[str, Any]:
-    """What the report page adds to its evaluations: differences, and metrics of the trivial rankers on the same pairs."""
+    """What the report page adds to its evaluations: differences, and metrics of the trivial rankers on the same
+    pairs."""
     unique = list(dict.fromkeys(directories))
     found = entries(unique, naming.short_names(unique))
     rows = list(found[0].runs[0].values())
     against = [name for name in TRIVIAL if _has_opinion(name, rows)]
     baselines = {name: metrics.ranking_metrics(trivial(name, rows), resamples=1000) for name in against}
+    for measured in baselines.values():
+        measured["mean_margin"] = {"value": None}  # counts, or ±1: no nats
     try:
         together = compare_entries(found, resamples=1000) if 1 < len(found) <= 12 else None
     except UserError:  # no example in common: tables and charts stand side by side without a comparison

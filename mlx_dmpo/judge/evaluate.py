@@ -1,7 +1,7 @@
 """Ranking evaluation: examples -> a Scorer -> scores.jsonl -> metrics.json, with whatever else was asked for.
 
 Every pair is scored in both printed orders, each with both answers. Preferences in free text have one prompt, as it is:
-no printed order, and no number that speaks of one.
+no printed order, and no number about orders.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from ..machine import console, files, memory, run_directory, trained_on
 from ..machine.ranks import world
 from ..model import device
 from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
-from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
 from ..report import charts
-from ..scores import Scorer
+from ..scores import Scorer, check_finite
 from . import candidates, generation, metrics, ranking
 from .facts import Facts, load_facts
 from .progress import PROGRESS, claim, rows_in_chunks
@@ -64,16 +63,16 @@ def output_directory(settings: EvaluateSettings) -> Path:
 
 def read_examples(settings: EvaluateSettings) -> list[Example]:
     """The examples of --data with the settings' negatives. Raises UserError for data without pairs."""
-    domains = pairwise.with_domains(settings.domains)
+    domains = choose_template(settings, settings.adapter_path).domains  # refuses before a directory is made
     data = settings.data or str(assets.data_dir())
     loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
     if not loaded.has_pairs:
         raise UserError(
-            f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers"
+            f"{loaded.name}: holds {loaded.format}, one answer per prompt: give data with chosen and rejected answers"
         )
     if not loaded.ranking:
         refuse_for_free_text(settings)
-        console.notice("note: free text: each pair is scored in its one prompt; there are no printed orders to compare")
+        console.notice("note: free text: each pair is scored in its one prompt; printed orders do not exist")
     return [first_negatives(e, settings.num_negatives) for e in loaded.examples[: settings.limit or None]]
 
 
@@ -85,7 +84,6 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
     with memory.memory_limits(settings), world().watched():
         _check(settings)
         examples = read_examples(settings)
-        choose_template(settings, settings.adapter_path)  # refuses before a directory is made
         finished = run_directory.is_complete(output_directory(settings))
         with _directory(settings, command) as run:
             scorer = open_scorer(settings, settings.adapter_path)
@@ -199,7 +197,8 @@ def measure(
     key: dict[str, Any],
     finished: bool = False,
 ) -> dict[str, Any]:
-    """Scores `examples` with any Scorer, writes scores.jsonl (and candidates.jsonl, answers.jsonl), returns the metrics.
+    """Scores `examples` with any Scorer, writes scores.jsonl (and candidates.jsonl, answers.jsonl), returns the
+    metrics.
 
     directory  where rows are appended as they are computed; None on a rank that writes nothing
     key        what the rows depend on (see progress.claim); finished: the directory's earlier evaluation is replaced
@@ -227,7 +226,7 @@ def _scored(
 ) -> list[dict[str, Any]]:
     def compute(part: Sequence[Example]) -> Iterator[dict[str, Any]]:
         for scores in scorer.score(part):
-            for row in rows_of(scores):
+            for row in rows_of(check_finite(scores, scorer.name)):
                 yield facts.add_to(row, scores.example)
 
     return rows_in_chunks(
@@ -279,7 +278,9 @@ def _generated(
     for start in range(0, len(todo), settings.batch_size):
         found += generation.answer_rows(scorer, todo[start : start + settings.batch_size], settings.max_tokens)
     if directory:
-        files.write_text(directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found))
+        files.write_text(
+            directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in found)
+        )
     return generation.generation_metrics(found, resamples=settings.resamples, seed=settings.seed)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,7 +51,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def p_value(p: float | None) -> str:
-    return "-" if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
+    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def difference_rows(differences: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -68,3 +70,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def markdown_text(text: str) -> str:
+    """Untrusted text for Markdown: one line, no markup, no HTML."""
+    return html.escape(re.sub(r"([\\`*_\[\]|~])", r"\\\1", console.printable(text)), quote=False)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import assets, config
+from ..judge.compare import for_report
 from ..judge.evaluate import evaluate
 from ..machine import files
 from ..report import charts, tables
 from ..report import page as report_page
 from ..train.run import train
+from ..use.inputs import read_data
+from ..use.ranker import Ranker
+from ..use.show import explanation_text, ranking_text
+
+
+def _use(adapter: str) -> None:
+    """Ten fictional titles ranked for one test user, the first two explained, and how to try it in a browser."""
+    data = read_data("")
+    user = "test-0000"
+    history = data.history(user)
+    ranker = Ranker.load("", adapter, batch_size=32)
+    ranking = ranker.rank(history, [t for t in data.catalogue.titles if t not in history][:10])
+    print(f"\n== rank: ten titles for user {user}, who liked {', '.join(history)}\n{ranking_text(ranking)}")
+    why = ranker.explain(history, *ranking.titles[:2])
+    print(f"\n== explain: the first against the second\n{explanation_text([why])}")
+    print(f"\nTry it in a browser:\n  mlx-dmpo serve --adapter-path {shlex.quote(adapter)}\n")
 
 
 def demo(out: Path, seed: int = 0, prompt: str = "") -> None:
-    """Writes OUT/{sft,dmpo,base,summary.json,accuracy.png,report.html}; prints the table and the commands to go on with."""
+    """Writes OUT/{sft,dmpo,base,summary.json,accuracy.png,report.html}; prints the table and what to run next."""
     stages = config.read_yaml(assets.settings_file())[0]
     seconds: dict[str, float] = {}
 
@@ -48,15 +66,18 @@ def demo(out: Path, seed: int = 0, prompt: str = "") -> None:
     files.write_json(out / "summary.json", {**results, "seconds": seconds})
     charts.plot_comparison(results, out / "accuracy.png")
     evaluations = [out / name / "eval" for name in results]
-    report_page.write_report([*evaluations, out / "sft", out / "dmpo"], out / "report.html")
+    report_page.write_report([*evaluations, out / "sft", out / "dmpo"], out / "report.html", for_report)
     print(f"\n{tables.results_table(results)}\n")
     print(
-        f"Every number is of {results['base']['users']} fictional users whom neither pretraining nor training has seen ({sum(seconds.values()):.0f} s in all)."
+        f"Every number is of {results['base']['users']} fictional users whom neither pretraining nor training has "
+        f"seen ({sum(seconds.values()):.0f} s in all)."
     )
+    _use(dmpo)
     print(f"Look at   {out}/report.html, {out}/accuracy.png")
-    print("Go on with your own model and ratings:")
+    print("Next, with your own model and ratings:")
     print("  mlx-dmpo sft      --model mlx-community/Qwen3-0.6B-4bit --data DATA --adapter-path runs/sft")
     print(
-        "  mlx-dmpo dmpo     --model mlx-community/Qwen3-0.6B-4bit --data DATA --start-adapter runs/sft --adapter-path runs/dmpo"
+        "  mlx-dmpo dmpo     --model mlx-community/Qwen3-0.6B-4bit --data DATA --start-adapter runs/sft "
+        "--adapter-path runs/dmpo"
     )
     print("  mlx-dmpo evaluate --model mlx-community/Qwen3-0.6B-4bit --data DATA --adapter-path runs/dmpo")

@@ -46,12 +46,18 @@ def read_data(data: str, domain: str = "", domains: Any = None) -> DataSet:
     """
     source = data or str(assets.data_dir())
     known = pairwise.with_domains(domains)
-    examples: list[RankingExample] = []
-    for split in SPLITS:
-        if has_split(source, split):
-            examples += formats.load_examples(source, split, known, domain=domain)
+
+    def load(split: str) -> list[RankingExample]:
+        try:
+            return formats.load_examples(source, split, known)
+        except UserError:  # rows that name no domain need it; it is refused for rows that do
+            if not domain:
+                raise
+            return formats.load_examples(source, split, known, domain=domain)
+
+    examples = [e for split in SPLITS if has_split(source, split) for e in load(split)]
     if not examples and not Path(source).is_dir():
-        examples = formats.load_examples(source, "test", known, domain=domain)
+        examples = load("test")
     rows = _items(Path(source) / ITEMS) if (Path(source) / ITEMS).is_file() else []
     found = list(dict.fromkeys([*(r["domain"] for r in rows), *(e.domain for e in examples)]))
     if len(found) > 1 and not domain:

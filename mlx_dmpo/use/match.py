@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..data.titles import normalise
 
-CLOSE = 86.0  # of 100: rapidfuzz's weighted ratio from which a typed title is taken for the catalogue's
+CLOSE = 80.0  # of 100: rapidfuzz's ratio from which a typed title is taken for the catalogue's
+
+
+_YEAR = re.compile(r"\(\d{4}\)\s*$")
+
+
+def _same_numbers(typed: str, title: str) -> bool:
+    """Whether two titles hold the same numbers: "Heat 2" is not "Heat". A year in brackets at the end may be left out."""
+    if not _YEAR.search(typed):
+        title = _YEAR.sub("", title)
+    return sorted(re.findall(r"\d+", typed)) == sorted(re.findall(r"\d+", title))
 
 
 @dataclass
@@ -17,9 +28,11 @@ class Catalogue:
     titles: tuple[str, ...] = ()
     _folded: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _known: frozenset[str] = field(default=frozenset(), init=False, repr=False)
+    _yearless: tuple[str, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._known = frozenset(self.titles)
+        self._yearless = tuple(_YEAR.sub("", title) for title in self.titles)
         for title in self.titles:
             self._folded.setdefault(title.casefold(), title)
 
@@ -34,13 +47,14 @@ class Catalogue:
             return title
         if title.casefold() in self._folded:
             return self._folded[title.casefold()]
-        found = process.extractOne(
-            title, self.titles, scorer=fuzz.WRatio, processor=utils.default_process, score_cutoff=CLOSE
+        choices = self.titles if _YEAR.search(title) else self._yearless
+        near = process.extract(
+            title, choices, scorer=fuzz.ratio, processor=utils.default_process, limit=5, score_cutoff=CLOSE
         )
-        # a weighted ratio is high for any short word inside a long title: the lengths must be comparable too
-        if found and fuzz.ratio(utils.default_process(title), utils.default_process(found[0])) >= CLOSE - 26:
-            notice(f'note: "{title}" is taken for "{found[0]}"')
-            return str(found[0])
+        for _, _, place in near:
+            if _same_numbers(title, self.titles[place]):
+                notice(f'note: "{title}" is taken for "{self.titles[place]}"')
+                return self.titles[place]
         notice(f'note: "{title}" is not in the catalogue: it is used as typed')
         return title
 
@@ -54,7 +68,7 @@ class Catalogue:
         wanted = utils.default_process(query)
         if not wanted:
             return list(self.titles[:limit])
-        begins: Sequence[str] = [t for t in self.titles if utils.default_process(t).startswith(wanted)][:limit]
+        begins = [t for t in self.titles if utils.default_process(t).startswith(wanted)][:limit]
         found = process.extract(
             query, self.titles, scorer=fuzz.WRatio, processor=utils.default_process, limit=limit, score_cutoff=55
         )

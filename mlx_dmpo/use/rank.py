@@ -189,14 +189,14 @@ class PairRanking:
         score = found.strength
         if not self.done and self.start is not None:
             score = np.asarray(self.start) - np.mean(self.start)
-        wins = bradley_terry.win_probability(score) if len(score) > 1 else [None]
+        wins = bradley_terry.win_probability(score).tolist() if len(score) > 1 else [None]
         copeland = bradley_terry.copeland(self.counts)
         rows = tuple(
             Ranked(
                 rank,
                 self.titles[i],
                 float(score[i]),
-                None if wins[i] is None else float(wins[i]),
+                wins[i],
                 float(score[i] - 1.96 * found.error[i]),
                 float(score[i] + 1.96 * found.error[i]),
                 int(copeland[i]),
@@ -287,26 +287,26 @@ def step(jobs: Sequence[Job], scoring: Scoring) -> bool:
 
     Tokens are shared out by each job's part in what was scored.
     """
-    items = [(job, job.item_tasks()) for job in jobs]
     before = scoring.cost.tokens
-    asked = [(job, tasks) for job, tasks in items if tasks]
-    if asked:
-        scores = scoring.items([task for _, tasks in asked for task in tasks])
-        _hand_out(asked, scores, Job.give_items)
+    of_items = [(job, tasks) for job in jobs if (tasks := job.item_tasks())]
+    of_pairs = [] if of_items else [(job, pairs) for job in jobs if (pairs := job.pair_tasks())]
+    if of_items:
+        scores = scoring.items([task for _, tasks in of_items for task in tasks])
+        _hand_out([(job, len(tasks)) for job, tasks in of_items], scores, Job.give_items)
+    elif of_pairs:
+        scores = scoring.probabilities([pair for _, pairs in of_pairs for pair in pairs])
+        _hand_out([(job, len(pairs)) for job, pairs in of_pairs], scores, Job.give_pairs)
     else:
-        asked = [(job, tasks) for job in jobs if (tasks := job.pair_tasks())]
-        if not asked:
-            return False
-        probabilities = scoring.probabilities([task for _, tasks in asked for task in tasks])
-        _hand_out(asked, probabilities, Job.give_pairs)
-    spent, number = scoring.cost.tokens - before, sum(len(tasks) for _, tasks in asked)
-    for job, tasks in asked:
-        job.tokens += round(spent * len(tasks) / number)
+        return False
+    spent = scoring.cost.tokens - before
+    shares = [(job, len(tasks)) for job, tasks in of_items] + [(job, len(pairs)) for job, pairs in of_pairs]
+    for job, number in shares:
+        job.tokens += round(spent * number / len(scores))
     return True
 
 
-def _hand_out(asked: Sequence[tuple[Job, Sequence[Any]]], values: np.ndarray, give: Callable[..., None]) -> None:
+def _hand_out(asked: Sequence[tuple[Job, int]], values: np.ndarray, give: Callable[..., None]) -> None:
     at = 0
-    for job, tasks in asked:
-        give(job, values[at : at + len(tasks)])
-        at += len(tasks)
+    for job, number in asked:
+        give(job, values[at : at + number])
+        at += number

@@ -62,9 +62,8 @@ class Scoring:
     def margins(self, tasks: Sequence[tuple[History, str, str]]) -> tuple[np.ndarray, np.ndarray]:
         """(margin of each task (T,) float64, printed orders it sums over (T,) int). A pair and its reverse are one."""
         found: list[tuple[float, int] | None] = [self._of(h).get((a, b)) for h, a, b in tasks]
-        missing = list(
-            dict.fromkeys((h, *sorted((a, b))) for (h, a, b), f in zip(tasks, found, strict=True) if f is None)
-        )
+        keys: list[tuple[History, str, str]] = [(h, min(a, b), max(a, b)) for h, a, b in tasks]
+        missing = list(dict.fromkeys(key for key, f in zip(keys, found, strict=True) if f is None))
         fresh = {}
         for (history, a, b), (margin, orders) in zip(missing, self._score_pairs(missing), strict=True):
             fresh[history, a, b] = (margin, orders)

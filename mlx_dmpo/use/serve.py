@@ -52,7 +52,7 @@ class Server:
     def __init__(self, ranker: Ranker, worker: Worker, data: DataSet, settings: ServeSettings, key: str = ""):
         self.ranker, self.worker, self.data, self.settings, self.key = ranker, worker, data, settings, key
         self.counts: Counter[tuple[str, int]] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
         self.stopping = False
         guarded = [
             Route("/v1/rerank", self._guard(self.rerank), methods=["POST"]),
@@ -94,7 +94,7 @@ class Server:
             response = await answer(request)
             path = request.url.path
             self.counts[path, response.status_code] += 1
-            self.seconds[path] += time.perf_counter() - started
+            self.seconds[path] = self.seconds.get(path, 0.0) + time.perf_counter() - started
             response.headers["X-Content-Type-Options"] = "nosniff"
             response.headers["Cache-Control"] = "no-store"
             return response

@@ -100,7 +100,7 @@ class Worker:
                 if not (self._waiting or self._active):
                     return
                 self._active = [t for t in self._active if not t.cancelled]
-                fresh = []
+                fresh: list[Task] = []
                 while self._waiting and len(self._active) + len(fresh) < TOGETHER:
                     fresh.append(self._waiting.popleft())
                 self._active += fresh

@@ -25,7 +25,7 @@ def example(user, history, positive, negatives, first=None):
 
 
 def cycle(users, seed, length=10):
-    """Users who mostly go from item i to 3 i + 1 (modulo ITEMS), with one step in ten to a popular item: order tells what is next."""
+    """Users who mostly go from item i to 3 i + 1 (modulo ITEMS), one step in ten to a popular item."""
     rng, rows = np.random.default_rng(seed), []
     for user in range(users):
         item, walk = int(rng.integers(ITEMS)), []
@@ -70,7 +70,7 @@ def test_corpus_by_hand():
 
 @pytest.mark.parametrize("with_histories", [False, True])
 def test_a_planted_test_target_is_not_fitted_on(with_histories):
-    """The target of one test user is liked by that user alone, in a training row too: no count, no item of it is left."""
+    """A test user's target, in a training row of the same user too: no count and no item of it is left."""
     target, other = "the target", "the negative"
     test = [example("u", ["a", "b"], target, [other])]
     train = [example("w", ["a"], "b", ["c"]), example("u", ["a", target], "b", [other])]

@@ -30,7 +30,7 @@ TEMPLATE = (
 
 
 def q4_1(values):
-    """(rows, columns) float32 -> GGUF's bytes, and the numbers that they stand for: per block of 32, q * scale + least."""
+    """(rows, columns) float32 -> GGUF's bytes, and their numbers: per block of 32, q * scale + least."""
     blocks = values.reshape(-1, 32)
     least = blocks.min(axis=1, keepdims=True).astype(np.float16)
     scale = ((blocks.max(axis=1, keepdims=True) - least) / 15).astype(np.float16)
@@ -150,7 +150,7 @@ def only(monkeypatch, tmp_path):
 
 
 def half_rotated(rows, heads):
-    """A second way: row by row. Hugging Face's row j of a head is llama.cpp's 2j, or 2(j - D/2) + 1 in the second half."""
+    """Row by row: Hugging Face's row j of a head is llama.cpp's 2j, or 2(j - D/2) + 1 in the second half."""
     depth = len(rows) // heads
     order = [
         h * depth + (2 * j if j < depth // 2 else 2 * (j - depth // 2) + 1) for h in range(heads) for j in range(depth)
@@ -295,8 +295,8 @@ def test_smollm2_scores_as_mlx_lm_alone_does(smollm2):
         history = "".join(f" <Title:{t}> " for t in example.history)
         good, bad = f" <Title:{example.positive}> ", f" <Title:{example.negatives[0]}> "
         question = (
-            f"You are an assistant working on {example.domain} recommendations. Here is the user's history of movies they have "
-            f"watched: {history}. Rank the likelihood of the user watching the two movies {good} and {bad}."
+            f"You are an assistant working on {example.domain} recommendations. Here is the user's history of movies they "
+            f"have watched: {history}. Rank the likelihood of the user watching the two movies {good} and {bad}."
         )
         prompt = f"{system}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         before = len(tokenizer.encode(prompt, add_special_tokens=False))

@@ -88,7 +88,7 @@ def test_mult_dpo_with_one_chosen_answer_is_s_dpo():
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_mult_dpo_bounds_plackett_luce(n):
-    """Above the exact loss, by at most (n - 1) log(1 + A / B): the paper's bound, A and B the weights of chosen and others."""
+    """Above the exact loss by at most (n - 1) log(1 + A / B); A and B are the weights of chosen and others."""
     rng = np.random.default_rng(n)
     for _ in range(20):
         reward = rng.normal(0, 1.5, 6)

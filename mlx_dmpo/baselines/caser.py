@@ -24,7 +24,7 @@ class Caser(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def __call__(self, sequences: mx.array, real: mx.array) -> mx.array:
-        """What comes after each place.  sequences (B, L) items, real (B, L) 0 for padding, on the right -> (B, L, D)."""
+        """What comes after each place.  sequences (B, L) items, real (B, L) 0 for padding at the end -> (B, L, D)."""
         B, L = sequences.shape
         h = self.embedding(sequences) * real[..., None]
         h = mx.pad(h, [(0, 0), (self.window - 1, 0), (0, 0)])  # a window that begins before the history

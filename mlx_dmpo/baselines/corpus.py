@@ -19,7 +19,7 @@ def exact(title: str) -> str:
 
 
 def short(title: str) -> str:
-    """Up to the first comma or bracket, as the DMPO release cuts its training titles: "Sixth Sense, The (1999)" -> "sixth sense"."""
+    """Up to the first comma or bracket, as the DMPO release cuts titles: "Sixth Sense, The (1999)" -> "sixth sense"."""
     return re.split(r"[,(]", title)[0].strip().casefold() or title
 
 
@@ -28,13 +28,13 @@ MATCHING: dict[str, Key] = {"exact": exact, "short": short}
 
 @dataclass(frozen=True)
 class Corpus:
-    """Liked items of the fitting users. Item i is known by `keys[i]`; an item that only tests mention is not among them.
+    """Liked items of the fitting users. Item i is known by `keys[i]`; items that only tests mention are left out.
 
     keys       titles, through `key`
     sequences  one (n,) int32 array a user: the items that the user liked, oldest first, each once
     likes      (I,) how many users liked an item
     dislikes   (I,) how many disliked it
-    left_out   interactions left out, since the same user's test row asks for them
+    left_out   interactions left out, since the same user's test row has them as candidates
     """
 
     keys: tuple[str, ...]
@@ -64,7 +64,7 @@ def build_corpus(
 ) -> Corpus:
     """Fitting examples give history and positive as liked, negatives as disliked; tested ones their history at most.
 
-    tested          what will be scored: an interaction of one of these users with one of the row's candidates is left out
+    tested          what will be scored: an interaction of such a user with a candidate of the user's row is left out
     with_histories  the tested users' histories are fitted on too
     Raises UserError where nothing is left.
     """

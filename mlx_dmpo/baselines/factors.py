@@ -40,7 +40,7 @@ def _one_thread() -> Any:
 
 
 class Als:
-    """Implicit-feedback matrix factorisation (Hu, Koren and Volinsky, ICDM 2008), a liked item of confidence `alpha`."""
+    """Implicit-feedback matrix factorisation (Hu et al., ICDM 2008), a liked item of confidence `alpha`."""
 
     def __init__(self, corpus: Corpus, *, factors: int, epochs: int, seed: int, alpha: float = 40.0):
         als = _module("implicit.cpu.als").AlternatingLeastSquares
@@ -71,7 +71,7 @@ class Bpr:
         self.regularization, self.steps = float(model.regularization), steps
 
     def user(self, history: np.ndarray) -> np.ndarray:
-        """(F + 1,) factors of a new user: gradient steps from 0 on BPR's own objective, the items fixed, over all pairs.
+        """(F + 1,) factors of a new user: gradient steps from 0 on BPR's own objective over all pairs, items fixed.
 
         mean over liked i and other j of log sigmoid(u · (v_i - v_j)) - regularization |u|² / 2
         """

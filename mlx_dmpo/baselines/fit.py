@@ -1,4 +1,4 @@
-"""The training loop of the sequential models: next-item cross-entropy over the whole catalogue, perhaps with DROS on top"""
+"""The training loop of the sequential models: next-item cross-entropy over the whole catalogue, and DROS if wanted"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DROS_TEMPERATURE = 1.0
 
 @dataclass(frozen=True)
 class Training:
-    """How a sequential model is trained. `length`: items of a history that are looked at. `dros`: weight of that loss."""
+    """How a sequential model is trained. length: items of a history that it looks at. dros: weight of that loss."""
 
     dim: int
     length: int
@@ -48,7 +48,7 @@ def logits(model: nn.Module, h: mx.array) -> mx.array:
 
 
 def dros(scores: mx.array, targets: mx.array, frequency: mx.array, temperature: float = DROS_TEMPERATURE) -> mx.array:
-    """Distributionally robust loss (Yang et al., SIGIR 2023, arXiv 2304.09388): log E_{i ~ p} exp((s_i - y_i)² / temperature).
+    """log E_{i ~ p} exp((s_i - y_i)² / temperature): distributionally robust (Yang et al., arXiv 2304.09388).
 
     y is 1 for the target and 0 for the other items; p is the items' share of the interactions.
     scores (..., I), targets (...), frequency (I,) -> (...)
@@ -59,7 +59,7 @@ def dros(scores: mx.array, targets: mx.array, frequency: mx.array, temperature: 
 
 
 def windows(corpus: Corpus, length: int) -> list[np.ndarray]:
-    """Sequences cut from their ends into parts of at most length + 1 items, each overlapping the next by one; no target twice."""
+    """Sequences cut from their ends into parts of at most length + 1 items, which overlap by one: no target twice."""
     parts = []
     for sequence in corpus.sequences:
         end = len(sequence)

@@ -17,5 +17,5 @@ class Gru4Rec(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def __call__(self, sequences: mx.array, real: mx.array) -> mx.array:
-        """What comes after each place.  sequences (B, L) items, real (B, L) 0 for padding, on the right -> (B, L, D)."""
+        """What comes after each place.  sequences (B, L) items, real (B, L) 0 for padding at the end -> (B, L, D)."""
         return self.out(self.gru(self.dropout(self.embedding(sequences))))

@@ -39,7 +39,7 @@ def worked(example: RankingExample, template: Template, index: int, seed: int) -
 
 
 def in_context(template: Template, examples: Sequence[RankingExample], shots: int, seed: int) -> Template:
-    """The template with `shots` worked examples, drawn by seed, before each prompt. Raises UserError for too few examples."""
+    """The template with `shots` worked examples, drawn by seed, before each prompt. Raises UserError for too few."""
     if len(examples) < shots:
         raise UserError(f"--shots: {shots}, and there are {len(examples)} training examples: lower --shots")
     chosen = np.random.default_rng([seed, 7]).permutation(len(examples))[:shots]

@@ -20,7 +20,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def attend(self, h: mx.array, masked: mx.array) -> mx.array:
-        """h (B, L, D), masked (L, L) additive -> (B, L, D). Queries are normed, keys and values are not, as in the paper's code."""
+        """h (B, L, D), masked (L, L) additive -> (B, L, D). Only queries are normed, as in the paper's code."""
         B, L, D = h.shape
 
         def split(x: mx.array) -> mx.array:
@@ -46,7 +46,7 @@ class SasRec(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def __call__(self, sequences: mx.array, real: mx.array) -> mx.array:
-        """What comes after each place.  sequences (B, L) items, real (B, L) 0 for padding, on the right -> (B, L, D).
+        """What comes after each place.  sequences (B, L) items, real (B, L) 0 for padding at the end -> (B, L, D).
 
         Position 0 is the oldest item kept. Padding stands on the right, so that the causal mask also hides it.
         """

@@ -52,13 +52,13 @@ class ItemScorer:
         if self.unknown <= 0.2 * self.candidates:
             return ""
         return (
-            f"note: {self.unknown:,} of {self.candidates:,} candidates are no item that {self.name} was fitted on, and rank "
-            "last: give more training users, --fit all, or --match-titles short where titles are written in two ways"
+            f"note: {self.unknown:,} of {self.candidates:,} candidates are no item that {self.name} was fitted on, and "
+            "rank last: give more training users, --fit all, or --match-titles short where titles are written in two ways"
         )
 
 
 class FirstListed:
-    """A `Scorer` that always answers with what is printed first. Without a printed order in the file, every pair is a tie."""
+    """A `Scorer` that always prefers what is printed first. Without a printed order in the file, every pair is a tie."""
 
     name = "first-listed"
 

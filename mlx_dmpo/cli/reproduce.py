@@ -17,7 +17,7 @@ from ..machine import console
     "--only", multiple=True, metavar="TEXT", help="Run only cells whose path holds this text.  May be repeated."
 )
 @click.option("--tables", default="", metavar="DIR", help="Where the tables are written.  [default: the file's `out`]")
-@click.option("--tflops", default=0.0, type=click.FloatRange(0), help="Rate for the hours; without it a few seconds of matrix products are timed.")  # fmt: skip
+@click.option("--tflops", default=0.0, type=click.FloatRange(0), help="Rate for the hours (measured when left out).")
 @click.option("--no-hours", is_flag=True, help="With --dry-run: print no hours, which need the models and their data.")
 def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflops: float, no_hours: bool) -> None:
     """Run a comparison that a YAML file describes: data sets x models x prompts x systems x k x few-shot sizes x seeds.

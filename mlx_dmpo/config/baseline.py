@@ -45,8 +45,8 @@ class BaselineSettings(EvaluateSettings):
     shots: int = setting(4, "in-context: worked examples of training users in the prompt.", low=1)
 
 
-_LANGUAGE_ONLY = """model quantize quantize_group_size quantize_mode dtype prompt allow_other_prompt max_seq_length scoring
-    orders calibrate per_token generate max_tokens""".split()
+_LANGUAGE_ONLY = """model quantize quantize_group_size quantize_mode dtype prompt allow_other_prompt max_seq_length
+    scoring orders calibrate per_token generate max_tokens""".split()
 _APPLIES = {
     **dict.fromkeys(_LANGUAGE_ONLY, LANGUAGE),
     **dict.fromkeys(("train_data", "fit", "match_titles"), FITTED),

@@ -1,8 +1,8 @@
 """DynamicPO (Hu et al., arXiv 2605.00327): train on the negatives near the decision boundary, each with its own beta.
 
-With many negatives most are told apart already, and their gradients drown those of the few that are not: DMPO gets worse as
-K grows. What is selected is a constant to the gradient. Read off the authors' released trainer, whose random k-means is
-replaced by the best clustering, which one number per negative allows to find.
+With many negatives the policy already ranks most of them right, and their gradients outweigh those of the few that it
+does not: DMPO gets worse as K grows. The selection is a constant to the gradient. The rules are those of the authors'
+released trainer; its k-means, which starts at random, is replaced by the best clustering.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def boundary_mask(difference: mx.array, mask: mx.array) -> mx.array:
     """Which pairs are trained on.  difference, mask (G, K) -> (G, K) of 0 and 1.
 
     difference  log pi(chosen) - log pi(rejected) of the policy, in nats
-    Those with difference <= 0: the policy prefers the negative. Where a group has none: the nearest of three clusters of
-    its differences.
+    Those with difference <= 0: the policy prefers the negative. Where a group has none: the nearest of three clusters
+    of its differences.
     """
     wrong = (difference <= 0) * mask
     nearest = _first_cluster(difference, mask) * mask
@@ -58,8 +58,8 @@ def _first_cluster(difference: mx.array, mask: mx.array) -> mx.array:
 def dynamic_factor(difference: mx.array, mask: mx.array, selected: mx.array) -> mx.array:
     """What beta is multiplied by, pair by pair.  difference, mask, selected (G, K) -> (G, K), between 1/2 and 3/2.
 
-    1 + tanh((a - b - 2) / (|a| + |b|)) / 2, where a = difference is the distance from the chosen answer to the negative,
-    and b that from the negative to the mean of those not selected (or of all selected ones where none is left).
+    1 + tanh((a - b - 2) / (|a| + |b|)) / 2. a = difference: from the chosen answer to the negative. b: from the negative
+    to the mean of those not selected, or of the selected ones where none is left.
     """
     rest = mask * (1 - selected)
     rest = mx.where(rest.sum(axis=-1, keepdims=True) > 0, rest, selected)

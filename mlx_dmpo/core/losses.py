@@ -52,7 +52,7 @@ def margins(policy: mx.array, reference: mx.array | None, pairs: mx.array, beta:
 
 
 def dpo(margin: mx.array, mask: mx.array, smoothing: float | mx.array = 0.0) -> mx.array:
-    """mean_k -log sigmoid(margin_k) (arXiv 2305.18290, eq. 7).  margin, mask (G, K), smoothing one or (G, K) -> (G,)."""
+    """mean_k -log sigmoid(margin_k) (arXiv 2305.18290, eq. 7).  margin, mask (G, K); smoothing 1 or (G, K) -> (G,)."""
     return _mean(_smoothed(margin, smoothing), mask)
 
 
@@ -86,9 +86,9 @@ def mean_likelihood(logps: mx.array, lengths: mx.array) -> mx.array:
 
 
 def mppo(difference: mx.array, mask: mx.array, smoothing: float = 0.0) -> mx.array:
-    """-log sigmoid(sum_k (p_c - p_rk)) (Pair-MNM of Xie et al., arXiv 2412.15244, eq. 10).  difference, mask (G, K) -> (G,).
+    """-log sigmoid(sum_k (p_c - p_rk)) (Pair-MNM of Xie et al., arXiv 2412.15244, eq. 10).
 
-    The differences are those of mean likelihoods, between 0 and 1, without a reference and without beta.
+    difference, mask (G, K) -> (G,). The differences are those of mean likelihoods, without a reference and beta.
     """
     return _smoothed((difference * mask).sum(axis=-1), smoothing)
 
@@ -113,11 +113,12 @@ def recpo(margin: mx.array, mask: mx.array, target: mx.array, weight: float = 2.
 
 
 def mult_dpo(reward: mx.array, chosen: mx.array, mask: mx.array) -> mx.array:
-    """sum over chosen c of -log softmax(reward)_c: several chosen answers (Zhu et al., arXiv 2606.10078).  (G, R) each -> (G,).
+    """sum over chosen c of -log softmax(reward)_c: several chosen answers (Zhu et al., arXiv 2606.10078).
 
-    reward  beta (log pi - log ref) of all answers to one prompt; `chosen` and `mask` are 1 for chosen and for real ones.
-    The likelihood that n draws from softmax(reward) are the n chosen answers, each once, without its constant log n!. It
-    bounds the Plackett-Luce loss over all orders of the chosen from above. With one chosen answer it is S-DPO.
+    reward, chosen, mask (G, R) -> (G,). reward: beta (log pi - log ref) of all answers to one prompt; chosen and mask
+    are 1 for chosen and for real answers. It is -log of the chance that n draws from softmax(reward) are the n chosen ones,
+    each once, without the constant log n!, and bounds the Plackett-Luce loss over all orders of the chosen ones from
+    above. With one chosen answer it is S-DPO.
     """
     total = mx.logsumexp(mx.where(mask > 0, reward, -1e30), axis=-1, keepdims=True)
     return ((total - reward) * chosen).sum(axis=-1)
@@ -188,7 +189,7 @@ def preference_loss(
 
 
 def _margins_of(name: str, policy: mx.array, reference: mx.array | None, batch: GroupBatch, beta: float) -> mx.array:
-    """(G, K): of log-probs beside the reference's, of mean log-probs per token (simpo), or of mean likelihoods (mppo)."""
+    """(G, K): of log-probs and the reference's, of log-probs per token (simpo), or of mean likelihoods (mppo)."""
     pairs = mx.array(batch.pairs)
     if name not in WITHOUT_REFERENCE:
         return margins(policy, reference, pairs, beta)

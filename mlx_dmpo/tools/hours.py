@@ -41,7 +41,7 @@ def _groups(data: str, model: str, k: int, sft: bool, prompt: str) -> Any:
 
 
 def step_hours(step: Step, rate: float = 0.0) -> float:
-    """Hours of one command; what trains no language model counts as none. Raises UserError for a model that is not here."""
+    """Hours of one command; none for what has no language model. Raises UserError for a model that is not here."""
     command, given = step.arguments[0], _flags(step)
     if command not in LANGUAGE_COMMANDS and not (command == "baseline" and "model" in given):
         return 0.0

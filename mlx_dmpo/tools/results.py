@@ -154,7 +154,8 @@ def page(plan: Comparison, tables: Mapping[str, Sequence[Mapping[str, Any]]], al
     title = html.escape(plan.name)
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
-        f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+        f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head>"
+        f"<body>{''.join(body)}</body></html>\n"
     )
 
 

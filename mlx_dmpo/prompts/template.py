@@ -1,4 +1,4 @@
-"""A prompt template: text with placeholders, what counts as an answer, and the words of each domain. Checked when it is loaded."""
+"""A prompt template: text with placeholders, its answers, and the words of each domain. Checked when it is loaded."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def load(prompt: str) -> Template:
 
 
 def read_stored(stored: Any, where: str) -> Template | None:
-    """The template in an adapter's config, or None for an adapter that names none. Raises UserError for one that is damaged."""
+    """The template in an adapter's config; None for an adapter without one. Raises UserError for a damaged one."""
     if stored is None:
         return None
     if not isinstance(stored, dict):

@@ -16,7 +16,7 @@ def films(number, seed=5):
     day, found = date(2015, 1, 3), []
     for n in range(number):
         word = draw.choice(WORDS)
-        name = f"{word}, the {n}th" if n % 17 == 0 else f'{word} "{n}"' if n % 23 == 0 else f"{word} {n}"
+        name = f"{word} {n}, again" if n % 17 == 0 else f'{word} "{n}"' if n % 23 == 0 else f"{word} {n}"
         stars = draw.choice([3.5, 4, 4.5, 5] if word in LIKED else [0.5, 1.5, 2, 2.5, 3])
         day += timedelta(days=draw.randrange(1, 9))
         found.append((name, 1950 + n % 70, stars, day))

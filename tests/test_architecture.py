@@ -21,7 +21,7 @@ ORDER = [
     {"prompts"},
     {"data"},
     {"model"},
-    {"train", "judge", "use"},
+    {"train", "judge", "use", "baselines"},
     {"tools"},
     {"cli"},
     {"__main__"},

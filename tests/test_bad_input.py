@@ -153,7 +153,7 @@ FLAGS = {
     "too few resamples": (["evaluate", "--resamples", "3"], ["--resamples", "100"]),
     "a word too many": (["sft", "runs/sft"], ["runs/sft"]),
     "a flag without its value": (["dmpo", "--beta"], ["--beta"]),
-    "model path with dots": (["sft", "--model", "../x/y"], ["../x/y", "no such directory"]),
+    "model path with dots": (["sft", "--model", "../x/y"], ["../x/y", "no such file or directory"]),
     "model that brings code": (["sft", "--model", "{tmp}/code"], ["code", "Python code of its own"]),
     "model without chat template": (["sft", "--model", "{tmp}/mute"], ["mute", "chat template"]),
     "model without weights": (["sft", "--model", "{tmp}/empty"], ["empty"]),

@@ -263,7 +263,7 @@ def test_free_text_is_compared_in_its_one_prompt(settings, tmp_path):
     assert (done.difference.pairs, done.difference.answers) == (2, 4) and done.difference.largest < 5e-4
     assert "Rank the likelihood" not in done.commands[0]
     (tmp_path / "answers.jsonl").write_text(json.dumps({"prompt": "Which?", "completion": "amber"}) + "\n")
-    with pytest.raises(UserError, match="one answer a prompt"):
+    with pytest.raises(UserError, match="one answer per prompt"):
         export.export(replace(settings, data=str(tmp_path / "answers.jsonl"), overwrite=True))
 
 

@@ -1,4 +1,5 @@
-"""Evaluation around the scores: stopping and continuing, candidates, generated answers, and comparison of directories."""
+"""Evaluation around the scores: stopping and continuing, candidates, generated answers, and comparison of
+directories."""
 
 import json
 from dataclasses import replace

@@ -193,7 +193,8 @@ def test_a_run_in_a_terminal(sft_settings, tmp_path):
         import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
         from mlx_dmpo.config import Lora, SftSettings
         from mlx_dmpo.train.run import train
-        train(SftSettings(model={sft_settings.model!r}, data={sft_settings.data!r}, adapter_path={sft_settings.adapter_path!r},
+        train(SftSettings(model={sft_settings.model!r}, data={sft_settings.data!r},
+              adapter_path={sft_settings.adapter_path!r},
               iters=4, steps_per_report=1, steps_per_eval=2, batch_size=2, max_seq_length=512), "test")
     """
     master, slave = pty.openpty()

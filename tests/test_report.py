@@ -405,14 +405,14 @@ def test_the_page_in_a_browser(browser, tmp_path):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("document.querySelectorAll('svg.chart').length") >= 10
         assert page.evaluate("document.querySelectorAll('script,img,iframe,[onload],[onerror]').length") == 0
-        sizes = page.evaluate(
-            "[...document.querySelectorAll('figure > svg')].map(e => e.getBoundingClientRect().height)"
-        )
+        height = "e => e.getBoundingClientRect().height"
+        sizes = page.evaluate(f"[...document.querySelectorAll('figure > svg')].map({height})")
         assert min(sizes) > 50
         assert page.evaluate(
             "[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.getAttribute('href')))"
         )
-        fill = "e => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('figure circle')).fill]"
+        fill = "getComputedStyle(document.querySelector('figure circle')).fill"
+        fill = f"[getComputedStyle(document.body).backgroundColor, {fill}]"
         colours[scheme] = page.evaluate(fill)
         page.close()
     assert colours["light"][0] != colours["dark"][0] and colours["light"][1] != colours["dark"][1]

@@ -202,7 +202,7 @@ def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **optio
         findings += more
     report = check.to_json(findings, tokens)
     if as_json:
-        click.echo(json.dumps(report, indent=2))  # ASCII: a terminal obeys escapes
+        click.echo(json.dumps(report, indent=2, allow_nan=False))  # ASCII: a terminal obeys escapes
     else:
         for finding in findings:
             click.echo(console.printable(finding.line()))

@@ -12,7 +12,7 @@ import click
 from .. import __version__
 from ..errors import Interrupted, UserError
 from ..machine import console
-from . import compare, data, evaluate, tools, train, use
+from . import baseline, compare, data, evaluate, get_model, reproduce, tools, train, use
 from .options import Group
 
 
@@ -44,6 +44,7 @@ for command in (
     train.sft,
     train.dmpo,
     evaluate.evaluate,
+    baseline.baseline,
     compare.compare,
     data.check,
     tools.sample,
@@ -55,6 +56,8 @@ for command in (
     tools.demo,
     tools.plan,
     tools.doctor,
+    get_model.get_model,
+    reproduce.reproduce,
     tools.completion,
 ):
     cli.add_command(command)

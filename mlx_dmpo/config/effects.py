@@ -30,8 +30,12 @@ def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
     if "loss" in has:
         if s.loss != "simpo":
             yield "gamma", f"with loss {s.loss}: only simpo has a target margin"
-        else:
-            yield "reference_free", "with loss simpo, which has no reference"
+        if s.loss in ("simpo", "mppo"):
+            yield "reference_free", f"with loss {s.loss}, which has no reference"
+        if s.loss == "mppo":
+            yield "beta", "with loss mppo, whose likelihoods lie between 0 and 1 as they are"
+    if "negatives_select" in has and s.negatives_select != "boundary":
+        yield "dynamic_beta", "without negatives_select boundary"
     if "score" in has:
         if s.score:
             yield from ((name, "with score, which draws no answers") for name in (*DRAWN, "seed"))

@@ -188,7 +188,7 @@ def resolve(
         build(cls, values, in_file)  # so that the file's own mistakes are reported with their lines
     if "epochs" in flags and flags.get("iters") is not None:
         raise UserError("--iters: both --epochs and --iters are given: keep one of them")
-    if "epochs" in flags:
+    if "epochs" in flags and "iters" in {f.name for f in fields(cls)}:  # type: ignore[arg-type]
         values["iters"] = None
     merged = {**values, **flags}
     if "lora_parameters" in {f.name for f in fields(cls)}:  # type: ignore[arg-type]

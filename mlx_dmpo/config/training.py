@@ -99,6 +99,9 @@ class SftSettings(TrainSettings):
     )
 
 
+LOSSES = ("dmpo", "dpo", "s-dpo", "simpo", "mppo")
+
+
 @dataclass(frozen=True)
 class DmpoSettings(TrainSettings):
     adapter_path: str = setting("runs/dmpo", "Directory to write: adapter, metrics, pictures, manifest.", path=True)
@@ -107,11 +110,21 @@ class DmpoSettings(TrainSettings):
         "Adapter directory to start from, as sft wrote it; it is also the reference. Left out: the base model is both.",
         path=True,
     )
-    loss: str = setting("dmpo", "How a group's margins become one loss.", choices=("dmpo", "dpo", "s-dpo", "simpo"))
+    loss: str = setting("dmpo", "How a group's margins become one loss.", choices=LOSSES)
     beta: float = setting(
         None, "Strength of the preference: 0.1 to 0.5, simpo 2 to 10.  [default: 0.1; simpo: 2]", above=0
     )
     gamma: float = setting(0.5, "Target reward margin of simpo; other losses have none.", low=0)
+    negatives_select: str = setting(
+        "all",
+        "boundary trains, in each group, on negatives that the policy prefers to the liked title, or else on those that "
+        "come nearest to it (DynamicPO); try it with many negatives.",
+        choices=("all", "boundary"),
+    )
+    dynamic_beta: bool = setting(
+        False,
+        "With boundary: scale beta of each pair between 0.5 and 1.5 by its distance from the boundary (DynamicPO).",
+    )
     label_smoothing: float = setting(0.0, "Probability that a preference is the wrong way round.", low=0, high=0.499)
     sft_weight: float = setting(
         0.0, "Weight of the chosen answers' mean token loss, added to the preference loss.", low=0
@@ -161,7 +174,9 @@ def describe_preset(settings: DmpoSettings) -> str:
             f"preset {settings.preset}: pairwise DPO without a reference + 1.0 x SFT: "
             "what the DMPO release's trainer computes, not the paper's loss"
         )
-    reference = "without a reference" if settings.reference_free or settings.loss == "simpo" else "with a reference"
+    reference = (
+        "without a reference" if settings.reference_free or settings.loss in ("simpo", "mppo") else "with a reference"
+    )
     sft = f" + {settings.sft_weight:g} x SFT" if settings.sft_weight else ""
     return (
         f"preset {settings.preset} with {', '.join(changed)}: {settings.loss} {reference}{sft}: "

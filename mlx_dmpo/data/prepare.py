@@ -162,6 +162,7 @@ def _domain(
     return Domain(
         name,
         ratings.name,
+        settings.split,
         ratings.files,
         summary.rules(rule, order, settings, bool(histories.liked.all())),
         told,
@@ -274,33 +275,37 @@ def _write(
             f'--train-domains and --test-domains: "{unknown[0]}" is no domain here: there are '
             f"{', '.join(d.name for d in domains)}"
         )
-    run = run_directory.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out")
-    run.started = started
     try:
-        for split in SPLITS:
-            _write_rows(run.path / f"{split}.jsonl", (e.to_json() for d in domains for e in d.examples[split]))
-        _write_rows(run.path / "items.jsonl", (item for d in domains for item in d.items))
-        _write_rows(run.path / "users.jsonl", (user for d in domains for user in d.users))
-        charts.plot_preparation({d.name: d.charts for d in domains}, run.path / "summary.png")
-        for name, file in track([(d.name, file) for d in domains for file in d.files], "hash the inputs", "file"):
-            run.inputs[f"{name}/{file.name}"] = files.sha256(file)
-        for read in [scores.path] if scores else []:
-            run.input(read)
-        if settings.catalogue:
-            path = Path(settings.catalogue)
-            run.input(path / "items.jsonl" if path.is_dir() else path)
-        found = {d.name: {"source": d.source, "rules": d.rules, "notes": d.notes, "counts": d.counts} for d in domains}
-        run.finish("cpu", domains=found)
+        with run_directory.RunDirectory(
+            settings.out, command, settings, overwrite=settings.overwrite, flag="--out"
+        ) as run:
+            run.started = started
+            for split in SPLITS:
+                _write_rows(run.path / f"{split}.jsonl", (e.to_json() for d in domains for e in d.examples[split]))
+            _write_rows(run.path / "items.jsonl", (item for d in domains for item in d.items))
+            _write_rows(run.path / "users.jsonl", (user for d in domains for user in d.users))
+            charts.plot_preparation({d.name: d.charts for d in domains}, run.path / "summary.png")
+            for name, file in track([(d.name, file) for d in domains for file in d.files], "hash the inputs", "file"):
+                run.inputs[f"{name}/{file.name}"] = files.sha256(file)
+            for read in [scores.path] if scores else []:
+                run.input(read)
+            if settings.catalogue:
+                path = Path(settings.catalogue)
+                run.input(path / "items.jsonl" if path.is_dir() else path)
+            found = {
+                d.name: {"source": d.source, "rules": d.rules, "notes": d.notes, "counts": d.counts} for d in domains
+            }
+            run.finish("cpu", domains=found, split="time" if any(d.split == "time" for d in domains) else "user")
     except OSError as error:
         raise UserError(
-            f"{run.path}: cannot be written ({error.strerror or error}): free some space or name another --out"
+            f"{settings.out}: cannot be written ({error.strerror or error}): free some space or name another --out"
         ) from None
     return run.path
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """A JSON lines file; none where there are no rows, and what stood there goes."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     if text:
         files.write_text(path, text)
     else:

@@ -29,6 +29,7 @@ class Domain:
 
     name: str
     source: str
+    split: str  # user or time
     files: list[Path]
     rules: list[str]
     notes: list[str]

@@ -194,7 +194,8 @@ def compare(
 
 
 def for_report(directories: Sequence[Path]) -> dict[str, Any]:
-    """What the report page adds to its evaluations: differences, and metrics of the trivial rankers on the same pairs."""
+    """What the report page adds to its evaluations: differences, and metrics of the trivial rankers on the same
+    pairs."""
     unique = list(dict.fromkeys(directories))
     found = entries(unique, naming.short_names(unique))
     rows = list(found[0].runs[0].values())

@@ -1,4 +1,5 @@
-"""An evaluation that was stopped continues: rows are appended as they are computed, and a key says what they depend on."""
+"""An evaluation that was stopped continues: rows are appended as they are computed, and a key says what they depend
+on."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def rows_in_chunks(
     chunk: int,
     describe: str,
 ) -> list[dict[str, Any]]:
-    """The rows of all examples: of `path`, as far as whole chunks stand there, then computed and appended chunk by chunk.
+    """The rows of all examples: of `path`, as far as whole chunks stand there, then computed and appended chunk by
+    chunk.
 
     expected  rows of an example
     path      None on a rank that writes nothing

@@ -236,12 +236,12 @@ def ranking_table(found: Contents) -> list[list[str]] | None:
     for name, m in ranked.items():
         about = m["candidates"]
         size = str(about["most"]) if about["most"] == about["fewest"] else f"{about['fewest']} to {about['most']}"
-        cells = [told_share(m[key], key == "mean_rank") for key, _ in RANKING]
+        cells = [format_share(m[key], key == "mean_rank") for key, _ in RANKING]
         rows.append([name, f"{size} ({about['negatives']})", about["ranked_by"], *cells])
     return [head, *rows]
 
 
-def told_share(metric: Mapping[str, Any], rank: bool = False) -> str:
+def format_share(metric: Mapping[str, Any], rank: bool = False) -> str:
     form = ".1f" if rank else ".3f"
     if metric.get("value") is None:
         return "-"
@@ -272,7 +272,7 @@ def generation_table(found: Contents) -> list[list[str]] | None:
         return None
     head = ["", "answers", "valid", "agree with the scores", "rank the liked title first", "cut"]
     rows = [
-        [name, str(g["n"]), *(told_share(g[key]) for key in ("valid", "agrees", "right")), str(g["cut"])]
+        [name, str(g["n"]), *(format_share(g[key]) for key in ("valid", "agrees", "right")), str(g["cut"])]
         for name, g in asked.items()
     ]
     return [head, *rows]

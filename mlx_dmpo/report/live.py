@@ -14,6 +14,7 @@ BARS = "▁▂▃▄▅▆▇█"
 CURVES = (("loss", "loss", ".4f"), ("margin", "margin", "+.3f"), ("pair_accuracy", "pair accuracy", ".3f"))
 KEPT = 400  # values of a curve that the panel remembers
 REFRESH = 4  # a second
+EVERY = 30.0  # seconds between two lines without a panel
 
 
 class View(Protocol):
@@ -138,16 +139,27 @@ class Silent:
 
 
 class Plain(Silent):
-    """One line for each line of metrics.jsonl, on stdout."""
+    """A line every 30 seconds, and for the first and the last report, on stdout."""
 
     def __init__(self, name: str, steps: int, start: int = 0, now: Callable[[], float] = time.monotonic):
         self.name, self.steps = name, steps
         self.clock = Clock(steps, start, now)
+        self._now, self._printed, self._last = now, 0.0, ""
+
+    def stepped(self, step: int) -> None:
+        if self._last and self._now() - self._printed >= EVERY:
+            self._say(step)
 
     def on_step(self, line: Mapping[str, Any]) -> None:
-        left = self.clock.left(line["step"])
-        ahead = f", {left} left" if left and line["step"] < self.steps else ""
-        self._print(f"{self.name} step {line['step']} of {self.steps}: {numbers(line)}{ahead}")
+        first, self._last = not self._last, numbers(line)
+        if first or line["step"] == self.steps or self._now() - self._printed >= EVERY:
+            self._say(line["step"])
+
+    def _say(self, step: int) -> None:
+        left = self.clock.left(step)
+        self._printed = self._now()
+        rest = f", {left} left" if left and step < self.steps else ""
+        self._print(f"{self.name} step {step} of {self.steps}: {self._last}{rest}")
 
     def on_validation(self, line: Mapping[str, Any], best: bool) -> None:
         self._print(validation_text(line, best))
@@ -162,7 +174,8 @@ class Plain(Silent):
 class Panel(Silent):
     """A panel that is redrawn in place: curves as bars of text, progress, speed, memory.
 
-    What is printed meanwhile appears above it. The panel is drawn for the terminal's width at each refresh, so a resized
+    What is printed meanwhile appears above it. The panel is drawn for the terminal's width at each refresh, so a
+    resized
     terminal is no loss; at the end, also of an interrupted run, the last state stays on the screen.
     """
 

@@ -20,9 +20,11 @@ DARK = "--ink:#e7eaee;--soft:#9aa5b4;--line:#343b46;--page:#14181d;--card:#1c222
 DARK += ";--s0:#56b4e9;--s1:#f0884a;--s2:#3ccf9f;--s3:#e39ac4;--s4:#8fc9f0;--s5:#e6b23c;--s6:#b3a2e0;--s7:#bbb"
 
 STYLE = (
-    ".chart{display:block;width:100%;height:auto;overflow:visible;font:12px/1.2 system-ui,-apple-system,'Segoe UI',sans-serif}"
+    ".chart{display:block;width:100%;height:auto;overflow:visible;"
+    "font:12px/1.2 system-ui,-apple-system,'Segoe UI',sans-serif}"
     ".chart text{fill:var(--ink)}.chart .soft{fill:var(--soft)}.chart .strong{font-weight:600}"
-    ".chart .grid{stroke:var(--line);stroke-width:1}.chart .zero{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}"
+    ".chart .grid{stroke:var(--line);stroke-width:1}"
+    ".chart .zero{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}"
     ".chart path,.chart polyline{fill:none;stroke-width:1.6;stroke-linejoin:round}.chart .thick{stroke-width:2.4}"
     ".chart .faint{opacity:.45}.chart .hollow{fill:var(--page);stroke-width:1.6}"
     + "".join(f".chart .f{i}{{fill:var(--s{i})}}.chart .l{i}{{stroke:var(--s{i})}}" for i in range(SERIES))
@@ -79,7 +81,8 @@ def standalone(svg: str) -> str:
     """A chart as a file of its own, with its colours and its background."""
     style = f"<style>{variables('svg')}svg{{background:var(--page)}}{STYLE}</style>"
     head, body = svg.split(">", 1)
-    return f"{head.replace('<svg ', '<svg xmlns=' + chr(34) + 'http://www.w3.org/2000/svg' + chr(34) + ' ')}>{style}{body}\n"
+    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return f"{head}>{style}{body}\n"
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:

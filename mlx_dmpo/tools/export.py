@@ -100,7 +100,7 @@ def _examples(settings: ExportSettings, domains: dict[str, pairwise.Domain]) -> 
     loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
     if not loaded.has_pairs:
         raise UserError(
-            f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers"
+            f"{loaded.name}: holds {loaded.format}, one answer per prompt: give data with chosen and rejected answers"
         )
     drawn = np.random.default_rng(settings.seed).permutation(len(loaded.examples))[: settings.examples]
     return [first_negatives(loaded.examples[i], settings.num_negatives) for i in sorted(drawn)]

@@ -29,8 +29,10 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"log-probs of {self.answers} answers before and after: largest difference {self.largest:.2g} nats, mean {self.mean:.2g}; "
-            f"margins: largest {self.largest_margin:.2g}; {self.ranked_otherwise} of {self.pairs} pairs ranked otherwise"
+            f"log-probs of {self.answers} answers before and after: "
+            f"largest difference {self.largest:.2g} nats, mean {self.mean:.2g}; "
+            f"margins: largest {self.largest_margin:.2g}; "
+            f"{self.ranked_otherwise} of {self.pairs} pairs ranked otherwise"
         )
 
 
@@ -110,17 +112,20 @@ def model_card(
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
         f"# {tables.markdown_text(adapter.resolve().name)}\n",
-        f"A personal ranker: {tables.markdown_text(Path(named).name if Path(named).exists() else named)}, fine-tuned with mlx-dmpo to say which of two "
+        f"A personal ranker: {tables.markdown_text(Path(named).name if Path(named).exists() else named)}, "
+        f"fine-tuned with mlx-dmpo to say which of two "
         f"items a user will like better, given what the user liked before. {what}\n",
         f"## Use\n\nFrom the directory above this one:\n\n```{language}\n"
         + "\n".join(map(console.printable, commands))
         + "\n```\n",
-        "It was trained on prompts worded exactly so, thinking off; other wording, or a template with thinking on, is outside what was measured.\n",
+        "It was trained on prompts worded exactly so, thinking off; "
+        "other wording, or a template with thinking on, is outside what was measured.\n",
     ]
     if results:
         rows = [list(row) for row in zip(*tables.result_rows(results), strict=True)]
         parts.append(
-            f"## Results\n\n{tables.markdown_table(rows)}\n\n95 % bootstrap intervals over users in brackets. Pair accuracy is order-debiased: a pair "
+            f"## Results\n\n{tables.markdown_table(rows)}\n\n"
+            "95 % bootstrap intervals over users in brackets. Pair accuracy is order-debiased: a pair "
             "counts as right when the liked item's margin, summed over both printed orders, is positive.\n"
         )
     inputs = _mapping(manifest.get("inputs"))
@@ -140,9 +145,8 @@ def model_card(
     )
     told = str(found) if found else "Not compared."
     parts.append(
-        f"## What the export changed\n\nAgainst base and adapter, read back from this directory: {tables.markdown_text(told)}.\n".replace(
-            "..", "."
-        )
+        "## What the export changed\n\nAgainst base and adapter, read back from this directory: "
+        + f"{tables.markdown_text(told)}.\n".replace("..", ".")
     )
     if settings.to == "peft" and "quantization" in base.config:
         parts.append(

@@ -169,7 +169,7 @@ def sample(settings: SampleSettings) -> tuple[Path, str]:
         lines, summary = _lines(settings)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        files.write_text(out, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}): name another --out") from None
     return out, summary

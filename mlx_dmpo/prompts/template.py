@@ -66,7 +66,7 @@ class Template:
     def build(
         cls, values: Mapping[str, Any], where: str, name: str = "", lines: Mapping[str, int] | None = None
     ) -> Template:
-        """A checked template of a mapping, as in a YAML file or an adapter's config. Raises UserError, beginning with `where`."""
+        """A checked template of a mapping, from a YAML file or an adapter's config. Raises UserError, `where` first."""
 
         def at(key: str) -> str:
             return f'{where}:{lines[key]}: "{key}"' if lines and key in lines else f'{where}: "{key}"'
@@ -165,8 +165,8 @@ class Template:
                 for end in ends.get(name, ()):
                     if end in title:
                         raise UserError(
-                            f"{source or 'a title'}: the title {title[:60]!r} holds {end[:40]!r}, which ends a title's place "
-                            f"in prompt {self.name}: rename the title"
+                            f"{source or 'a title'}: the title {title[:60]!r} holds {end[:40]!r}, which ends a title's "
+                            f"place in prompt {self.name}: rename the title"
                         )
         values = {word: getattr(domain, word) for word in WORDS}
         values |= {"disliked": self.empty}
@@ -283,6 +283,7 @@ def choose(
     for name in domains or ():
         if name in stored.domains and chosen.domains[name] != stored.domains[name] and not allow_other:
             raise UserError(
-                f"domains.{name}: {adapter} was trained with another wording of it: leave it out, or add --allow-other-prompt"
+                f"domains.{name}: {adapter} was trained with another wording of it: leave it out, or add "
+                "--allow-other-prompt"
             )
     return chosen

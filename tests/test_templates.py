@@ -196,7 +196,7 @@ def test_a_template_without_words_takes_any_domain(tmp_path):
 
 
 def test_a_users_file_is_a_fifth_form(model_directory, data_directory, tmp_path):
-    """S-DPO's wording: sft, dmpo and evaluate, the last two without being told again, the file gone."""
+    """S-DPO's wording: sft, dmpo and evaluate; the last two take it from the adapter, the file gone."""
     file, common = tmp_path / "music.yaml", ("--model", model_directory, "--data", data_directory)
     file.write_text(S_DPO)
     train = ("--iters", "1", "--num-layers", "1")

@@ -261,7 +261,7 @@ class _Prompt:
     """A prompt's text and tokens, and the tokens of its answers.
 
     Tokenizers cut a text at control tokens first and make tokens of each part on its own. So of many answers to one
-    prompt only what stands after the prompt's last control token is tokenised anew. That this gives the same tokens is
+    prompt only what stands after the prompt's last control token is tokenised for each. That this gives the same tokens is
     checked on the first answer; an answer that a chat template might change (white space around it, brackets) is
     rendered and tokenised whole.
     """

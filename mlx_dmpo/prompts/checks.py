@@ -1,4 +1,4 @@
-"""What a template must be, so that its prompts and answers are unambiguous. Each function raises UserError with one line."""
+"""Checks of a template: its prompts and answers must be unambiguous. Each raises UserError with one line."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check(template: Template, at: At) -> None:
 
 
 def _check_marks(before: str, after: str, where: str, name: str) -> None:
-    """A title must stand between marks: else "Heat" and "Heat and Dust" cannot be told apart in the prompt."""
+    """A title must stand between marks: else "Heat" and "Heat and Dust" cannot be distinguished in the prompt."""
     before, after = before.rstrip(), after.lstrip()
     if not before or before[-1].isalnum() or not after or after[0].isalnum():
         raise UserError(

@@ -1,4 +1,4 @@
-"""A prompt template: text with placeholders, what counts as an answer, and the words of each domain. Checked when it is loaded."""
+"""A prompt template: text with placeholders, its answers, and the words of each domain. Checked when it is loaded."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Template:
     def build(
         cls, values: Mapping[str, Any], where: str, name: str = "", lines: Mapping[str, int] | None = None
     ) -> Template:
-        """A checked template of a mapping, as in a YAML file or an adapter's config. Raises UserError, beginning with `where`."""
+        """A checked template of a mapping, from a YAML file or an adapter's config. Raises UserError, `where` first."""
 
         def at(key: str) -> str:
             return f'{where}:{lines[key]}: "{key}"' if lines and key in lines else f'{where}: "{key}"'
@@ -165,8 +165,8 @@ class Template:
                 for end in ends.get(name, ()):
                     if end in title:
                         raise UserError(
-                            f"{source or 'a title'}: the title {title[:60]!r} holds {end[:40]!r}, which ends a title's place "
-                            f"in prompt {self.name}: rename the title"
+                            f"{source or 'a title'}: the title {title[:60]!r} holds {end[:40]!r}, which ends a title's "
+                            f"place in prompt {self.name}: rename the title"
                         )
         values = {word: getattr(domain, word) for word in WORDS}
         values |= {"disliked": self.empty}
@@ -243,7 +243,7 @@ def load(prompt: str) -> Template:
 
 
 def read_stored(stored: Any, where: str) -> Template | None:
-    """The template in an adapter's config, or None for an adapter that names none. Raises UserError for one that is damaged."""
+    """The template in an adapter's config; None for an adapter without one. Raises UserError for a damaged one."""
     if stored is None:
         return None
     if not isinstance(stored, dict):
@@ -283,6 +283,7 @@ def choose(
     for name in domains or ():
         if name in stored.domains and chosen.domains[name] != stored.domains[name] and not allow_other:
             raise UserError(
-                f"domains.{name}: {adapter} was trained with another wording of it: leave it out, or add --allow-other-prompt"
+                f"domains.{name}: {adapter} was trained with another wording of it: leave it out, or add "
+                "--allow-other-prompt"
             )
     return chosen

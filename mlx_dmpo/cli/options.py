@@ -26,12 +26,13 @@ GROUPS = {
     "tflops",
     "Output": "out overwrite steps_per_report report_to project_name",
 }
-# What `--help` shows; `--help-all` shows the rest as well.
-FIRST = set(
-    """config_file model data adapter_path start_adapter loss beta epochs learning_rate num_layers grad_checkpoint
-    split out to overwrite resume n temperature score eval domains liked_above min_liked order train_users test_users
-    negatives items user_column item_column rating_column valid test stage history num_negatives tflops""".split()
-)
+# What `--help` shows, the most important first; `--help-all` shows the rest as well.
+FIRST = (
+    "config_file model data adapter_path start_adapter loss beta prompt learning_rate epochs out resume history user "
+    "candidates top method limit split to overwrite n temperature score eval liked_above min_liked examples_per_user order "
+    "negatives items user_column item_column rating_column valid test stage num_negatives tflops grad_checkpoint host port "
+    "api_key domains train_users test_users num_layers"
+).split()
 ALL = "mlx_dmpo.help_all"  # in click's context: whether every option is shown
 AT_MOST = 10
 
@@ -41,10 +42,10 @@ class SettingsCommand(click.Command):
 
     def shown(self, everything: bool) -> list[click.Option]:
         options = [p for p in self.params if isinstance(p, click.Option) and not p.hidden]
-        first = [o for o in options if o.name in FIRST]
+        first = sorted((str(o.name) for o in options if o.name in FIRST), key=FIRST.index)[:AT_MOST]
         if everything or len(options) <= AT_MOST or not first:
             return options
-        return first[:AT_MOST]
+        return [o for o in options if o.name in first]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         everything = bool(ctx.meta.get(ALL))

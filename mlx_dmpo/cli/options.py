@@ -16,21 +16,24 @@ from ..machine import console
 GROUPS = {
     "Model": "model quantize quantize_group_size quantize_mode dtype tokenizer base_name",
     "Data": "data split domain domains valid_data skip_bad_rows limit num_negatives max_seq_length candidate_order both_orders "
-    "history title_tokens groups",
+    "history title_tokens groups user candidates chosen rejected",
     "Prompt": "prompt allow_other_prompt orders",
+    "Ranking": "method budget start calibrate per_token top base max_flip",
+    "Server": "host port api_key max_body max_items max_request_tokens max_queue",
     "Adapter": "adapter_path start_adapter fine_tune_type num_layers lora_rank lora_scale lora_dropout lora_keys",
     "Training": "config_file stage preset loss beta gamma label_smoothing sft_weight reference_free epochs iters "
     "learning_rate lr_schedule warmup weight_decay optimizer max_grad_norm grad_accumulation_steps steps_per_eval "
     "val_batches best_metric patience resume save_every keep_checkpoints max_bad_steps debug_nan seed",
     "Memory and speed": "batch_size batch_tokens grad_checkpoint frozen_cache_gb memory_limit memory_check scoring "
     "tflops",
-    "Output": "out overwrite steps_per_report report_to project_name",
+    "Output": "out as_json overwrite steps_per_report report_to project_name",
 }
 # What `--help` shows; `--help-all` shows the rest as well.
 FIRST = set(
     """config_file model data adapter_path start_adapter loss beta epochs learning_rate num_layers grad_checkpoint
     split out to overwrite resume n temperature score eval domains liked_above min_liked order train_users test_users
-    negatives items user_column item_column rating_column valid test stage history num_negatives tflops""".split()
+    negatives items user_column item_column rating_column valid test stage history num_negatives tflops
+    user candidates top as_json base chosen rejected host port api_key""".split()
 )
 ALL = "mlx_dmpo.help_all"  # in click's context: whether every option is shown
 AT_MOST = 10

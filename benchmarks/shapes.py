@@ -70,7 +70,14 @@ class Source:
     vocabulary: int
 
     def groups(
-        self, count: int, k: int, *, both: bool = False, chosen_only: bool = False, form: str = "pairwise"
+        self,
+        count: int,
+        k: int,
+        *,
+        both: bool = False,
+        chosen_only: bool = False,
+        form: str = "pairwise",
+        orders: int = 1,
     ) -> list[EncodedGroup]:
         if not self.data:
             made = assumed_groups(count, k, both=both, vocabulary=self.vocabulary, form=form)
@@ -79,7 +86,7 @@ class Source:
         examples = formats.load_examples(Path(self.data), "train", domains, True, notice)
         examples = [first_negatives(e, k) for e in examples if len(e.negatives) >= k][:count]
         encoder = Encoder(self.tokenizer, 2048, built_in(form))
-        order = partial(printed_orders, both=both, redraw=False, seed=0, form=form)
+        order = partial(printed_orders, both=both, redraw=False, seed=0, form=form, count=orders)
         found = [encoder.encode(e, order(e, i), chosen_only=chosen_only) for i, e in enumerate(examples)]
         return [
             replace(g, prefix=g.prefix % self.vocabulary, tails=tuple(t % self.vocabulary for t in g.tails))

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .errors import UserError
 from .records import Example
 
 
@@ -34,6 +35,14 @@ class Scores:
     logps: np.ndarray | None = None
     items: np.ndarray | None = None
     places: np.ndarray | None = None
+
+
+def check_finite(scores: Scores, name: str) -> Scores:
+    """The scores. Raises UserError where one is NaN or Inf; `name` is the scorer's."""
+    if not np.isfinite(scores.margins).all() or (scores.items is not None and not np.isfinite(scores.items).all()):
+        example = scores.example
+        raise UserError(f"{example.source or f'user {example.user}'}: {name}: a score is NaN or Inf: look at the model")
+    return scores
 
 
 class Scorer(Protocol):

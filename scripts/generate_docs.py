@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from mlx_dmpo.cli.main import cli
+from mlx_dmpo.cli.options import ALL
 from mlx_dmpo.prompts.groups import build_group
 from mlx_dmpo.prompts.orders import printed_orders
 from mlx_dmpo.prompts.template import FORMS, built_in
@@ -51,6 +52,7 @@ def command_reference() -> str:
 
     def add(command: click.Command, name: str, parent: click.Context | None) -> None:
         context = click.Context(command, info_name=name, parent=parent, max_content_width=110)
+        context.meta[ALL] = True  # every option, as --help-all shows them
         parts.extend([f"## {context.command_path}", "", "```", command.get_help(context).rstrip(), "```", ""])
         if isinstance(command, click.Group):
             for inner, subcommand in command.commands.items():

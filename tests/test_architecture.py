@@ -21,7 +21,7 @@ ORDER = [
     {"prompts"},
     {"data"},
     {"model"},
-    {"train", "judge", "use"},
+    {"train", "judge", "use", "baselines"},
     {"tools"},
     {"cli"},
     {"__main__"},
@@ -63,7 +63,7 @@ def nodes(tree, at_import_only=False):
 
 
 def imports(tree, name, modules=MODULES, at_import_only=False):
-    """(line, dotted name) of every import; the project's own modules as they are named in FLOORS, with a leading dot."""
+    """(line, dotted name) of every import; the project's own modules as in FLOOR, with a leading dot."""
     is_package = name in modules and modules[name].name == "__init__.py"
     for node in nodes(tree, at_import_only):
         if isinstance(node, ast.Import):
@@ -101,8 +101,9 @@ def upward(tree, name, modules=MODULES):
 
 
 def unsafe(tree):
-    """`trust_remote_code` or `allow_pickle` that is not plainly False, `yaml.load` without a loader made from SafeLoader in the
-    same file, text that is run, and archives that are unpacked whole (a member's name may lead out of the directory)."""
+    """`trust_remote_code` or `allow_pickle` that is not plainly False, `yaml.load` without a loader made from SafeLoader in
+    the same file, text that is run, and archives that are unpacked whole (a member's name may lead out of the directory).
+    """
     safe = {
         n.name
         for n in nodes(tree)
@@ -147,6 +148,79 @@ def unsafe(tree):
             "yaml.Loader",
         }:
             yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION, FRAMES = 400, 80, 7
+
+
+@each_module
+def test_files_and_functions_are_short(name):
+    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= LINES_OF_A_FILE
+    functions = [n for n in nodes(parse(name)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {f"line {n.lineno}: {n.name}": n.end_lineno - n.lineno + 1 for n in functions}
+    assert {f: n for f, n in lengths.items() if n > LINES_OF_A_FUNCTION} == {}
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if room(n) == "core" or n == "train.loop"], ids=str)
+def test_the_method_and_the_loop_know_no_settings(name):
+    own = {target[1:].split(".")[0] for _, target in imports(parse(name), name) if target.startswith(".")}
+    assert not own & {"config"}
+    if room(name) == "core":
+        assert own <= {"core", "errors"}
+    assert "settings" not in {n.id for n in nodes(parse(name)) if isinstance(n, ast.Name)}
+
+
+def cycle(graph):
+    """A cycle of a graph {node: its successors}, as a list; [] where there is none."""
+    done, path = set(), []
+
+    def visit(node):
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done or node not in graph:
+            return []
+        path.append(node)
+        found = next(filter(None, map(visit, sorted(graph[node]))), [])
+        path.pop()
+        done.add(node)
+        return found
+
+    return next(filter(None, map(visit, sorted(graph))), [])
+
+
+def test_no_modules_import_each_other():
+    """At import time. A package's `__init__` names its parts, which may name the package's siblings."""
+    graph = {
+        name: {t[1:] for _, t in imports(parse(name), name, at_import_only=True) if t.startswith(".")} - {name, ""}
+        for name in MODULES
+        if name
+    }
+    assert cycle(graph) == []
+    assert cycle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
+
+
+def test_frames_from_the_command_to_the_loss(tmp_path, monkeypatch, model_directory, data_directory):
+    """In a step of `mlx-dmpo dmpo`, where the loss is entered: our own frames, `main` and the loss included."""
+    from mlx_dmpo.cli.main import main
+    from mlx_dmpo.core import losses
+
+    stacks, original = [], losses.REDUCTIONS["dmpo"]
+
+    def counted(*arguments, **keywords):
+        frame, found = sys._getframe(), ["dmpo of core/losses.py"]
+        while frame := frame.f_back:
+            if Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
+                place = Path(frame.f_code.co_filename).relative_to(PACKAGE)
+                found.append(f"{frame.f_code.co_name} of {place}")
+        stacks.append(found[::-1])
+        return original(*arguments, **keywords)
+
+    monkeypatch.setitem(losses.REDUCTIONS, "dmpo", counted)
+    flags = dict(model=model_directory, data=data_directory, adapter_path=tmp_path / "run", iters=1, val_batches=0)
+    with pytest.raises(SystemExit) as end:
+        main(["dmpo", *(str(word) for flag, value in flags.items() for word in (f"--{flag.replace('_', '-')}", value))])
+    assert end.value.code == 0 and stacks
+    assert max(map(len, stacks)) <= FRAMES, stacks[0]
 
 
 def test_every_room_has_its_place():

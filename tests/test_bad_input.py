@@ -153,7 +153,7 @@ FLAGS = {
     "too few resamples": (["evaluate", "--resamples", "3"], ["--resamples", "100"]),
     "a word too many": (["sft", "runs/sft"], ["runs/sft"]),
     "a flag without its value": (["dmpo", "--beta"], ["--beta"]),
-    "model path with dots": (["sft", "--model", "../x/y"], ["../x/y", "no such directory"]),
+    "model path with dots": (["sft", "--model", "../x/y"], ["../x/y", "no such file or directory"]),
     "model that brings code": (["sft", "--model", "{tmp}/code"], ["code", "Python code of its own"]),
     "model without chat template": (["sft", "--model", "{tmp}/mute"], ["mute", "chat template"]),
     "model without weights": (["sft", "--model", "{tmp}/empty"], ["empty"]),
@@ -358,11 +358,11 @@ def test_terminal_escapes_in_titles_are_not_obeyed(model_directory, tmp_path, ca
     assert code == 2 and "\x1b" not in err and "red" in err
 
 
-def test_a_fault_of_ours_is_exit_1_and_one_line(capsys, monkeypatch):
+def test_an_internal_error_is_exit_1_and_one_line(capsys, monkeypatch):
     from mlx_dmpo.cli import train as train_commands
 
     monkeypatch.setattr(train_commands, "settings_of", lambda *a: 1 / 0)
     code, _, err = run(capsys, "sft")
-    assert code == 1 and err.startswith("fault: ZeroDivisionError") and len(err.splitlines()) == 1
+    assert code == 1 and err.startswith("internal error: ZeroDivisionError") and len(err.splitlines()) == 1
     code, _, err = run(capsys, "--verbose", "sft")
     assert code == 1 and "Traceback" in err

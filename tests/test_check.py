@@ -2,12 +2,18 @@
 
 import json
 import random
+import unicodedata
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_bad_input import run
 from test_other_formats import KINDS, SDPO, prompt, released, write
 
 from mlx_dmpo.data import check
+from mlx_dmpo.data.titles import normalise
+from mlx_dmpo.records import RankingExample
 
 TITLES = [
     f"{a} {b}"
@@ -107,7 +113,8 @@ def test_rows_that_cannot_be_read_are_errors(tmp_path, capsys):
     assert "d.jsonl:5: not valid JSON" in out and "d.jsonl:6: the positive stands among the negatives" in out
     path.write_text("{oops\n" * 9)
     code, out, _ = run(capsys, "check", path, "--json")
-    assert code == 2 and json.loads(out)["errors"] == 6 and "9 rows" in out  # five of them by name, and their number
+    assert code == 2 and json.loads(out)["errors"] == 4 and "9 rows" in out  # three by name, and their number
+    assert len(json.loads(out)["findings"][-1]["rows"]) == 9
 
 
 def test_27_rows_twice_and_in_two_files(tmp_path):
@@ -117,13 +124,14 @@ def test_27_rows_twice_and_in_two_files(tmp_path):
     ]
     found = warnings(check.check(check.read_parts([str(write(tmp_path / "eval.json", sound + sound[:27]))])))
     assert [f.what.split(" ")[0] for f in found] == ["27"] and "repeat a pair" in found[0].what
-    assert found[0].rows[0].endswith("eval.json:row 201") and len(found[0].rows) == 5
+    assert found[0].rows[0].endswith("eval.json:row 201") and len(found[0].rows) == 27
+    assert found[0].line().count("eval.json:row") == 3 and found[0].line().endswith("and 24 more, listed by --json)")
     other = [released("Other", f"negative {i}", i % 2 == 0, (f"history {i}",)) for i in range(50)]
     parts = check.read_parts(
         [str(write(tmp_path / "train.json", other + sound[:27])), str(write(tmp_path / "eval.json", sound))]
     )
     told = [f.what for f in warnings(check.check(parts))]
-    assert any(t.startswith("27 groups") and "have a history that stands in" in t for t in told)
+    assert any(t.startswith("27 groups") and "27 of them the whole history" in t for t in told)
     assert any(t.startswith("27 groups") and "(history, pair)" in t for t in told)
 
 
@@ -243,7 +251,7 @@ def test_tokens_of_free_text(model_directory, tmp_path, capsys):
         ([], "DATA"),
         (["{tmp}/none.jsonl"], "none.jsonl"),
         (["{tmp}"], "holds no train.jsonl"),
-        (["{tmp}/d.jsonl", "--max-seq-length", "100"], "--model is needed"),
+        (["{tmp}/d.jsonl", "--max-seq-length", "100"], "has no effect without model"),
         (["{tmp}/d.jsonl", "--model", "{tmp}"], "config.json"),
         (["{tmp}/s.json"], "--domain"),
     ],
@@ -286,3 +294,109 @@ def test_real_samples_without_errors(shared):
     parts = check.read_parts([str(shared / "data" / "tallrec-movie" / f"{s}.json") for s in ("train", "test")])
     assert check.exit_code(check.check(parts)) < 2
     assert check.exit_code(check.check(check.read_parts([str(shared / "data" / "ml-1m-pairs")]))) == 0
+
+
+# --- the same user, one window on
+
+
+def window(history, positive="p", user=None, **more):
+    row = {"user": user or "", "domain": "movie", "history": history, "positive": positive, "negatives": ["n"]}
+    return row | more
+
+
+def brute(first, second):
+    """Whether any history of `first` shares 0.8 of the shorter one, and at least two titles."""
+    return [any(len({*a} & {*b}) >= max(2, 0.8 * min(len({*a}), len({*b}))) for a in first) for b in second]
+
+
+def test_a_history_that_moved_on_is_the_same_user(tmp_path):
+    """15 whole histories, 12 that moved on: as in the released Games files, whose rows name no user."""
+    old = [[f"{u} {i}" for i in range(10)] for u in range(40)]
+    moved = [[*h[2:], "new 1", "new 2"] for h in old[15:27]]  # 8 of 10
+    others = [[*h[3:], "x", "y", "z"] for h in old[27:]]  # 7 of 10
+    paths = []
+    for name, histories in (("sft", old), ("eval", old[:15] + moved + others)):
+        rows = [released("Chosen", f"Other {i}", i % 2 == 0, tuple(h)) for i, h in enumerate(histories)]
+        paths.append(str(write(tmp_path / f"{name}.json", rows)))
+    found = [f for f in warnings(check.check(check.read_parts(paths))) if "shorter history" in f.what]
+    assert len(found) == 1 and found[0].count == 27 and "15 of them the whole history" in found[0].what
+    assert [int(r.split("row ")[1]) for r in found[0].rows] == [*range(1, 28)]
+    assert found[0].line().count("eval.json:row") == 3 and "and 24 more, listed by --json" in found[0].line()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_same_user_against_every_pair(seed):
+    rng = np.random.default_rng(seed)
+    draw = lambda: [[f"t{t}" for t in rng.integers(0, 14, rng.integers(1, 8))] for _ in range(60)]  # noqa: E731
+    first, second = draw(), draw()
+    examples = [
+        [RankingExample("", "movie", tuple(h), "p", ("n",), source=str(i)) for i, h in enumerate(hs)]
+        for hs in (first, second)
+    ]
+    found = set(check.same_user(*examples))
+    expected = brute(first, second)
+    assert 0 < sum(expected) < 60 and found == {str(i) for i, e in enumerate(expected) if e}
+
+
+def test_users_with_ids_are_compared_by_id(tmp_path):
+    rows_of = lambda user: [window(["a", "b", "c"], user=f"{user}{i}") for i in range(3)]  # noqa: E731
+    found = warnings(findings(tmp_path, train=rows_of("a"), test=rows_of("b")))
+    assert not any("shorter history" in f.what for f in found)
+
+
+def test_splits_by_time_share_their_user(tmp_path):
+    """One person: training, validation and test are parts of the same time line, which is no fault."""
+    for split in ("train", "test"):
+        rows = [window([f"a{i}", f"b{i}"], f"{split} {i}", "me", negatives=[f"n {split} {i}"]) for i in range(4)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    shared = lambda: [f for f in check.check(check.read_parts([str(tmp_path)])) if "have a user that" in f.what]  # noqa: E731
+    assert [f.level for f in shared()] == ["warning"]
+    (tmp_path / "manifest.json").write_text(json.dumps({"config": {"split": "time"}}))
+    assert [f.level for f in shared()] == ["note"]
+    apart = check.read_parts([str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")])
+    assert [f.level for f in check.check(apart) if "have a user that" in f.what] == ["warning"]
+
+
+def test_long_titles_are_shortened_and_escaped(tmp_path):
+    long = "A title &amp; more " * 20
+    found = warnings(findings(tmp_path, train=[window([long.strip(), "b"], user="u")]))
+    line = next(f.line() for f in found if "HTML entities" in f.what)
+    assert len(line) < 220 + len(str(tmp_path)) and "..." in line
+
+
+# --- what prepare writes
+
+
+TEXTS = ["می\u200cخواهم", "👨\u200d👩\u200d👧 Family", "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f Scotland",
+         "new \U0001fae9 face", "क्\u200dष", "\U000323b0 unassigned", "ﬁne ① Ⅷ", "Amélie"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_belongs_to_the_spelling_is_kept_and_not_objected_to(text):
+    assert normalise(text) == unicodedata.normalize("NFC", text) and not check._invisible(normalise(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["a\u200bb", "a\u202eb", "a\x00b", "a\ue000b", "a\U000e0041b", "🏴\U000e0067b", "\ufeffab"]
+)
+def test_what_hides_is_taken_out_and_objected_to(text):
+    assert check._invisible(text) and normalise(text) in ("ab", "🏴b")
+
+
+@given(st.text(max_size=30))
+def test_check_never_objects_to_the_characters_of_prepare(text):
+    title = normalise(text)
+    assert not check._invisible(title) and normalise(title) == title
+    if title and "\ufffd" not in title:
+        example = RankingExample("u", "movie", (title,), "p", ("n",), source="d:1")
+        assert not [f for f in check.check_titles([example])]
+
+
+def test_a_directory_brings_its_own_wording(tmp_path, capsys, model_directory):
+    config = tmp_path / "c.yaml"
+    config.write_text("domains:\n  song: {topic: music, items: songs, consumed: played, consuming: playing}\n")
+    songs = [{"historyList": [f"a{i}", f"b{i}"], "itemList": ["x", f"y{i}"], "trueSelection": "x"} for i in range(20)]
+    data = write(tmp_path / "d.json", songs)
+    assert run(capsys, "prepare", "convert", data, "--domain", "song", "-c", config, "--out", tmp_path / "o")[0] == 0
+    code, out, _ = run(capsys, "check", tmp_path / "o", "--model", model_directory)
+    assert code != 2 and "no wording" not in out and "tokens a prompt" in out

@@ -1,21 +1,24 @@
 """Every command that is printed to be run next works as it is printed: pasted into a shell, with any path."""
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
+from hooks import before_steps
 
 from mlx_dmpo.cli.main import main
 from mlx_dmpo.config import DmpoSettings, EvaluateSettings, SftSettings
 from mlx_dmpo.machine import commands, files, trained_on
 from mlx_dmpo.records import RankingExample
 from mlx_dmpo.train import run as train_run
-from mlx_dmpo.train import trainer
 
 NAMES = {"plain": "plain", "spaces": "two words", "quotes": """it's a "name" $HOME""", "letters": "Élan 映画"}
 FAST = ["--iters", "1", "--batch-size", "2", "--grad-accumulation-steps", "1"]
@@ -90,17 +93,16 @@ def test_the_printed_resume_command_continues_the_run(name, flags, model_directo
     Path("c.yaml").write_text(
         "iters: 4\nlr_schedule: {name: cosine_decay, arguments: [1e-4, 4]}\nepochs: 2\nreport_to: ''\nproject_name: x\n"
     )
-    original = trainer.Trainer._step
 
-    def interrupted(self, prepared, step):
-        if step == 2:
-            self.stop.asked = 2
-        return original(self, prepared, step)
+    def interrupt(model, step):
+        if step.number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # the thread that watches takes note
 
     given = ["--model", model_directory, "--data", home / "ratings", "--adapter-path", f"{NAMES[name]}/sft"]
     given += ["--batch-size", "2", "--grad-accumulation-steps", "1", *flags]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(trainer.Trainer, "_step", interrupted)
+        before_steps(patch, interrupt)
         main(["sft", *map(str, given)])
     assert stop.value.code == 130
     line = capsys.readouterr().err.splitlines()[-1]

@@ -6,9 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from test_bad_input import run
 
 from mlx_dmpo import config
 from mlx_dmpo.cli.main import cli
+from mlx_dmpo.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"), key=lambda path: path.name)
@@ -23,7 +25,8 @@ each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.ste
 
 
 def commands(path):
-    """The commands in the opening comment, as argument lists: ["sft", "-c", ...]; the first is the one that runs the file."""
+    """The commands in the opening comment, as argument lists: ["sft", "-c", ...]; the first is the one that runs the
+    file."""
     opening = path.read_text(encoding="utf-8").split("\n\n")[0]
     return [shlex.split(found) for found in re.findall(r"mlx-dmpo (.+)", opening)]
 
@@ -93,3 +96,56 @@ def test_songs_serves_every_command():
         assert config.resolve(cls, path, {}).domains["song"]["items"] == "songs"
     written, _ = config.read_yaml(path)
     assert set(written) <= {f.name for f in fields(config.CommonSettings)}
+
+
+# --- ~ as the home directory
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+PATHS = [
+    (config.SftSettings, "model data valid_data adapter_path start_adapter"),
+    (config.EvaluateSettings, "model data adapter_path out"),
+    (config.ExportSettings, "model data adapter_path out"),
+    (config.SampleSettings, "out"),
+    (config.ConvertSettings, "out valid_data test_data"),
+    (config.TableSettings, "out items"),
+    (config.CheckSettings, "model"),
+]
+EACH = [(cls, name) for cls, names in PATHS for name in names.split()]
+
+
+@pytest.mark.parametrize("cls, name", EACH, ids=lambda v: getattr(v, "__name__", v))
+@pytest.mark.parametrize("where", ["a flag", "a file"])
+def test_a_tilde_is_the_home_directory(where, cls, name, home):
+    (home.parent / "c.yaml").write_text(f"{name}: ~/a b/x\n")
+    flags = {name: "~/a b/x"} if where == "a flag" else {}
+    found = config.resolve(cls, None if flags else "c.yaml", flags)
+    assert getattr(found, name) == f"{home}/a b/x"
+
+
+def test_tildes_in_lists_and_behind_a_kind(home):
+    assert config.resolve(config.ExportSettings, None, {"eval": ["~/e", "./~"]}).eval == (f"{home}/e", "./~")
+    found = config.resolve(config.TableSettings, None, {"negatives": "scores:~/m.jsonl"})
+    assert found.negatives == f"scores:{home}/m.jsonl"
+    with pytest.raises(UserError, match="--data: ~nobody-of-this-name is nobody's home directory"):
+        config.resolve(config.SftSettings, None, {"data": "~nobody-of-this-name/d"})
+
+
+@pytest.mark.parametrize("spelling", ["--out=~/o.jsonl", "--out ~/o.jsonl"])
+def test_a_command_writes_there(spelling, home, capsys):
+    """As a shell leaves it behind `=`, or in quotes."""
+    code, out, _ = run(capsys, *f"sample --limit 1 --n 1 --max-tokens 1 {spelling}".split())
+    assert code == 0 and (home / "o.jsonl").is_file() and not Path("~").exists() and str(home / "o.jsonl") in out
+
+
+def test_what_is_no_setting_is_expanded_too(home, capsys):
+    (home / "d.jsonl").write_text('{"prompt": "Which?", "completion": "That."}\n')
+    assert run(capsys, "check", "~/d.jsonl")[0] == 0
+    assert str(home / "none") in run(capsys, "plan", "--model=~/none", "--tflops", 1)[2]

@@ -70,8 +70,8 @@ def one_rank(*arguments):
 
 def flags(command, model_directory, data, path, **change):
     given = dict(
-        model=model_directory, data=data, adapter_path=path, batch_size=1, grad_accumulation_steps=3, iters=20, learning_rate=1e-3, steps_per_report=1,
-        steps_per_eval=10, val_batches=5, save_every=5, optimizer="adamw",
+        model=model_directory, data=data, adapter_path=path, batch_size=1, grad_accumulation_steps=3, iters=20,
+        learning_rate=1e-3, steps_per_report=1, steps_per_eval=10, val_batches=5, save_every=5, optimizer="adamw",
     )  # fmt: skip
     return [
         command,

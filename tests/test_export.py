@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import yaml
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from tiny import save_adapter
 
 from mlx_dmpo.config import EvaluateSettings, ExportSettings, SftSettings
@@ -27,7 +27,7 @@ from mlx_dmpo.data import formats
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.judge import evaluate
 from mlx_dmpo.machine import files, run_directory
-from mlx_dmpo.model import loading, saving
+from mlx_dmpo.model import adapters, loading, saving
 from mlx_dmpo.model.encode import Encoder
 from mlx_dmpo.prompts.orders import first_negatives
 from mlx_dmpo.tools import export, model_card, peft
@@ -98,6 +98,49 @@ def test_a_fused_model_equals_base_and_adapter_in_mlx_lm(how, model_directory, d
     np.testing.assert_allclose(in_mlx_lm(tmp_path / "out", data_directory), expected, atol=5e-4)
     assert np.abs(in_mlx_lm(model_directory, data_directory) - expected).max() > 1e-2  # the adapter does something
     assert done.difference.largest < 5e-4 and done.difference.answers == 8 and done.difference.pairs == 2
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode, bits, group", [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16), ("affine", 4, 64)])
+def test_a_base_in_any_quantisation_is_written_in_the_type_asked_for(
+    mode, bits, group, dtype, kind, model_directory, data_directory, tmp_path
+):
+    """MLX dequantises mxfp4, mxfp8 and nvfp4 to bfloat16 whatever the model computes in."""
+    how = {"quantize": bits, "quantize_mode": mode, "quantize_group_size": group, "dtype": dtype}
+    settings = SftSettings(model=str(model_directory), fine_tune_type=kind, **how)
+    base = loading.load(settings)
+    adapters.add_lora(base.model, settings)
+    mx.random.seed(1)
+    base.model.update(tree_map(lambda p: p + 0.05 * mx.random.normal(p.shape), base.model.trainable_parameters()))
+    files.write_json(made(tmp_path / "a") / adapters.ADAPTER_CONFIG, adapters.adapter_config(settings, base))
+    adapters.save_adapter(base.model, tmp_path / "a" / adapters.ADAPTER_WEIGHTS)
+    done = export.export(
+        ExportSettings(
+            model=str(model_directory),
+            adapter_path=str(tmp_path / "a"),
+            data=str(data_directory),
+            out=str(tmp_path / "out"),
+            examples=2,
+            **how,
+        )
+    )
+    written = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    assert {str(v.dtype) for v in written.values()} == {f"mlx.core.{dtype}"}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+    if dtype == "float32" and (kind == "lora" or mode == "affine"):
+        assert done.difference.largest < 5e-4
+    if dtype == "float32" and kind == "lora":  # each adapted weight is the dequantised one and the update, exactly
+        name, layer = next(iter(adapters.adapted_layers(base.model).items()))
+        q = layer.linear
+        plain = mx.dequantize(q.weight, q.scales, q.get("biases"), group_size=group, bits=bits, mode=mode)
+        expected = plain.astype(mx.float32) + (layer.scale * layer.lora_b.T) @ layer.lora_a.T
+        assert mx.array_equal(written[f"{name}.weight"], expected)
+
+
+def made(path):
+    path.mkdir(parents=True)
+    return path
 
 
 def test_a_fused_directory_holds_what_the_base_holds_but_code(settings, adapter, model_directory, tmp_path):
@@ -220,7 +263,7 @@ def test_free_text_is_compared_in_its_one_prompt(settings, tmp_path):
     assert (done.difference.pairs, done.difference.answers) == (2, 4) and done.difference.largest < 5e-4
     assert "Rank the likelihood" not in done.commands[0]
     (tmp_path / "answers.jsonl").write_text(json.dumps({"prompt": "Which?", "completion": "amber"}) + "\n")
-    with pytest.raises(UserError, match="one answer a prompt"):
+    with pytest.raises(UserError, match="one answer per prompt"):
         export.export(replace(settings, data=str(tmp_path / "answers.jsonl"), overwrite=True))
 
 
@@ -484,7 +527,8 @@ def thinking_export(tmp_path_factory, data_directory):
     tokenizer.chat_template = (
         "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}"
         "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-        "{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+        "{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{%- "
+        "endif %}{%- endif %}"
     )
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "m.content +", "('<think>\n\n</think>\n\n' if m.role == 'assistant' else '') + m.content +"

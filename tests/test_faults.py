@@ -219,7 +219,7 @@ def test_a_full_disk_and_a_read_only_one(model_directory, data, tmp_path):
 
 
 def readable(directory):
-    """Every file under its final name is whole: parsed to its end. -> how many. One that goes meanwhile is no matter."""
+    """Every file under its final name is whole: parsed to its end. -> how many. One that is removed meanwhile is fine."""
     found = 0
     for place, names, found_files in os.walk(directory):
         names[:] = [name for name in names if not name.startswith(".")]
@@ -303,7 +303,7 @@ def server():
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "kills"), [("sft", 15), ("dmpo", 15)])
 def test_thirty_kills(kind, kills, server, model_directory, data, tmp_path):
-    """SIGKILL at random moments, aimed in turn at each phase; the run that goes on ends bit for bit where the undisturbed one does."""
+    """SIGKILL at random moments, aimed in turn at each phase; the resumed run ends bit for bit like an undisturbed one."""
     rng = np.random.default_rng(len(kind))
     home = tmp_path / "home"
     home.mkdir()
@@ -415,7 +415,7 @@ def resident_mb():
 
 @pytest.mark.slow
 def test_memory_stays_flat_over_2000_steps(model_directory, data, tmp_path, monkeypatch):
-    """The peak of the last 500 steps is at most 1.02 x that of steps 100-500, in MLX's memory; the process's may not grow either."""
+    """The peak of the last 500 steps is at most 1.02 x that of steps 100-500 in MLX's memory; the process's too."""
     peaks, resident = [], {}
     original = reporting.Report.step_done
 

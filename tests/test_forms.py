@@ -258,8 +258,8 @@ def test_spellings_of_a_real_tokenizer(shared):
 def test_the_order_of_negatives_does_not_matter(model_directory, form):
     made = scorer(model_directory, form)
     example = EXAMPLES[0]
-    turned = replace(example, negatives=example.negatives[::-1])
-    a, b = made.score([example, turned])
+    reverse = replace(example, negatives=example.negatives[::-1])
+    a, b = made.score([example, reverse])
     np.testing.assert_allclose(a.margins, b.margins[::-1], atol=5e-4)
     if form == "listwise":
         np.testing.assert_allclose(a.places, b.places, atol=1e-6)
@@ -277,8 +277,8 @@ def test_items_equal_each_alone_in_parts_and_whole(model_directory, form, count,
     for i in rng.permutation(count)[:5]:
         np.testing.assert_allclose(made.score_items(("river", "glass"), [titles[i]], "movie"), whole[i], atol=5e-4)
     order = rng.permutation(count)
-    turned = made.score_items(("river", "glass"), [titles[i] for i in order], "movie")
-    np.testing.assert_allclose(turned, whole[order], atol=5e-4)
+    again = made.score_items(("river", "glass"), [titles[i] for i in order], "movie")
+    np.testing.assert_allclose(again, whole[order], atol=5e-4)
     monkeypatch.setattr(
         "mlx_dmpo.model.open.score_groups", lambda *a, **k: score_groups(*a, **k, tokens=200)
     )  # several parts
@@ -440,7 +440,10 @@ def test_the_chains_files(chain):
     rows = [json.loads(line) for line in (out / "dmpo" / "eval" / "scores.jsonl").read_text().splitlines()]
     found = json.loads((out / "dmpo" / "eval" / "metrics.json").read_text())
     names = {"positive_first", "positive_second"} if form == "pairwise" else {"given"}
-    assert all(names <= set(row) for row in rows) and found == metrics.ranking_metrics(rows)
+    again = metrics.ranking_metrics(rows)
+    assert all(names <= set(row) for row in rows)
+    for name in ("n", "ties", "pair_accuracy", "auc", "mean_margin", "position_bias", "place_wins"):
+        assert found.get(name) == again.get(name)
     assert ("position_bias" in found) == (form in ("pairwise", "listwise"))
     assert ("auc_release" in found) == (form == "pairwise")
     if form == "listwise":
@@ -492,7 +495,7 @@ def test_check_and_plan_know_each_form(form, model_directory, data_directory):
         (("evaluate", "--prompt", "pointwise", "--per-token"), "--per-token: the answers of prompt pointwise"),
         (("sft", "--orders", "2"), "--orders: prompt pairwise prints no list"),
         (("evaluate", "--prompt", "listwize"), 'did you mean "listwise"?'),
-        (("check", "{data}", "--prompt", "direct"), "--prompt: counts tokens"),
+        (("check", "{data}", "--prompt", "direct"), "--prompt: has no effect without model"),
     ],
 )
 def test_flags_without_effect_are_refused(arguments, message, data_directory):
@@ -533,3 +536,43 @@ def test_redrawn_lists_have_every_reference(model_directory, data_directory, tmp
     code, printed = run("dmpo", *arguments, "--adapter-path", tmp_path / "d")
     assert code == 0, printed
     assert Path(tmp_path / "d" / "manifest.json").exists()
+
+
+ODD = [
+    "Heat",
+    "Heat 2",
+    " spaced ",
+    "a<b>",
+    "[x]",
+    "naïve Ünïcode 東京",
+    "{history}",
+    "x. y",
+    "\tTab",
+    "line\nbreak",
+    "😀",
+]
+
+
+@pytest.mark.parametrize("name", ["tiny", "qwen3-tokenizer", "ml1m-qwen3"])
+def test_many_answers_are_tokenised_as_each_alone(model_directory, shared, name, monkeypatch):
+    """The short way for many answers to one prompt gives the tokens of the whole rendering."""
+    from mlx_lm.tokenizer_utils import load
+
+    from mlx_dmpo.model import encode
+
+    tokenizer = load(model_directory if name == "tiny" else shared / "models" / name)
+    rng = np.random.default_rng(0)
+    titles = [*ODD, *(" ".join(rng.choice(tiny.WORDS, rng.integers(1, 5))) for _ in range(40))]
+    titles = list(dict.fromkeys(titles))
+    example = RankingExample("u", "movie", ("moon", "paper"), titles[0], tuple(titles[1:]))
+    calls = []
+    original = encode.Encoder._sequence
+    monkeypatch.setattr(encode.Encoder, "_sequence", lambda *a: calls.append(1) or original(*a))
+    found = Encoder(tokenizer, 2048, built_in("direct")).encode(example, [])
+    slow, calls[:] = len(calls), []
+    monkeypatch.setattr(encode, "MANY", 10**9)
+    expected = Encoder(tokenizer, 2048, built_in("direct")).encode(example, [])
+    assert slow < 15 and len(calls) == len(titles)  # the first, and those that a template might change
+    assert found.answer_lengths == expected.answer_lengths
+    for a, b in zip([found.prefix, *found.tails], [expected.prefix, *expected.tails], strict=True):
+        assert a.tolist() == b.tolist()

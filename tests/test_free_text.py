@@ -127,9 +127,10 @@ def test_sft_dmpo_evaluate_report(model_directory, preferences, chat, tmp_path, 
     code, told, err = run(
         capsys, "evaluate", *model, "--data", preferences, "--adapter-path", dmpo, "--out", out, "--resamples", 100
     )
-    assert code == 0 and "printed orders do not exist" in err and "positive first   -" in told
+    assert code == 0 and "no printed orders to compare" in err and "positive first   -" in told
     metrics, scores = json.loads((out / "metrics.json").read_text()), lines(out / "scores.jsonl")
-    assert set(metrics) == {"n", "k", "users", "ties", "pair_accuracy", "auc", "mean_margin", "trained_on"}
+    assert {"n", "k", "users", "ties", "pair_accuracy", "auc", "mean_margin", "trained_on"} <= set(metrics)
+    assert not any("order" in name or "position" in name for name in metrics)
     assert (metrics["n"], metrics["k"], metrics["users"]) == (9, 3, 5)
     assert metrics["trained_on"] == 5 and "was trained on" in err
     assert metrics["pair_accuracy"]["value"] == pytest.approx(sum(s["margin"] > 0 for s in scores) / 9)
@@ -206,15 +207,15 @@ def test_a_directory_as_mlx_lm_has_it(model_directory, tmp_path):
     assert set(json.loads((path / "manifest.json").read_text())["inputs"]) == {
         str(tmp_path / name) for name in ("train.jsonl", "valid.jsonl")
     }
-    with pytest.raises(UserError, match="one answer a prompt"):
+    with pytest.raises(UserError, match="one answer per prompt"):
         train_run.train(replace(settings, best_metric="valid_pair_accuracy", adapter_path=str(tmp_path / "b")), "test")
 
 
 @pytest.mark.parametrize(
     ("command", "row", "expected"),
     [
-        ("dmpo", CHAT[0], ["chat rows (SFT)", "one answer a prompt"]),
-        ("evaluate", CHAT[0], ["chat rows (SFT)", "one answer a prompt"]),
+        ("dmpo", CHAT[0], ["chat rows (SFT)", "one answer per prompt"]),
+        ("evaluate", CHAT[0], ["chat rows (SFT)", "one answer per prompt"]),
         (
             "sft",
             CHAT[0] | {"messages": [CHAT[0]["messages"][0], {"role": "assistant", "content": "a<|im_end|>b"}]},

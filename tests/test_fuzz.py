@@ -16,6 +16,7 @@ from mlx_dmpo.data import formats
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.model import adapters
 from mlx_dmpo.prompts import pairwise
+from mlx_dmpo.records import RankingExample
 from mlx_dmpo.report import page as report_page
 from mlx_dmpo.report import read, tables
 from mlx_dmpo.tools import export
@@ -74,7 +75,7 @@ OWN = {
     "negatives": ["c", "d"],
     "positive_first": [True, False],
 }
-EXAMPLE = formats.RankingExample("u", "movie", ("a", "b"), "p", ("c",))
+EXAMPLE = RankingExample("u", "movie", ("a", "b"), "p", ("c",))
 PROMPT = pairwise.pair_prompt(EXAMPLE, "c", True, pairwise.DOMAINS["movie"])
 RELEASED = {
     "instruction": PROMPT,

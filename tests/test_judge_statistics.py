@@ -1,9 +1,11 @@
 """The judge's statistics against scikit-learn, scipy and statsmodels, and where none has the statistic, by hand."""
 
+import ast
 import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,7 +295,8 @@ rows = [
 ]
 started = time.perf_counter()
 found = metrics.ranking_metrics(rows)
-print(json.dumps([found["n"], found["users"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter() - started]))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([found["n"], found["users"], peak, time.perf_counter() - started]))
 """
 
 
@@ -305,3 +308,54 @@ def test_many_users_in_bounded_memory():
     peak_mb = peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes on macOS, kilobytes elsewhere
     print(f"{n:,} pairs of {users:,} users: {peak_mb:.0f} MB, {seconds:.1f} s")
     assert (n, users) == (60000, 20000) and peak_mb < 500
+
+
+# --- NaN is not JSON
+
+HASHED = {"model.loading", "train.setup", "tools.export", "judge.pooling", "data.parse", "data.rows"}  # never written
+
+
+def dumps_that_allow_nan(tree):
+    """Lines of json.dumps and json.dump that would write NaN; what is encoded at once is hashed or sent, not written."""
+    encoded = {
+        id(n.func.value)
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "encode"
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dumps", "json.dump"):
+            refuses = any(k.arg == "allow_nan" and ast.unparse(k.value) == "False" for k in node.keywords)
+            if not refuses and id(node) not in encoded:
+                yield node.lineno
+
+
+def test_no_writer_of_json_accepts_nan():
+    package = Path(__file__).resolve().parents[1] / "mlx_dmpo"
+    found = {}
+    for path in package.rglob("*.py"):
+        name = ".".join(path.relative_to(package).with_suffix("").parts)
+        if name not in HASHED and (lines := list(dumps_that_allow_nan(ast.parse(path.read_text(encoding="utf-8"))))):
+            found[name] = lines
+    assert found == {}
+    bad = "import json\njson.dumps(x)\njson.dumps(x, allow_nan=False)\njson.dumps(x).encode()\njson.dump(x, f)\n"
+    assert list(dumps_that_allow_nan(ast.parse(bad))) == [2, 5]
+
+
+def test_a_score_that_is_nan_reaches_no_file(tmp_path):
+    from mlx_dmpo.config import EvaluateSettings
+    from mlx_dmpo.errors import UserError
+    from mlx_dmpo.judge import evaluate
+    from mlx_dmpo.records import RankingExample
+    from mlx_dmpo.scores import Scores
+
+    class Broken:
+        name = "broken"
+
+        def score(self, examples):
+            for e in examples:
+                yield Scores(e, np.array([np.nan]), None, np.array([np.nan, 0.0]))
+
+    data = [RankingExample("u", "movie", ("h",), "p", ("n",))]
+    with pytest.raises(UserError, match="user u: broken: a score is NaN or Inf"):
+        evaluate.measure(Broken(), data, EvaluateSettings(resamples=100), tmp_path, {})
+    assert "NaN" not in "".join(p.read_text() for p in tmp_path.iterdir())

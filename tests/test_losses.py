@@ -1,6 +1,7 @@
 """Hand-worked numbers, and what must hold for any."""
 
 import math
+from dataclasses import fields
 
 import mlx.core as mx
 import numpy as np
@@ -87,6 +88,22 @@ def test_loss_at_step_0_is_log_2_when_policy_is_reference(name):
     logps = mx.array([[-7.0, -3.0]])
     value, margin = objective(DmpoSettings(loss=name))(logps, logps, batch)
     assert float(value[0]) == pytest.approx(math.log(2), rel=1e-6) and float(margin[0, 0]) == 0
+
+
+def test_every_loss_has_a_name_and_every_name_a_loss():
+    choices = next(f for f in fields(DmpoSettings) if f.name == "loss").metadata["choices"]
+    assert set(choices) == set(losses.REDUCTIONS)
+    with pytest.raises(KeyError):
+        losses.preference_loss("kto", beta=0.1)
+
+
+def test_a_preference_loss_takes_no_settings():
+    """DMPO + 0.5 x SFT on margins .15 and -.05: softplus(-.05) + .5 x (4 + 6) / 5."""
+    batch = pad_groups([tiny.group(np.random.default_rng(0), 5, [4, 4, 6, 6], [2, 2, 3, 3])])
+    policy, reference = mx.array([[-4.0, -6.0, -6.0, -5.0]]), mx.array([[-4.0, -4.5, -6.0, -5.5]])
+    value, margin = losses.preference_loss("dmpo", beta=0.1, sft_weight=0.5)(policy, reference, batch)
+    np.testing.assert_allclose(np.array(margin), [[0.15, -0.05]], rtol=1e-5)
+    assert float(value[0]) == pytest.approx(softplus(-0.05) + 0.5 * 10 / 5, rel=1e-5)
 
 
 def test_sft_weight_adds_the_chosen_answers_only():

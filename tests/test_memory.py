@@ -15,8 +15,10 @@ from mlx_dmpo.train import run as train_run
 from mlx_dmpo.train import step as train_step
 
 MESSAGES = [  # as MLX's Metal, CUDA and CPU allocators word it
-    "[metal::malloc] Attempting to allocate 8000000000 bytes which is greater than the maximum allowed buffer size of 4000000000 bytes.",
-    "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+    "[metal::malloc] Attempting to allocate 8000000000 bytes which is greater than the maximum allowed buffer "
+    "size of 4000000000 bytes.",
+    "[METAL] Command buffer execution failed: Insufficient Memory "
+    "(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
     "[malloc] Unable to allocate 8000000000 bytes.",
     "cudaMallocAsync(&data, size, stream) failed: out of memory",
 ]

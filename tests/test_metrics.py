@@ -102,7 +102,8 @@ def test_the_seed_repeats_and_the_chunks_do_not_matter(monkeypatch):
 
 
 def test_the_release_auc_is_driven_by_title_length():
-    """A model without taste, and long titles among the liked: the raw pooled statistic sees a difference, margins do not."""
+    """A model without taste, and long titles among the liked: the raw pooled statistic sees a difference, margins do
+    not."""
     rng = np.random.default_rng(6)
     rows = []
     for i in range(400):

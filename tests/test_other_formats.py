@@ -18,6 +18,7 @@ from mlx_dmpo.data.convert import split_users
 from mlx_dmpo.data.formats import known
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.prompts import pairwise
+from mlx_dmpo.prompts.orders import first_negatives
 from mlx_dmpo.records import PreferenceGroup, RankingExample
 
 SONGS = pairwise.with_domains(
@@ -371,6 +372,71 @@ def test_tallrec(tmp_path):
         .domain
         == "game"
     )
+
+
+def book(title, author):
+    return f'"{title}" written by {author}'
+
+
+def books(liked, disliked, target, answer):
+    """TALLRec's book rows: the target has a second pair of marks around title and author."""
+    lists = f"User Preference: {', '.join(liked)}\nUser Unpreference: {', '.join(disliked)}\n"
+    row = {"instruction": "Given the user's preference and unpreference, say Yes. or No.", "output": answer}
+    return row | {"input": f'{lists}Whether the user will like the target book "{target}"?'}
+
+
+def test_tallrec_books(tmp_path):
+    """Commas, marks and brackets in titles and names are no borders."""
+    odd = [
+        book("Fishing, a Guide", "Jules, McClane"), book('Say "Hi"', "A. B."), book("Ends? (Vol, 2)", "O'Neil, Ph.D. X"),
+        book("Amber", ""), book("River", "nan"),
+    ]  # fmt: skip
+    rows = [books(odd[:2], odd[2:3], odd[3], "Yes."), books([odd[4], odd[1]], [], odd[0], "No.")]
+    found = formats.load(write(tmp_path / "d.json", rows)).examples
+    assert [(e.domain, e.history, e.positive, e.negatives, e.disliked) for e in found] == [
+        ("book", tuple(odd[:2]), odd[3], (odd[2],), (odd[2],)),
+        ("book", (odd[4],), odd[1], (odd[0],), None),
+    ]
+    movies = tallrec(["amber", "iron"], ["salt"], 'The "Lamp", The', "Yes.")
+    assert formats.load(write(tmp_path / "m.json", [movies])).examples[0].positive == 'The "Lamp", The'
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (('User Preference: "', "User Preference: x "), "the titles in .* cannot be told apart"),
+        (('"river"?', '"river" and more?'), "is not one title"),
+        (("will like", "may like"), "not worded as in TALLRec"),
+    ],
+)
+def test_a_tallrec_row_that_cannot_be_split_says_so(change, expected, tmp_path):
+    row = tallrec(["amber", "iron"], ["salt"], "river", "Yes.")
+    row["input"] = row["input"].replace(*change)
+    with pytest.raises(UserError, match=rf"d\.json:row 1: .*{expected}"):
+        formats.load(write(tmp_path / "d.json", [row]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.text("abc ,'()&:", min_size=1).map(str.strip).filter(bool), min_size=4, max_size=7, unique=True),
+    st.data(),
+)
+def test_tallrec_books_round_trip(titles, data):
+    from mlx_dmpo.data.formats.common import Context
+    from mlx_dmpo.data.formats.tallrec import read_tallrec
+
+    items = [book(t, data.draw(st.text("xyz,. ", min_size=1).map(str.strip))) for t in titles]
+    row = books(items[:-2], items[-2:-1], items[-1], "Yes.")
+    example = read_tallrec(row, "d:1", Context(pairwise.DOMAINS))
+    assert (*example.history, *example.negatives, example.positive) == tuple(items)
+
+
+def test_s_dpo_keeps_its_candidates_where_fewer_are_trained_on(tmp_path):
+    example = formats.load(write(tmp_path / "d.json", [SDPO]), domains=SONGS, domain="song").examples[0]
+    assert example.candidates == ("river", "salt") == example.negatives
+    first = first_negatives(example, 1)
+    assert first.negatives == ("river",) and first.candidates == ("river", "salt")
+    assert RankingExample.from_json(first.to_json()).candidates == ("river", "salt")
 
 
 def test_s_dpo(tmp_path):

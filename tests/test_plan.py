@@ -44,7 +44,8 @@ def test_counts_are_those_of_the_model(tied, bits):
 
 def test_a_config_file_and_a_built_in_name_give_the_same_shape(tmp_path):
     config = dict(
-        model_type="qwen3", num_hidden_layers=36, hidden_size=4096, intermediate_size=12288, num_attention_heads=32, num_key_value_heads=8,
+        model_type="qwen3", num_hidden_layers=36, hidden_size=4096, intermediate_size=12288, num_attention_heads=32,
+        num_key_value_heads=8,
         head_dim=128, vocab_size=151936, tie_word_embeddings=False, quantization={"bits": 4, "group_size": 64},
     )  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -81,7 +82,7 @@ def test_memory_is_within_15_percent_of_the_measured_peak(change, k, history, ba
     nothing = mx.get_active_memory()
     model = random_qwen3(shape, mx.float32)
     groups = cost.assumed_groups(batch, k, history=history, vocabulary=shape.vocabulary)
-    step = train_step.value_and_grad(
+    step = train_step.StepFunction(
         model, GroupScorer(shared_logps, True), objective.objective(DmpoSettings()), checkpoint
     )
     padded = pad_groups(groups)

@@ -659,7 +659,7 @@ def test_help_teaches(capsys):
     code, out, _ = run(capsys, "prepare", "--help")
     assert code == 0 and all(name in out for name in sources.SOURCES)
     for name in sources.SOURCES:
-        code, out, _ = run(capsys, "prepare", name, "--help")
+        code, out, _ = run(capsys, "prepare", name, "--help-all")
         assert code == 0 and "--few-shot" in out and ("--user-column" in out) == (name == "table")
 
 

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import tiny
@@ -20,9 +21,10 @@ from mlx_dmpo.config import DmpoSettings, SftSettings
 from mlx_dmpo.errors import Interrupted, UserError
 from mlx_dmpo.machine import files, run_directory
 from mlx_dmpo.machine.interrupts import Stop
-from mlx_dmpo.model import adapters, loading, score
-from mlx_dmpo.train import checkpoint, step, validation
+from mlx_dmpo.model import adapters, device, loading, score
+from mlx_dmpo.train import checkpoint, resume, validation
 from mlx_dmpo.train import run as train_run
+from mlx_dmpo.train import step as train_step
 
 TIMES = {"groups_per_second", "tokens_per_second", "peak_memory_gb"}
 
@@ -45,10 +47,10 @@ def small_data(tmp_path_factory):
 
 
 def settings_of(kind, model_directory, data, path, **change):
-    """5 groups, 2 a step in two micro-batches: 3 steps an epoch, the last one smaller; validations and reports between saves."""
+    """5 groups, 2 per step in two micro-batches: 3 steps per epoch, the last smaller; validations between saves."""
     common = dict(
-        model=str(model_directory), data=str(data), adapter_path=str(path), batch_size=1, iters=5, learning_rate=1e-3, save_every=2,
-        steps_per_eval=2, val_batches=2, steps_per_report=3, candidate_order="epoch", warmup=2,
+        model=str(model_directory), data=str(data), adapter_path=str(path), batch_size=1, iters=5, learning_rate=1e-3,
+        save_every=2, steps_per_eval=2, val_batches=2, steps_per_report=3, candidate_order="epoch", warmup=2,
     )  # fmt: skip
     return (SftSettings if kind == "sft" else DmpoSettings)(**{**common, **change})
 
@@ -86,13 +88,13 @@ def count_points(monkeypatch, crash_at=()):
 
         monkeypatch.setattr(owner, name, call)
 
-    point(step.StepFunction, "prepare")
+    point(train_step.StepFunction, "prepare")
     point(files, "append_line")
     point(checkpoint, "save_arrays")
     point(files, "write_json")
     point(checkpoint.os, "rename")
     point(checkpoint, "prune")
-    point(step, "right_pairs")
+    point(train_step, "right_pairs")
     point(validation, "right_pairs")  # in the middle of a validation
     point(score, "in_halves")
     return passed
@@ -240,6 +242,85 @@ def test_a_damaged_checkpoint_is_named_and_left_out(unfinished, model_directory,
     assert not list((tmp_path / "run").rglob(".partial-*"))
 
 
+def damage_manifest(path):
+    (path / "manifest.json").write_text('{"state": {"best": 1}, "identity"')
+
+
+def damage_weights(path):
+    weights = path / "adapters.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+
+
+def replace_by_a_file(path):
+    shutil.rmtree(path)
+    path.write_text("no directory")
+
+
+DAMAGES = [damage_manifest, damage_weights, replace_by_a_file, lambda path: (path / "manifest.json").write_text("[]")]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_run_survives_a_damaged_newest_checkpoint(damage, unfinished, tmp_path):
+    """Resumed, saved and pruned; `save_every` 1, so that it saves below, at and above the damaged step."""
+    damage(tmp_path / "run" / "checkpoints" / "0000004")
+    path = train_run.train(replace(unfinished, save_every=1, keep_checkpoints=3), "test")
+    kept = sorted(int(p.name) for p in (path / "checkpoints").iterdir())
+    assert {3, 4, 5} <= set(kept)
+    for step in kept:
+        assert checkpoint.read(checkpoint.directory(path, step)).state.step == step
+
+
+@pytest.mark.parametrize("damage", DAMAGES[:2])
+def test_a_damaged_best_is_forgotten_and_the_run_continues(damage, tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for step, best in ((1, (0.5, 1)), (2, (0.5, 1)), (3, (0.5, 1))):
+        state = checkpoint.State(step=step, best=best)
+        checkpoint.write(run, state, {}, {"a": mx.ones(3)}, {}, {"b": mx.ones(3)})
+    assert checkpoint.newest(run).state.best == (0.5, 1)
+    damage(checkpoint.directory(run, 1))
+    found = checkpoint.newest(run)
+    assert found.state.step == 3 and found.state.best is None
+    assert "the best adapter of step 3 is lost" in capsys.readouterr().err
+    checkpoint.prune(run, 2)
+    assert {"0000002", "0000003"} <= {p.name for p in (run / "checkpoints").iterdir()}
+    made = checkpoint.Checkpoints(run, nn.Linear(1, 1), None, {}, {}, keep=2)
+    made.state = checkpoint.State(step=3, best=(0.5, 1))
+    made.load_best()  # damaged after the start
+    assert made.state.best is None and "the last one, of step 3, is kept" in capsys.readouterr().err
+
+
+def test_a_best_that_an_older_checkpoint_still_has_is_used(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for step, best in ((1, (0.5, 1)), (2, (0.5, 1)), (3, (0.4, 3)), (4, (0.4, 3))):
+        checkpoint.write(run, checkpoint.State(step=step, best=best), {}, {"a": mx.ones(3)}, {}, {"b": mx.ones(3)})
+    damage_weights(checkpoint.directory(run, 3))
+    found = checkpoint.newest(run)
+    assert (found.state.step, found.state.best) == (2, (0.5, 1))
+
+
+def test_another_environment_is_a_note_and_another_model_an_error(unfinished, monkeypatch, tmp_path, capsys):
+    original = device.environment
+    monkeypatch.setattr(device, "environment", lambda: original() | {"mlx": "0.32.99"})
+    path = train_run.train(replace(unfinished, iters=5), "test")
+    told = capsys.readouterr()
+    version = run_directory.versions()["mlx"]
+    assert f"note: the run continues with mlx {version} -> 0.32.99: its result may differ" in told.err
+    assert "the model" not in told.err and run_directory.is_complete(path)
+    assert "reference" in told.out and "; 0 groups scored" not in told.out  # under a key of its own
+
+
+def test_what_differs_is_named():
+    given = {"checkpoint format": 2, "dtype of the weights": "bfloat16", "model": "b", "environment": {"mlx": "2"}}
+    stored = given | {"dtype of the weights": "float32", "model": "a"}
+    with pytest.raises(UserError, match="dtype of the weights was float32 and is now bfloat16"):
+        resume.check_identity(stored, given)
+    with pytest.raises(UserError, match="the model is not the one that the run started with"):
+        resume.check_identity(given | {"model": "a"}, given)
+    resume.check_identity(given | {"environment": {"mlx": "1"}}, given)
+
+
 def test_resume_without_a_checkpoint_begins_at_step_0(model_directory, small_data, tmp_path, capsys):
     path = train_run.train(
         settings_of("sft", model_directory, small_data, tmp_path / "run", iters=1, resume=True), "test"
@@ -257,7 +338,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_resume(
 ):
     whole = train_run.train(settings_of("dmpo", model_directory, small_data, tmp_path / "whole"), "test")
     settings = settings_of("dmpo", model_directory, small_data, tmp_path / "run")
-    owner = step.StepFunction if where == "prepare" else validation
+    owner = train_step.StepFunction if where == "prepare" else validation
     original, calls = getattr(owner, where), []
 
     def signalled(*arguments):
@@ -309,7 +390,10 @@ def test_two_runs_into_one_directory(unfinished, tmp_path):
 
 
 def test_a_lock_goes_with_its_process(tmp_path):
-    hold = "import os, sys; from mlx_dmpo.machine import run_directory; r = run_directory.RunDirectory(sys.argv[1], 'test', {}); os.kill(os.getpid(), 9)"
+    hold = (
+        "import os, sys; from mlx_dmpo.machine import run_directory; "
+        "r = run_directory.RunDirectory(sys.argv[1], 'test', {}); os.kill(os.getpid(), 9)"
+    )
     child = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)])
     assert child.wait() == -signal.SIGKILL
     assert (tmp_path / ".lock").read_text() == str(child.pid)

@@ -4,8 +4,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny
+from mlx_lm.models import qwen3
 
-from mlx_dmpo.core import head
+from mlx_dmpo.core import attention, head
 from mlx_dmpo.core import scorer as core_scorer
 from mlx_dmpo.core.scorer import plain_logps, shared_logps
 from mlx_dmpo.core.selfcheck import choose_scorer
@@ -63,6 +64,21 @@ def test_the_plain_scorer_is_the_sum_of_the_answers_token_log_probs():
     for row, group in zip(plain, groups, strict=True):
         np.testing.assert_allclose(row[: len(group.tails)], by_hand(model, group), atol=1e-4)
         assert not row[len(group.tails) :].any()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_per_token_log_probs_agree_and_add_up(trained):
+    """With the head frozen and with an adapter on it."""
+    model = tiny.model(tied=False, lora_layers=0)
+    tiny.adapt(model, {"keys": ["self_attn.v_proj", *(["lm_head"] if trained else [])]})
+    groups = tiny.ragged_groups(np.random.default_rng(15))
+    batch = pad_groups(groups)
+    shared, plain = (np.array(score(model, batch, per_token=True)) for score in (shared_logps, plain_logps))
+    assert shared.shape == batch.answer_mask.shape
+    np.testing.assert_allclose(shared, plain, atol=5e-4)
+    for tokens, score in ((shared, shared_logps), (plain, plain_logps)):
+        np.testing.assert_allclose(tokens.sum(axis=-1), np.array(score(model, batch)), atol=1e-4)
+        assert not tokens[batch.answer_mask == 0].any() and (tokens[batch.answer_mask == 1] < 0).all()
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -167,6 +183,42 @@ def test_a_model_that_computes_otherwise_falls_back(monkeypatch):
     assert choose_scorer(model, tiny.COMMON["vocab_size"], "plain").logps is plain_logps
 
 
+def test_a_model_that_windows_attention_falls_back(monkeypatch):
+    """Short sequences are the same; only a long probe can tell."""
+    model, window = tiny.model(), 64
+    original = qwen3.Attention.__call__
+
+    def windowed(self, x, mask=None, cache=None):
+        back = mx.arange(x.shape[1])[:, None] - mx.arange(x.shape[1])
+        return original(self, x, (back >= 0) & (back < window), cache)
+
+    monkeypatch.setattr(qwen3.Attention, "__call__", windowed)
+    batch = pad_groups(tiny.ragged_groups(np.random.default_rng(16)))
+    np.testing.assert_allclose(np.array(shared_logps(model, batch)), np.array(plain_logps(model, batch)), atol=5e-4)
+    scorer = choose_scorer(model, tiny.COMMON["vocab_size"])
+    assert not scorer.shared and "differs from the plain one" in scorer.reason
+
+
+def test_a_wrong_gradient_falls_back(monkeypatch):
+    """Right values, but no gradient reaches the prefix: what keys in a cache would do."""
+    model, original = tiny.model(), attention.apply_rope
+    monkeypatch.setattr(attention, "apply_rope", lambda *given: mx.stop_gradient(original(*given)))
+    batch = pad_groups(tiny.ragged_groups(np.random.default_rng(17)))
+    np.testing.assert_allclose(np.array(shared_logps(model, batch)), np.array(plain_logps(model, batch)), atol=5e-4)
+    scorer = choose_scorer(model, tiny.COMMON["vocab_size"])
+    assert not scorer.shared and "gradients" in scorer.reason
+    assert choose_scorer(model.eval(), tiny.COMMON["vocab_size"]).shared  # which needs none
+    assert not model.training
+
+
+def test_the_self_check_leaves_the_model_as_it_was():
+    model = tiny.model(dropout=0.5)
+    before = tiny.leaves(model.parameters())
+    assert choose_scorer(model, tiny.COMMON["vocab_size"]).shared and model.training
+    assert all(m.training for m in model.modules())
+    assert all(np.array_equal(v, before[k]) for k, v in tiny.leaves(model.parameters()).items())
+
+
 def test_half_precision_keeps_the_shared_scorer():
     model = tiny.model()
     model.set_dtype(mx.bfloat16)
@@ -186,7 +238,7 @@ def test_frozen_outputs_change_nothing(groups, bits, checkpoint, budget):
     assert core_scorer.frozen_layers(model) == 1
     groups = groups(np.random.default_rng(12))
     plain, plain_gradient = gradients(model, pad_groups(groups), plain_logps)
-    frozen = core_scorer.FrozenOutputs(model, budget)
+    frozen = core_scorer.FrozenOutputs(model, budget, len(groups))
     for again in range(2):
         batch = pad_groups(groups, planned if again else lambda size, coarse: size)
         found, gradient = gradients(model, batch, shared_logps, checkpoint=checkpoint, frozen=frozen(batch))
@@ -196,6 +248,23 @@ def test_frozen_outputs_change_nothing(groups, bits, checkpoint, budget):
     assert budget < 1e9 or len(frozen.kept) == len(groups)
     reverse = pad_groups(groups[::-1])
     assert np.abs(np.array(shared_logps(model, reverse, frozen=frozen(reverse)))[::-1] - plain).max() <= 5e-4
+
+
+@pytest.mark.parametrize("redrawn", [False, True])
+def test_frozen_outputs_that_are_never_used_again_are_dropped(redrawn):
+    """Room for 3 of 6 groups. Fixed groups: the same 3 are kept. Other groups each epoch: those of the last epochs."""
+    model, rng = tiny.model(), np.random.default_rng(18)
+    draw = lambda: [tiny.group(rng, 20, [6, 6], [2, 2]) for _ in range(6)]  # noqa: E731
+    groups, first = draw(), None
+    size = pad_groups(groups[:1]).starts[-1] * tiny.COMMON["hidden_size"] * 4
+    frozen = core_scorer.FrozenOutputs(model, 3 * size, 6)
+    for _ in range(5):
+        for group in groups:
+            frozen(pad_groups([group]))
+            assert frozen.bytes == sum(h.nbytes for h, _ in frozen.kept.values()) <= 3 * size
+        first = first or set(frozen.kept)
+        groups = draw() if redrawn else groups
+    assert len(frozen.kept) == 3 and (set(frozen.kept) == first) == (not redrawn)
 
 
 def test_every_layer_is_run_where_the_embedding_trains():

@@ -2,16 +2,19 @@
 
 import json
 import pickle
+import re
 import shutil
 
 import numpy as np
 import pytest
 import tiny
+from test_bad_input import run
 
 from mlx_dmpo.cli.main import main
 from mlx_dmpo.config import EvaluateSettings
+from mlx_dmpo.data import rows
 from mlx_dmpo.errors import UserError
-from mlx_dmpo.machine import console, files, run_directory
+from mlx_dmpo.machine import console, files, hub, run_directory
 from mlx_dmpo.model import loading
 from mlx_dmpo.train import reference
 
@@ -131,14 +134,14 @@ def test_what_is_no_repository_is_never_asked_of_the_hub(name, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mlx_lm.utils.snapshot_download", lambda *a, **k: pytest.fail(f"asked the hub for {a}"))
     if name:
-        with pytest.raises(UserError, match="no such directory"):
+        with pytest.raises(UserError, match="no such file or directory"):
             loading.load(EvaluateSettings(model=name))
-    assert not loading.REPOSITORY.fullmatch(name)
+    assert not hub.is_repository(name) and rows.hub_name(name) is None
 
 
 @pytest.mark.parametrize("name", ["mlx-community/Qwen3-0.6B-4bit", "Qwen/Qwen3-8B", "a/b", "user_1/model.v2_x"])
 def test_repositories(name):
-    assert loading.REPOSITORY.fullmatch(name)
+    assert hub.is_repository(name) and rows.hub_name(name)
 
 
 def test_a_directory_named_like_a_repository_is_used_and_told(model_directory, tmp_path, monkeypatch, capsys):
@@ -149,12 +152,30 @@ def test_a_directory_named_like_a_repository_is_used_and_told(model_directory, t
     assert "is the directory of that name here" in capsys.readouterr().err
 
 
-def test_a_mistyped_directory_is_told_before_the_hub_is_asked(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "name", ["runs/typo", "runs/data.v2", "d/trian.jsonl", "nobody/train.jsonl", "nobody/w.safetensors"]
+)
+@pytest.mark.parametrize(
+    "command",
+    ["sft --model", "sft --data", "evaluate --model", "evaluate --data", "evaluate --adapter-path", "check --model",
+     "export --model", "export --adapter-path", "plan --tokenizer", "sample --model"],
+)  # fmt: skip
+def test_a_mistyped_path_is_no_repository(name, command, model_directory, tmp_path, monkeypatch, capsys):
+    """One rule for models, adapters and data: a name in a directory that is here is a path, whatever is missing in it."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "models").mkdir()
-    with pytest.raises(UserError, match="cannot be loaded"):  # offline in tests
-        loading.load(EvaluateSettings(model="models/qwen"))
-    assert "there is no directory models/qwen here" in capsys.readouterr().err
+    for hubs in ("mlx_lm.utils.snapshot_download", "datasets.load_dataset"):
+        monkeypatch.setattr(hubs, lambda *a, **k: pytest.fail(f"asked the hub for {a}"))
+    data, model = tiny.write_data(tmp_path / "d"), tmp_path / "runs" / "model"
+    shutil.copytree(model_directory, model)
+    adapter = tiny.save_adapter(model, tmp_path / "runs" / "a")
+    further = {
+        "check": [data], "export --model": ["--adapter-path", adapter], "plan": ["--model", model, "--data", data],
+    }  # fmt: skip
+    more = further.get(command, further.get(command.split()[0], []))
+    code, _, err = run(capsys, *command.split(), name, *more)
+    assert code == 2 and name in err and ("no such" in err), err
+    if name.startswith("runs/") and "adapter" not in command:
+        assert re.search("runs/ is a directory here and holds a, .*model", err)
 
 
 # --- caches and directories

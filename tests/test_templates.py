@@ -196,7 +196,7 @@ def test_a_template_without_words_takes_any_domain(tmp_path):
 
 
 def test_a_users_file_is_a_fifth_form(model_directory, data_directory, tmp_path):
-    """S-DPO's wording: sft, dmpo and evaluate, the last two without being told again, the file gone."""
+    """S-DPO's wording: sft, dmpo and evaluate; the last two take it from the adapter, the file gone."""
     file, common = tmp_path / "music.yaml", ("--model", model_directory, "--data", data_directory)
     file.write_text(S_DPO)
     train = ("--iters", "1", "--num-layers", "1")
@@ -274,3 +274,29 @@ def test_golden_prompts():
 def test_the_wording_of_the_built_in_forms_is_fixed():
     """Adapters keep these hashes. Whoever changes a wording makes a new form of it, or every adapter of it is refused."""
     assert {form: built_in(form).hash for form in FORMS} == HASHES
+
+
+def test_later_commands_know_the_domains_of_the_adapter(model_directory, tmp_path):
+    """Worded in sft's config only; the rows of every later command are of that domain."""
+    row = {"user": "u", "domain": "song", "history": ["amber", "river"], "positive": "glass", "negatives": ["iron"]}
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row | {"user": split}) + "\n")
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "domains: {song: {topic: music, items: songs, item: song, consumed: heard, consuming: hearing}}\n"
+    )
+    common, train = ("--model", model_directory, "--data", tmp_path), ("--iters", "1", "--num-layers", "1")
+    for form in ("pairwise", "direct"):
+        out = tmp_path / form
+        code, printed = run("sft", *common, "-c", config, "--prompt", form, "--adapter-path", out / "sft", *train)
+        assert code == 0, printed
+        for command in (
+            ("dmpo", "--start-adapter", out / "sft", "--adapter-path", out / "dmpo", *train),
+            ("evaluate", "--adapter-path", out / "sft"),
+            ("sample", "--adapter-path", out / "sft", "--score", "--out", out / "s.jsonl"),
+            ("export", "--adapter-path", out / "sft", "--examples", "1"),
+        ):
+            code, printed = run(command[0], *common, *command[1:])
+            assert code == 0, printed
+        code, printed = run("evaluate", *common, "--prompt", form, "--out", out / "e")
+        assert code == 2 and 'no wording for domain "song"' in printed

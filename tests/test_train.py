@@ -19,10 +19,10 @@ from mlx_dmpo.data import formats
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.machine import files, run_directory
 from mlx_dmpo.machine.prefetch import prefetch
-from mlx_dmpo.model import adapters, loading, score
+from mlx_dmpo.model import adapters, device, loading, score
 from mlx_dmpo.model.encode import Encoder
 from mlx_dmpo.prompts.orders import printed_orders
-from mlx_dmpo.train import batches, objective, optimizer, reference, setup
+from mlx_dmpo.train import batches, inputs, objective, optimizer, reference, setup
 from mlx_dmpo.train import run as train_run
 from mlx_dmpo.train import step as train_step
 from mlx_dmpo.train.batches import epoch_steps
@@ -101,14 +101,15 @@ def test_accumulation_does_not_change_the_step(settings, request, tmp_path):
         "test",
     )
     assert furthest(adapter(one), adapter(four)) < 1e-5
-    cut = train_run.train(replace(settings, batch_size=4, grad_accumulation_steps=1, optimizer="sgd", learning_rate=0.1, batch_tokens=1, adapter_path=str(tmp_path / "cut")), "test")  # fmt: skip
+    change = dict(batch_size=4, grad_accumulation_steps=1, batch_tokens=1, adapter_path=str(tmp_path / "cut"))
+    cut = train_run.train(replace(settings, optimizer="sgd", learning_rate=0.1, **change), "test")
     assert furthest(adapter(one), adapter(cut)) == 0  # no two groups fit: the same micro-batches of 1
     ours, theirs = metric_lines(one), metric_lines(four)
     assert ours[-1]["valid_loss"] == pytest.approx(theirs[-1]["valid_loss"], abs=1e-4)
 
 
 def test_host_work_is_prefetched_on_a_thread(dmpo_settings, monkeypatch):
-    """Padding of every step and of every batch that is scored, and the encoding of every epoch after the first, whose groups the run begins with."""
+    """Padding of every step and of every batch that is scored; the encoding of every epoch after the first."""
     encoded, padded, scored = [], [], []
 
     def watched(owner, name, seen):
@@ -356,6 +357,74 @@ def test_start_adapter_keeps_its_shape(sft_settings, dmpo_settings):
         )
 
 
+BAD_SETTINGS = {
+    "no such schedule": (dict(lr_schedule={"name": "no_such_decay", "arguments": [1e-4]}), "lr_schedule: "),
+    "no arguments": (dict(lr_schedule={"name": "cosine_decay"}), "lr_schedule: "),
+    "a schedule of text": (dict(lr_schedule={"name": "cosine_decay", "arguments": ["fast", 10]}), "lr_schedule: "),
+    "a rate below 0": (
+        dict(lr_schedule={"name": "linear_schedule", "arguments": [1e-4, -1e-4, 9]}),
+        "lr_schedule: gives",
+    ),
+    "a rate of NaN": (
+        dict(lr_schedule={"name": "cosine_decay", "arguments": [float("nan"), 10]}),
+        "lr_schedule: gives",
+    ),
+    "an unknown optimizer argument": (dict(optimizer_config={"beta": 1}), "optimizer: adamw: .*optimizer_config"),
+    "betas of text": (dict(optimizer_config={"betas": ["a", "b"]}), "optimizer: adamw: .*optimizer_config"),
+    "one beta": (dict(optimizer_config={"betas": [0.9]}), "optimizer_config: adamw fails"),
+    "too many layers": (dict(num_layers=4), "num_layers: 4 does not fit a model of 3 layers"),
+    "no layers": (dict(num_layers=0), "num_layers: 0 does not fit"),
+    "DoRA on 3 bits": (dict(fine_tune_type="dora", quantize=3), "no DoRA on 3-bit weights"),
+    "an unknown tracker": (dict(report_to="wandb,mlflow"), "report_to: (mlflow is not|wandb is not installed)"),
+    "patience without validation": (dict(patience=2, val_batches=0), "patience: there is nothing to validate on"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_what_can_be_refused_is_refused_before_the_model_is_loaded(name, dmpo_settings, monkeypatch):
+    change, message = BAD_SETTINGS[name]
+
+    def loaded(settings):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(loading, "load", loaded)
+    with pytest.raises(UserError, match=message):
+        train_run.train(replace(dmpo_settings, **change), "test")
+    assert not run_directory.Path(dmpo_settings.adapter_path).exists()
+    with pytest.raises(AssertionError, match="is loaded"):
+        train_run.train(dmpo_settings, "test")
+
+
+def test_every_optimizer_passes_the_check():
+    for name in optimizer.KINDS:
+        optimizer.check_optimizer(DmpoSettings(optimizer=name))
+
+
+def test_the_validation_sample(capsys):
+    examples = list(range(2500))
+    default = inputs.validation_sample(DmpoSettings(), examples)
+    assert len(default) == 1000 and default == sorted(set(default)) and default[-1] > 2000
+    assert "validation takes 1,000 of 2,500 groups, drawn at random" in capsys.readouterr().err
+    assert inputs.validation_sample(DmpoSettings(seed=5), examples) == default
+    assert inputs.validation_sample(DmpoSettings(), examples[:1000]) == examples[:1000]
+    assert inputs.validation_sample(DmpoSettings(val_batches=-1), examples) == examples
+    assert inputs.validation_sample(DmpoSettings(val_batches=0), examples) == []
+    capsys.readouterr()
+    assert len(inputs.validation_sample(DmpoSettings(val_batches=3, batch_size=4), examples)) == 12
+    assert "12 of 2,500" in capsys.readouterr().err
+
+
+def test_the_cache_key_holds_what_can_change_a_log_prob():
+    environment = device.environment()
+    assert {"mlx", "mlx-lm", "device"} <= environment.keys() and all(environment.values())
+    assert ("BLAS" in environment) == device.on_cpu()
+    given = dict(fingerprint="f", adapter="", shared=True, environment=environment)
+    changes = [dict(fingerprint="g"), dict(adapter="a"), dict(shared=False)]
+    changes += [dict(environment=environment | {name: "other"}) for name in environment]
+    keys = [reference.cache_key(**{**given, **change}) for change in [{}, *changes]]
+    assert len(set(keys)) == len(keys) and keys[0] == reference.cache_key(**given)
+
+
 def test_learning_rate_by_hand():
     settings = DmpoSettings(learning_rate=1.0, warmup=4, lr_schedule="linear")
     assert [optimizer.learning_rate(settings, s, 8) for s in range(8)] == pytest.approx(
@@ -395,7 +464,7 @@ def test_printed_orders():
 @pytest.mark.slow  # on a CPU every program goes through a C++ compiler
 @pytest.mark.parametrize("layers", [2, 3])
 def test_a_compiled_step_equals_the_plain_scorer(layers):
-    """In planned shapes, with and without frozen layers below; a second batch of the same shape meets the same program."""
+    """In planned shapes, with and without frozen layers below; a second batch of the same shape, the same program."""
     model = tiny.model(lora_layers=layers)
     loss = objective.objective(DmpoSettings(sft_weight=0.5))
     compiled = train_step.StepFunction(model, GroupScorer(shared_logps, True), loss, True, keep=1e9, compiled=True)
@@ -413,7 +482,7 @@ def test_a_compiled_step_equals_the_plain_scorer(layers):
 
 
 def test_the_number_of_compiled_shapes_is_bounded(monkeypatch):
-    """Past the bound a step of a new shape runs as it is; one of a known shape still meets its program. Values are the plain scorer's."""
+    """Past the bound a new shape is not compiled; a known shape still has its program. Values are the plain scorer's."""
     met = []
     monkeypatch.setattr(train_step, "COMPILED_SHAPES", 2)
     monkeypatch.setattr(

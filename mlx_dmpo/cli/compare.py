@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 
-@click.command()
+@click.command(short_help="Compare evaluations on the same examples.")
 @click.argument("directories", nargs=-1, required=True, metavar="EVAL_DIR...")
 @click.option(
     "--against",
@@ -32,7 +32,7 @@ def compare(directories: tuple[str, ...], against: tuple[str, ...], resamples: i
     """
     from ..judge.compare import compare as run
 
-    found = run([Path(d) for d in directories], against, resamples=resamples, seed=seed)
+    found = run([Path(d).expanduser() for d in directories], against, resamples=resamples, seed=seed)
     click.echo(json.dumps(found, indent=2, allow_nan=False) if as_json else format_comparison(found))
 
 

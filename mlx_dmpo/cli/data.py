@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -23,8 +24,8 @@ def prepare() -> None:
     mlx-dmpo prepare amazon Movies_and_TV_5.json.gz Video_Games_5.json.gz --domains movie,game \\
         --train-domains movie --test-domains game --out data/cross
 
-    In an example, a liked item is to be ranked above items that the user disliked, given the liked items before it. There
-    is one example per user, or --examples-per-user. Users of train, valid and test are different people, also across
+    In an example, a liked item is to be ranked above items that the user disliked, given the liked items before it.
+    There is one example per user, or --examples-per-user. Users of train, valid and test are different people, also across
     domains; a single person's ratings are split by time instead. To read a PATH with another source, write its name
     before it: table:FILE.
     """
@@ -92,7 +93,8 @@ def lastfm(paths: tuple[str, ...], config_file: str | None, **options: Any) -> N
 def table(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
     """Any table of user, item, rating and perhaps time: CSV, TSV, Parquet or JSON, gzipped or not.
 
-    Columns are guessed from their names and printed; flags set them by name or place. A CSV without a header line is read as
+    Columns are guessed from their names and printed; flags set them by name or place.
+    A CSV without a header line is read as
     user, item, rating, time; its columns are then called 1, 2, 3, 4.
     """
     _prepare("table", config.TableSettings, paths, config_file, options)
@@ -187,6 +189,8 @@ def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **optio
     from ..data import check
     from ..prompts import pairwise
 
+    # a prepared directory may have been made with a wording of its own; the config's comes first
+    settings = replace(settings, domains=check.own_domains(tuple(map(_home, data))) | settings.domains)
     domains = pairwise.with_domains(settings.domains)
     parts = check.read_parts(tuple(map(_home, data)), domains, settings.domain)
     findings = check.check(parts)
@@ -198,7 +202,7 @@ def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **optio
         findings += more
     report = check.to_json(findings, tokens)
     if as_json:
-        click.echo(json.dumps(report, indent=2))  # ASCII: a terminal obeys escapes
+        click.echo(json.dumps(report, indent=2, allow_nan=False))  # ASCII: a terminal obeys escapes
     else:
         for finding in findings:
             click.echo(console.printable(finding.line()))

@@ -38,11 +38,19 @@ def evaluate(config_file: str | None, **options: Any) -> None:
 @click.command(short_help="Put runs and evaluations side by side in one HTML file.")
 @click.argument("directories", nargs=-1, required=True, metavar="RUN_OR_EVAL_DIR...")
 @click.option(
-    "--out", default="report.html", show_default=True, metavar="FILE", help="HTML file to write, pictures included."
+    "--out",
+    default="report.html",
+    show_default=True,
+    metavar="FILE",
+    help="HTML file to write; NAME.md and NAME-charts lie beside it.",
 )
 def report(directories: tuple[str, ...], out: str) -> None:
-    """Put runs and evaluations side by side in one HTML file."""
+    """Put runs and evaluations side by side: an HTML page that needs nothing else, Markdown, and charts as SVG."""
+    from ..judge.compare import for_report
     from ..report.page import write_report
 
-    write_report([Path(d).expanduser() for d in directories], Path(out).expanduser())
-    click.echo(f"done: {out}")
+    page, markdown, *charts = write_report(
+        [Path(d).expanduser() for d in directories], Path(out).expanduser(), for_report
+    )
+    where = f", {charts[0].parent} ({len(charts)} charts)" if charts else ""
+    click.echo(f"done: {page}, {markdown}{where}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import traceback
 
@@ -10,7 +12,7 @@ import click
 from .. import __version__
 from ..errors import Interrupted, UserError
 from ..machine import console
-from . import compare, data, evaluate, tools, train, use
+from . import baseline, compare, data, evaluate, get_model, reproduce, tools, train, use
 from .options import Group
 
 
@@ -18,19 +20,21 @@ from .options import Group
 @click.version_option(__version__, prog_name="mlx-dmpo")
 @click.option("--verbose", is_flag=True, help="Show the traceback of an error.")
 def cli(verbose: bool) -> None:
-    """Fine-tune a language model into a personal ranker on this Mac: SFT, then DMPO, then pairwise ranking evaluation.
+    """Fine-tune a language model into a personal ranker: SFT, then DMPO, then pairwise ranking evaluation.
 
     \b
-    mlx-dmpo demo                                                the whole chain on the embedded model and data
-    mlx-dmpo prepare  movielens ml-1m --out D                    your ratings as training and test examples
+    mlx-dmpo demo                                try the whole chain
+    mlx-dmpo prepare  movielens ml-1m --out D    ratings -> examples
     mlx-dmpo sft      --model M --data D --adapter-path runs/sft
-    mlx-dmpo dmpo     --model M --data D --start-adapter runs/sft --adapter-path runs/dmpo
+    mlx-dmpo dmpo     --model M --data D --start-adapter runs/sft
     mlx-dmpo evaluate --model M --data D --adapter-path runs/dmpo
-    mlx-dmpo export   --model M --adapter-path runs/dmpo         one model directory for mlx-lm, or (--to peft) for PEFT
+    mlx-dmpo export   --model M --adapter-path runs/dmpo
 
-    M is whatever mlx-lm loads: a directory, or a hub repository such as mlx-community/Qwen3-8B-4bit.
-    D is a directory with train.jsonl, valid.jsonl and test.jsonl, one file in any of the formats of docs/data.md, or a data set of the hub.
+    M is what mlx-lm loads: a directory, or a hub repository such as mlx-community/Qwen3-8B-4bit. D is a directory with
+    train.jsonl, valid.jsonl and test.jsonl, one file in any of the formats of docs/data.md, or a data set of the hub.
     Without flags every command uses the embedded tiny model and its fictional data.
+
+    `mlx-dmpo COMMAND --help` shows the flags that matter first, --help-all all of them.
     """
 
 
@@ -40,6 +44,7 @@ for command in (
     train.sft,
     train.dmpo,
     evaluate.evaluate,
+    baseline.baseline,
     compare.compare,
     data.check,
     tools.sample,
@@ -51,13 +56,16 @@ for command in (
     tools.demo,
     tools.plan,
     tools.doctor,
+    get_model.get_model,
+    reproduce.reproduce,
     tools.completion,
 ):
     cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exit codes: 0 done; 2 what the user can mend, one line on stderr; 130, 143 stopped by Ctrl-C, SIGTERM; 1 a fault of ours."""
+    """Runs a command. Exit codes: 0 done; 2 something the user can fix, one line on stderr; 130, 143 stopped by
+    Ctrl-C or SIGTERM; 141 nobody reads the output; 1 internal error."""
     arguments = sys.argv[1:] if arguments is None else arguments
     verbose = "--verbose" in arguments
     try:
@@ -78,10 +86,13 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         console.notice("interrupted")
         raise SystemExit(130) from None
+    except BrokenPipeError:  # `mlx-dmpo ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except Exception as error:
         if verbose:
             traceback.print_exc()
         console.notice(
-            f"fault: {type(error).__name__}: {error} (a fault of mlx-dmpo: run again with --verbose before the command and report it)"
+            f"internal error: {type(error).__name__}: {error}: run again as `mlx-dmpo --verbose ...` and report it"
         )
         raise SystemExit(1) from None

@@ -76,7 +76,7 @@ def plan(config_file: str | None, as_json: bool, **options: Any) -> None:
     from ..tools.plan import format_plan, run
 
     found = run(settings)
-    click.echo(json.dumps(found, indent=2) if as_json else format_plan(found))
+    click.echo(json.dumps(found, indent=2, allow_nan=False) if as_json else format_plan(found))
 
 
 @click.command(short_help="Show versions, device, speed, and what to fix.")
@@ -86,7 +86,7 @@ def doctor(as_json: bool) -> None:
     from ..tools.doctor import examine, format_report
 
     found = examine()
-    click.echo(json.dumps(found, indent=2) if as_json else format_report(found))
+    click.echo(json.dumps(found, indent=2, allow_nan=False) if as_json else format_report(found))
 
 
 INSTALL = {

@@ -17,7 +17,10 @@ from .options import command_line, given, say_done, settings_command, settings_o
 @settings_command(config.SftSettings, "Stage one: learn to answer with the liked item first.")
 def sft(config_file: str | None, **options: Any) -> None:
     """Stage one: teach the model to answer the ranking prompt with the liked item first."""
-    _train(settings_of(config.SftSettings, "sft", config_file, options), config_file, options)
+    settings = _ready(settings_of(config.SftSettings, "sft", config_file, options), config_file, options)
+    from ..train.run import train
+
+    _done(train(settings, command_line()), settings, config_file)
 
 
 @settings_command(config.DmpoSettings, "Stage two: rank the liked item above the disliked ones.")
@@ -30,16 +33,21 @@ def dmpo(config_file: str | None, **options: Any) -> None:
         console.notice(config.describe_preset(settings))
     if not settings.start_adapter:
         console.notice("note: no --start-adapter: training starts from the base model, which is also the reference")
-    _train(settings, config_file, options)
-
-
-def _train(settings: Any, config_file: str | None, options: dict[str, Any]) -> None:
-    settings = _own_directory(settings, config_file, options)
-    _notes(settings)
-    from ..data.rows import has_split
+    settings = _ready(settings, config_file, options)
     from ..train.run import train
 
-    path = train(settings, command_line())
+    _done(train(settings, command_line()), settings, config_file)
+
+
+def _ready(settings: Any, config_file: str | None, options: dict[str, Any]) -> Any:
+    settings = _own_directory(settings, config_file, options)
+    _notes(settings)
+    return settings
+
+
+def _done(path: Path, settings: Any, config_file: str | None) -> None:
+    from ..data.rows import has_split
+
     if settings.domains:
         worded = yaml.safe_dump({"domains": settings.domains}, allow_unicode=True)
         files.write_text(path / commands.DOMAINS, worded)
@@ -77,6 +85,7 @@ def _embedded_sft() -> str:
     path = Path(config.SftSettings().adapter_path)
     if not run_directory.is_complete(path) or files.read_json(path / run_directory.MANIFEST).get("model") != "embedded":
         raise UserError(
-            f"{path}: holds no finished sft run of the embedded model: run `mlx-dmpo sft` first, or give --start-adapter"
+            f"{path}: holds no finished sft run of the embedded model: run `mlx-dmpo sft` first, or give "
+            "--start-adapter"
         )
     return str(path)

@@ -52,7 +52,8 @@ def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
     mlx-dmpo rank --model M --data D --history "Heat (1995)" --history "Ronin (1998)" --candidates tonight.txt
     echo '{"history": ["Heat (1995)"], "candidates": ["Casino (1995)", "Babe (1995)"]}' | mlx-dmpo rank --json
 
-    Typed titles are matched to the catalogue of --data; a note says what was taken. Ctrl-C prints the best order so far.
+    Typed titles are matched to the catalogue of --data; a note says what was taken. Ctrl-C prints the best order so
+    far.
     """
     settings = settings_of(config.RankSettings, "evaluate", config_file, options)
     from ..machine import files, memory
@@ -94,7 +95,8 @@ def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
     mlx-dmpo explain --model M --data D --base --adapter-path runs/sft --adapter-path runs/dmpo \\
         --history "Heat (1995)" --history "Ronin (1998)" --chosen "Casino (1995)" --rejected "Babe (1995)"
 
-    Without --chosen and --rejected the first two titles of the ranking are explained. docs/explain.md says what the numbers show.
+    Without --chosen and --rejected the first two titles of the ranking are explained. docs/explain.md says what the
+    numbers show.
     """
     settings = settings_of(config.ExplainSettings, "evaluate", config_file, options)
     from ..machine import memory
@@ -143,7 +145,8 @@ def serve(config_file: str | None, **options: Any) -> None:
     curl http://127.0.0.1:8765/v1/rerank -H 'Content-Type: application/json' \\
         -d '{"query": ["Heat (1995)"], "documents": ["Casino (1995)", "Babe (1995)"]}'
 
-    docs/serve.md describes the endpoints, the limits and the statuses. Ctrl-C or SIGTERM: waiting requests are answered first.
+    docs/serve.md describes the endpoints, the limits and the statuses. Ctrl-C or SIGTERM: waiting requests are
+    answered first.
     """
     settings = settings_of(config.ServeSettings, "evaluate", config_file, options)
     try:

@@ -23,15 +23,19 @@ def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
     if "quantize" in has and s.quantize is None:
         yield "quantize_group_size", "without quantize"
         yield "quantize_mode", "without quantize"
-    if "split" in has and _is_one_split(s.data):
+    if has >= {"split", "data"} and _is_one_split(s.data):
         yield "split", "for data that is one file or names its split"
     if "lr_schedule" in has:
         yield from _training(s, has)
     if "loss" in has:
         if s.loss != "simpo":
             yield "gamma", f"with loss {s.loss}: only simpo has a target margin"
-        else:
-            yield "reference_free", "with loss simpo, which has no reference"
+        if s.loss in ("simpo", "mppo"):
+            yield "reference_free", f"with loss {s.loss}, which has no reference"
+        if s.loss == "mppo":
+            yield "beta", "with loss mppo, whose likelihoods lie between 0 and 1 as they are"
+    if "negatives_select" in has and s.negatives_select != "boundary":
+        yield "dynamic_beta", "without negatives_select boundary"
     if "score" in has:
         if s.score:
             yield from ((name, "with score, which draws no answers") for name in (*DRAWN, "seed"))

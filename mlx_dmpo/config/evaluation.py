@@ -13,7 +13,8 @@ class EvaluateSettings(CommonSettings):
     split: str = setting("test", "Split of a prepared directory.", choices=("train", "valid", "test"))
     out: str = setting(
         "",
-        "Directory to write: metrics.json, scores.jsonl, pictures, manifest (default: ADAPTER/eval, or runs/base/eval).",
+        "Directory to write: metrics.json, scores.jsonl, pictures, manifest (default: ADAPTER/eval, or "
+        "runs/base/eval).",
         path=True,
     )
     batch_size: int = setting(8, "Groups run at once.", low=1)
@@ -22,7 +23,8 @@ class EvaluateSettings(CommonSettings):
     )
     calibrate: bool = setting(
         False,
-        "Subtract from each score the score without the history, which takes out the model's liking for the title itself.",
+        "Subtract from each score the score without the history, which takes out the model's liking for the title "
+        "itself.",
     )
     per_token: bool = setting(False, "direct and listwise: divide a title's log-prob by its tokens.")
     limit: int = setting(0, "Evaluate only the first so many examples; 0 takes all.", low=0)
@@ -61,7 +63,8 @@ class ExportSettings(CommonSettings):
     out: str = setting("", "Directory to make (default: ADAPTER/mlx or ADAPTER/peft).", path=True)
     keep_quantized: bool = setting(
         False,
-        "Of a quantised base: leave it as it is, with the adapter beside it (else it is dequantised and fused, which is larger).",
+        "Of a quantised base: leave it as it is, with the adapter beside it (else it is dequantised and fused, "
+        "which is larger).",
     )
     requantize: bool = setting(
         False, "Of a quantised base: fuse, then quantise again as it was, which loses part of what was trained."

@@ -53,12 +53,14 @@ class CommonSettings:
     )
     data: str = setting(
         "",
-        "Prepared directory (train, valid, test.jsonl), a file in any format of docs/data.md, or a data set of the hub, owner/name (embedded data when left out).",
+        "Prepared directory (train, valid, test.jsonl), a file in any format of docs/data.md, or a data set of "
+        "the hub, owner/name (embedded data when left out).",
         path=True,
     )
     domain: str = setting(
         "",
-        "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under `domains:`.",
+        "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under "
+        "`domains:`.",
     )
     prompt: str = setting(
         "",
@@ -70,7 +72,7 @@ class CommonSettings:
         False, "Use --prompt, or `domains:`, although the adapter was trained with another prompt."
     )
     skip_bad_rows: bool = setting(
-        False, "Go on without rows that cannot be read, naming each, rather than stop at the first."
+        False, "Leave out rows that cannot be read, naming each, instead of stopping at the first."
     )
     num_negatives: int = setting(0, "Negatives used of each example; 0 takes all.", low=0)
     max_seq_length: int = setting(

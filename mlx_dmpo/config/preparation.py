@@ -17,7 +17,8 @@ class PrepareSettings:
     )
     examples_per_user: str = setting(
         "",
-        "Examples made of each user, or all: each with another liked item as the positive and what was liked before it as the "
+        "Examples made of each user, or all: each with another liked item as the positive and what was liked "
+        "before it as the "
         "history (1; all for a single person).",
     )
     split: str = setting(
@@ -33,12 +34,14 @@ class PrepareSettings:
     test_domains: str = setting("", "Domains that test users come from, comma-separated (all when left out).")
     liked_above: float | None = setting(
         None,
-        "Ratings above this are liked, the others disliked (3 on a scale up to 5; else the midpoint of the ratings' own "
+        "Ratings above this are liked, the others disliked (3 on a scale up to 5; else the midpoint of the "
+        "ratings' own "
         "scale).",
     )
     liked_quantile: float | None = setting(
         None,
-        "Instead: ratings above this quantile of the user's own are liked (lastfm, scrobbles: 0.5, the user's median play "
+        "Instead: ratings above this quantile of the user's own are liked (lastfm, scrobbles: 0.5, the user's "
+        "median play "
         "count).",
         above=0,
         high=0.99,
@@ -51,7 +54,8 @@ class PrepareSettings:
     min_disliked: int = setting(5, "Minimum number of disliked items per user.", low=0)
     order: str = setting(
         "",
-        "Order of a user's interactions (time where the file has timestamps, else file; lastfm, whose file is sorted by "
+        "Order of a user's interactions (time where the file has timestamps, else file; lastfm, whose file is "
+        "sorted by "
         "plays: random).",
         choices=("", "time", "file", "random"),
     )
@@ -64,7 +68,8 @@ class PrepareSettings:
     test_users: int | None = setting(None, "Test users of each domain (a fifth of the eligible, at most 1000).", low=0)
     few_shot: int = setting(
         0,
-        "Only the first so many training users; 16, 64 and 256 are nested, and valid and test stay as they are. 0 takes all.",
+        "Only the first so many training users; 16, 64 and 256 are nested, and valid and test stay as they are. 0 "
+        "takes all.",
         low=0,
     )
     num_negatives: int = setting(5, "Negatives of an example; 0 takes all disliked items.", low=0)
@@ -76,7 +81,8 @@ class PrepareSettings:
     )
     catalogue: str = setting(
         "",
-        "File of further titles, with their popularity where a column has it (items.jsonl of another prepared directory, or "
+        "File of further titles, with their popularity where a column has it (items.jsonl of another prepared "
+        "directory, or "
         "a table): drawn negatives and rankings may take them.",
         path=True,
     )
@@ -101,7 +107,8 @@ class PrepareSettings:
 class MovielensSettings(PrepareSettings):
     recipe: str = setting(
         "",
-        "paper: the paper's sizes, 100 training, 100 validation and 1000 test users. dmpo-release: write the seven MovieLens-1M "
+        "paper: the paper's sizes, 100 training, 100 validation and 1000 test users. dmpo-release: write the "
+        "seven MovieLens-1M "
         "files of the DMPO release instead, byte for byte; it fixes every other rule.",
         choices=("", "paper", "dmpo-release"),
     )
@@ -150,7 +157,8 @@ class ConvertSettings:
     test_data: str = setting("", "File that becomes test.jsonl whole, instead of a share of FILE.", path=True)
     domain: str = setting(
         "",
-        "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under `domains:`.",
+        "Domain of rows that name none, such as S-DPO's: a built-in one (movie, game, ...), or one worded under "
+        "`domains:`.",
     )
     skip_bad_rows: bool = setting(
         False, "Go on without rows that cannot be read, naming each, rather than stop at the first."

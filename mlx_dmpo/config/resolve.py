@@ -49,7 +49,8 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
 def home(text: str, where: str) -> str:
     """A path that begins with `~` or `~user` under that home directory, also after `scores:`; any other text as it is.
 
-    A shell does this for a word of its own only, not after `=`, in quotes or in a file. Raises UserError for an unknown user.
+    A shell does this for a word of its own only, not after `=`, in quotes or in a file.
+    Raises UserError for an unknown user.
     """
     kind, path = ("scores:", text[7:]) if text.startswith("scores:") else ("", text)
     if not path.startswith("~"):
@@ -187,7 +188,7 @@ def resolve(
         build(cls, values, in_file)  # so that the file's own mistakes are reported with their lines
     if "epochs" in flags and flags.get("iters") is not None:
         raise UserError("--iters: both --epochs and --iters are given: keep one of them")
-    if "epochs" in flags:
+    if "epochs" in flags and "iters" in {f.name for f in fields(cls)}:  # type: ignore[arg-type]
         values["iters"] = None
     merged = {**values, **flags}
     if "lora_parameters" in {f.name for f in fields(cls)}:  # type: ignore[arg-type]

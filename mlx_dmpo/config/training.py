@@ -19,24 +19,25 @@ class TrainSettings(CommonSettings):
     num_layers: int = setting(-1, "Adapt this many of the last layers; -1 adapts all.", low=-1)
     lora_parameters: Lora = setting(Lora, "LoRA's rank, scale, dropout and keys.")
     epochs: float = setting(3.0, "Passes over the training groups.", above=0)
-    iters: int | None = setting(None, "Optimiser steps, instead of epochs.", low=1)
+    iters: int | None = setting(None, "Optimiser steps; replaces epochs.", low=1)
     batch_tokens: int = setting(
         8192,
-        "Tokens run at once, shared ones counted once: groups of a micro-batch beyond them run after it, with the same result.",
+        "Tokens run at once, shared ones counted once; the other groups of a micro-batch run after it, with the same "
+        "result.",
         low=1,
     )
     grad_accumulation_steps: int = setting(2, "Micro-batches a step: a step sees batch_size x this many groups.", low=1)
     candidate_order: str = setting(
         "fixed",
-        "fixed: each pair's printed order is the file's, or else drawn once by seed; epoch: drawn afresh each epoch.",
+        "Printed order of each pair. fixed: the file's, or else drawn once by seed; epoch: drawn again each epoch.",
         choices=("fixed", "epoch"),
     )
     both_orders: bool = setting(
-        False, "Train on both printed orders of every pair, the cure for order bias; the shared history keeps it cheap."
+        False, "Train on both printed orders of every pair, against order bias; the shared history keeps it cheap."
     )
     orders: int | None = setting(
         None,
-        "listwise: printed orders of the candidates per group (1 when left out); more cure the bias for a place in the list.",
+        "listwise: printed orders of the candidates per group (1 when left out); more reduce position bias.",
         low=1,
     )
     optimizer: str = setting("adamw", "Optimiser.", choices=("adamw", "adam", "sgd", "adafactor", "muon", "lion"))
@@ -44,7 +45,7 @@ class TrainSettings(CommonSettings):
     learning_rate: float = setting(1e-4, "Peak learning rate.", above=0)
     lr_schedule: str | dict[str, Any] = setting(
         "cosine",
-        "Course of the learning rate to 0 (YAML may give mlx-lm's form: name, arguments, warmup).",
+        "How the learning rate falls to 0 (YAML may give mlx-lm's form: name, arguments, warmup).",
         choices=("cosine", "linear", "constant"),
     )
     warmup: float = setting(0.0, "Steps over which the learning rate rises; below 1, a share of all steps.", low=0)
@@ -55,15 +56,20 @@ class TrainSettings(CommonSettings):
     )
     frozen_cache_gb: float = setting(
         1.0,
-        "With --num-layers: GB in which outputs of the layers below the adapter, which never change, are kept between epochs.",
+        "With --num-layers: GB for outputs of the layers below the adapter, which never change and are kept.",
         low=0,
     )
-    memory_check: bool = setting(True, "Refuse to start what by `mlx-dmpo plan` cannot fit in this machine's memory.")
+    memory_check: bool = setting(True, "Refuse a run that by `mlx-dmpo plan` does not fit in this machine's memory.")
     steps_per_report: int = setting(5, "Steps between lines of metrics.jsonl.", low=1)
     steps_per_eval: int = setting(0, "Steps between validations; 0 validates at the end of every epoch.", low=0)
-    val_batches: int = setting(25, "Validation micro-batches; -1 takes the whole split.", low=-1)
+    val_batches: int | None = setting(
+        None,
+        "Validation micro-batches, a sample of the split; -1 takes all of it.  "
+        "[default: all groups, of more than 1,000 a sample of 1,000]",
+        low=-1,
+    )
     best_metric: str = setting(
-        "valid_loss", "What decides which adapter is best.", choices=("valid_loss", "valid_pair_accuracy")
+        "valid_loss", "Metric that decides which adapter is best.", choices=("valid_loss", "valid_pair_accuracy")
     )
     patience: int = setting(0, "Stop after this many validations without a new best; 0 never stops early.", low=0)
     save_every: int = setting(
@@ -71,15 +77,14 @@ class TrainSettings(CommonSettings):
     )
     keep_checkpoints: int = setting(2, "Checkpoints kept, beside the best.", low=1)
     resume: bool = setting(
-        False, "Go on from the newest checkpoint in --adapter-path, as if the run had not been interrupted."
+        False, "Continue from the newest checkpoint in --adapter-path; the result is that of an uninterrupted run."
     )
-    max_bad_steps: int = setting(
-        3, "Stop after this many steps in a row that were left out because a number was not finite.", low=1
-    )
+    max_bad_steps: int = setting(3, "Stop after this many steps in a row were skipped because of NaN or Inf.", low=1)
     debug_nan: bool = setting(
-        False, "Name the first layer whose numbers are not finite, whenever a step is left out (slow, then only)."
+        False, "Name the first layer with NaN or Inf whenever a step is skipped (slow for that step)."
     )
-    report_to: str = setting("", "Experiment tracker that mlx-lm knows: wandb or swanlab, comma-separated.")
+    report_to: str = setting("", "Experiment tracker: tensorboard, wandb or swanlab; several are comma-separated.")
+    plain: bool = setting(False, "Print plain lines instead of the live panel, which only a terminal shows.")
     project_name: str = setting("", "Project name for the experiment tracker.")
     overwrite: bool = setting(False, "Replace a finished run in --adapter-path.")
 
@@ -87,11 +92,14 @@ class TrainSettings(CommonSettings):
 @dataclass(frozen=True)
 class SftSettings(TrainSettings):
     adapter_path: str = setting("runs/sft", "Directory to write: adapter, metrics, pictures, manifest.", path=True)
-    start_adapter: str = setting("", "Adapter directory to go on from.", path=True)
+    start_adapter: str = setting("", "Adapter directory to start from.", path=True)
     epochs: float = setting(5.0, "Passes over the training groups.", above=0)
     num_negatives: int = setting(
         -1, "Negatives used of each example; 0 takes all; -1 takes one, and all where a list is printed.", low=-1
     )
+
+
+LOSSES = ("dmpo", "dpo", "s-dpo", "simpo", "mppo")
 
 
 @dataclass(frozen=True)
@@ -99,24 +107,33 @@ class DmpoSettings(TrainSettings):
     adapter_path: str = setting("runs/dmpo", "Directory to write: adapter, metrics, pictures, manifest.", path=True)
     start_adapter: str = setting(
         "",
-        "Adapter directory to go on from, as sft wrote it; it is also the reference. Without it the base model is both.",
+        "Adapter directory to start from, as sft wrote it; it is also the reference. Left out: the base model is both.",
         path=True,
     )
-    loss: str = setting("dmpo", "How a group's margins become one loss.", choices=("dmpo", "dpo", "s-dpo", "simpo"))
+    loss: str = setting("dmpo", "How a group's margins become one loss.", choices=LOSSES)
     beta: float = setting(
         None, "Strength of the preference: 0.1 to 0.5, simpo 2 to 10.  [default: 0.1; simpo: 2]", above=0
     )
     gamma: float = setting(0.5, "Target reward margin of simpo; other losses have none.", low=0)
-    label_smoothing: float = setting(
-        0.0, "Chance that a preference is taken to be the wrong way round.", low=0, high=0.499
+    negatives_select: str = setting(
+        "all",
+        "boundary trains, in each group, on negatives that the policy prefers to the liked title, or else on those that "
+        "come nearest to it (DynamicPO); try it with many negatives.",
+        choices=("all", "boundary"),
     )
+    dynamic_beta: bool = setting(
+        False,
+        "With boundary: scale beta of each pair between 0.5 and 1.5 by its distance from the boundary (DynamicPO).",
+    )
+    label_smoothing: float = setting(0.0, "Probability that a preference is the wrong way round.", low=0, high=0.499)
     sft_weight: float = setting(
         0.0, "Weight of the chosen answers' mean token loss, added to the preference loss.", low=0
     )
     reference_free: bool = setting(False, "Leave the reference out of the margin.")
     preset: str = setting(
         "",
-        "released-code: what the DMPO release's trainer computes (pairwise, reference-free, + 1.0 x SFT); not the paper's loss.",
+        "released-code: what the DMPO release's trainer computes (pairwise, reference-free, + 1.0 x SFT), which is not "
+        "the paper's loss.",
         choices=("", "released-code"),
     )
 
@@ -128,7 +145,7 @@ class DmpoSettings(TrainSettings):
 # What may change when a run is resumed: paths (their contents are compared), reports, and how a step's work is cut up.
 _FREE = frozenset(
     """model data valid_data skip_bad_rows prompt allow_other_prompt domains adapter_path start_adapter batch_size
-    batch_tokens grad_accumulation_steps val_batches grad_checkpoint steps_per_report report_to project_name save_every
+    batch_tokens grad_accumulation_steps val_batches grad_checkpoint steps_per_report report_to plain project_name save_every
     keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check""".split()
 )
 
@@ -141,7 +158,6 @@ def resume_key(settings: TrainSettings) -> dict[str, Any]:
     return {
         **{name: value for name, value in values.items() if name not in _FREE},
         "batch_size x grad_accumulation_steps": settings.batch_size * settings.grad_accumulation_steps,
-        "batch_size x val_batches": max(-1, settings.batch_size * settings.val_batches),
     }
 
 
@@ -158,7 +174,9 @@ def describe_preset(settings: DmpoSettings) -> str:
             f"preset {settings.preset}: pairwise DPO without a reference + 1.0 x SFT: "
             "what the DMPO release's trainer computes, not the paper's loss"
         )
-    reference = "without a reference" if settings.reference_free or settings.loss == "simpo" else "with a reference"
+    reference = (
+        "without a reference" if settings.reference_free or settings.loss in ("simpo", "mppo") else "with a reference"
+    )
     sft = f" + {settings.sft_weight:g} x SFT" if settings.sft_weight else ""
     return (
         f"preset {settings.preset} with {', '.join(changed)}: {settings.loss} {reference}{sft}: "

@@ -24,7 +24,8 @@ class UseSettings(CommonSettings):
     )
     start: str = setting(
         "random",
-        "pairs with a budget: what the first comparisons follow: a random tournament, or the order of items by the direct prompt.",
+        "pairs with a budget: what the first comparisons follow: a random tournament, or the order of items by "
+        "the direct prompt.",
         choices=("random", "items"),
     )
     batch_size: int = setting(8, "Groups run at once.", low=1)
@@ -33,7 +34,8 @@ class UseSettings(CommonSettings):
     )
     calibrate: bool = setting(
         False,
-        "Subtract from each score the score without the history, which takes out the model's liking for the title itself.",
+        "Subtract from each score the score without the history, which takes out the model's liking for the title "
+        "itself.",
     )
     per_token: bool = setting(False, "direct and listwise: divide a title's log-prob by its tokens.")
 
@@ -45,7 +47,8 @@ class RankSettings(UseSettings):
     user: str = setting("", "Instead: this user's history in --data.")
     candidates: tuple[str, ...] = setting(
         (),
-        "Title to rank, or a file with one title a line or an items.jsonl (the catalogue without the history when left out).",
+        "Title to rank, or a file with one title a line or an items.jsonl (the catalogue without the history when "
+        "left out).",
     )
     top: int = setting(0, "Print only the first so many; 0 prints all.", low=0)
     out: str = setting("", "File to write the ranking to, as JSON.")

@@ -10,17 +10,17 @@ import numpy as np
 
 from .tree import GroupBatch
 
-PREFIX_CHUNK = 128  # queries of a prefix at once: none meets more than so many keys that it may not see
+PREFIX_CHUNK = 128  # queries of a prefix at once: at most so many of their keys are masked
 
 
 @dataclass(frozen=True)
 class _Queries:
-    """Tokens below the prefixes that ask, as attention takes them."""
+    """Queries below the prefixes, as attention takes them."""
 
     rows: mx.array | None  # (M,) of the N tokens; None for all of them
-    index: mx.array  # (G, C, Q) which row stands in a block
-    place: mx.array  # (M,) where a row stands in what attention puts out
-    unseen: mx.array  # (G, 1, C, 1, Q, T) additive mask of a block's own tokens: 0 or a very low value
+    index: mx.array  # (G, C, Q) which row is in a block
+    place: mx.array  # (M,) where a row is in the output of attention
+    masked: mx.array  # (G, 1, C, 1, Q, T) additive mask of a block's own tokens: 0 or a very low value
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Tree:
     positions: mx.array  # (N,)
     prefix: mx.array  # (G, P)
     block: mx.array  # (G, C, T)
-    unseen: mx.array | None  # (G, 1, 1, P) additive mask of padded prefixes
+    masked: mx.array | None  # (G, 1, 1, P) additive mask of padded prefixes
     every: _Queries  # place: first the G*P places of the prefixes
     answers: _Queries
 
@@ -40,7 +40,7 @@ def _tree(batch: GroupBatch, dtype: mx.Dtype) -> _Tree:
     ends, lengths = mx.array(batch.block_ends), mx.array(batch.prefix_lengths)
     P, T = batch.prefix_index.shape[1], ends.shape[-1]
 
-    def unseen(at: mx.array) -> mx.array:
+    def masked(at: mx.array) -> mx.array:
         seen = (mx.arange(T) <= at[..., None]) & (at[..., None] < ends[:, :, None])
         return mx.where(seen, nothing, lowest)[:, None, :, None]
 
@@ -48,15 +48,15 @@ def _tree(batch: GroupBatch, dtype: mx.Dtype) -> _Tree:
     padded = None
     if not isinstance(batch.prefix_lengths, np.ndarray) or batch.prefix_lengths.min() < P:  # traced lengths may be any
         padded = mx.where(mx.arange(P) < lengths[:, None], nothing, lowest)[:, None, None]
-    every = _Queries(None, block, mx.array(batch.place), unseen(mx.arange(T)[None, None]))
+    every = _Queries(None, block, mx.array(batch.place), masked(mx.arange(T)[None, None]))
     answers = _Queries(
-        mx.array(batch.rows), mx.array(batch.query_rows), mx.array(batch.row_place), unseen(mx.array(batch.query_at))
+        mx.array(batch.rows), mx.array(batch.query_rows), mx.array(batch.row_place), masked(mx.array(batch.query_at))
     )
     return _Tree(mx.array(batch.positions), mx.array(batch.prefix_index), block, padded, every, answers)
 
 
 def apply_rope(attention: nn.Module, x: mx.array, positions: mx.array) -> mx.array:
-    """Each token turned by its own rotary position.  (N, H, d), (N,) -> (N, H, d)."""
+    """Rotary embedding of each token at its own position.  (N, H, d), (N,) -> (N, H, d)."""
     return attention.rope(x[:, :, None], offset=positions)[:, :, 0]
 
 
@@ -65,8 +65,8 @@ def _attend(attention: nn.Module, x: mx.array, tree: _Tree, queries: _Queries) -
     H, Hkv = attention.n_heads, attention.n_kv_heads
     n = H // Hkv  # query heads a key head serves
     (G, P), (C, Q), T = tree.prefix.shape, queries.index.shape[1:], tree.block.shape[-1]
-    asking, positions = (x, tree.positions) if queries.rows is None else (x[queries.rows], tree.positions[queries.rows])
-    q = attention.q_proj(asking).reshape(len(asking), H, -1)
+    rows, positions = (x, tree.positions) if queries.rows is None else (x[queries.rows], tree.positions[queries.rows])
+    q = attention.q_proj(rows).reshape(len(rows), H, -1)
     k = attention.k_proj(x).reshape(len(x), Hkv, -1)
     v = attention.v_proj(x).reshape(len(x), Hkv, -1)
     if "q_norm" in attention:
@@ -80,16 +80,16 @@ def _attend(attention: nn.Module, x: mx.array, tree: _Tree, queries: _Queries) -
         (q * attention.scale)[queries.index].reshape(G, C, Q, Hkv, n, d).transpose(0, 3, 1, 4, 2, 5)
     )  # (G, Hkv, C, n, Q, d)
     to_prefix = qb.reshape(G, Hkv, C * n * Q, d) @ kp.swapaxes(-1, -2)
-    if tree.unseen is not None:
-        to_prefix = to_prefix + tree.unseen
-    to_block = (qb.reshape(G, Hkv, C, n * Q, d) @ kb.swapaxes(-1, -2)).reshape(G, Hkv, C, n, Q, T) + queries.unseen
+    if tree.masked is not None:
+        to_prefix = to_prefix + tree.masked
+    to_block = (qb.reshape(G, Hkv, C, n * Q, d) @ kb.swapaxes(-1, -2)).reshape(G, Hkv, C, n, Q, T) + queries.masked
     weights = mx.softmax(
         mx.concatenate([to_prefix.reshape(G, Hkv, C, n, Q, P), to_block], axis=-1), axis=-1, precise=True
     )
     out = (weights[..., :P].reshape(G, Hkv, C * n * Q, P) @ vp).reshape(G, Hkv, C, n * Q, d)
     out = out + weights[..., P:].reshape(G, Hkv, C, n * Q, T) @ vb
     out = out.reshape(G, Hkv, C, n, Q, d).transpose(0, 2, 4, 1, 3, 5).reshape(G * C * Q, H * d)
-    if queries.rows is None:  # the prefixes ask too: plain causal attention; right padding is seen by nobody before it
+    if queries.rows is None:  # prefixes are queries too: plain causal attention; right padding is after every query
         qp = q[tree.prefix].transpose(0, 2, 1, 3)
         seen = [
             mx.fast.scaled_dot_product_attention(

@@ -38,7 +38,7 @@ def _columns(head: nn.Module, targets: mx.array) -> mx.array | None:
 
 
 def _chunks(step: Callable[[mx.array, int], mx.array], x: mx.array, vocabulary: int) -> mx.array:
-    """`step(part, its first row)` over pieces of x's rows, one after another, so that only one piece's logits exist at a time."""
+    """`step(part, its first row)` over pieces of x's rows, in turn, so that only one piece's logits exist at a time."""
     size = max(1, LOGITS_BYTES // (4 * vocabulary))
     done: list[mx.array] = []
     for start in range(0, len(x), size):
@@ -50,8 +50,8 @@ def _chunks(step: Callable[[mx.array, int], mx.array], x: mx.array, vocabulary: 
 def _normaliser(head: nn.Module, x: mx.array, vocabulary: int, differentiate: bool) -> mx.array:
     """log sum_v exp logits_v of each row.  (M, D) -> (M,) float32.
 
-    differentiate  d/dx is a row's probabilities times the head, whatever the loss is: it is taken with the value, chunk by
-                   chunk, and kept in place of logits or a second run over them. Only for a frozen head.
+    differentiate  d/dx is a row's probabilities times the head, whatever the loss is: it is computed with the value,
+                   chunk by chunk, and kept instead of the logits. Only for a frozen head.
     """
     if not differentiate:
         return _chunks(lambda part, _: mx.logsumexp(_logits(head, part), axis=-1), x, vocabulary)
@@ -59,9 +59,8 @@ def _normaliser(head: nn.Module, x: mx.array, vocabulary: int, differentiate: bo
     def value_and_slope(part: mx.array, start: int) -> mx.array:
         logits = _logits(head, part)
         probabilities = mx.softmax(logits, axis=-1)
-        value = logits.max(axis=-1) - mx.log(
-            probabilities.max(axis=-1)
-        )  # the largest probability is 1 / sum exp(logits - max)
+        # the largest probability is 1 / sum exp(logits - max)
+        value = logits.max(axis=-1) - mx.log(probabilities.max(axis=-1))
         _, (slope,) = mx.vjp(lambda rows: _logits(head, rows), [part], [probabilities])
         return mx.concatenate([slope.astype(mx.float32), value[:, None]], axis=-1)
 
@@ -75,28 +74,28 @@ def _normaliser(head: nn.Module, x: mx.array, vocabulary: int, differentiate: bo
     return normaliser(x)[0]
 
 
-def _answer_logps(head: nn.Module, x: mx.array, vocabulary: int, batch: GroupBatch, training: bool) -> mx.array:
-    """(M, D) final hidden states of the rows -> (G, R) float32 sums of log p(answer token)."""
+def answer_token_logps(head: nn.Module, x: mx.array, vocabulary: int, batch: GroupBatch, training: bool) -> mx.array:
+    """(M, D) final hidden states of the rows -> (G, R, A) float32: log p of each answer token, 0 for padding."""
     rows, targets, mask = mx.array(batch.answer_rows), mx.array(batch.answer_targets), mx.array(batch.answer_mask)
     columns = _columns(head, targets)
     if columns is not None:
         chosen = (x[rows].astype(mx.float32) * columns.astype(mx.float32)).sum(axis=-1)
-        return ((chosen - _normaliser(head, x, vocabulary, training)[rows]) * mask).sum(axis=-1)
+        return (chosen - _normaliser(head, x, vocabulary, training)[rows]) * mask
 
-    parameters, asked = head.trainable_parameters(), targets.reshape(-1)
+    parameters, wanted = head.trainable_parameters(), targets.reshape(-1)
 
     def some(part: mx.array, start: int) -> mx.array:
         def logps(parameters: Any, part: mx.array) -> mx.array:
             head.update(parameters)
-            return _token_logps(_logits(head, part), asked[start : start + len(part)])
+            return _token_logps(_logits(head, part), wanted[start : start + len(part)])
 
         return mx.checkpoint(logps)(parameters, part)
 
     found = _chunks(some, x[rows.reshape(-1)], vocabulary)
-    return (found.reshape(targets.shape) * mask).sum(axis=-1)
+    return found.reshape(targets.shape) * mask
 
 
 def _token_logps(logits: mx.array, targets: mx.array) -> mx.array:
-    """(..., V), (...) -> (...) float32: log p(target)."""
+    """log p of each target.  (..., V), (...) -> (...) float32."""
     logits = logits.astype(mx.float32)
     return mx.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - mx.logsumexp(logits, axis=-1)

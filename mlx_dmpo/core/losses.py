@@ -12,6 +12,7 @@ from functools import partial
 
 import mlx.core as mx
 
+from .boundary import boundary_mask, dynamic_factor
 from .tree import GroupBatch
 
 # (policy (G, R), reference (G, R) or None, batch) -> losses (G,), margins (G, K)
@@ -27,9 +28,14 @@ def _mean(x: mx.array, mask: mx.array) -> mx.array:
     return (x * mask).sum(axis=-1) / mx.maximum(mask.sum(axis=-1), 1.0)
 
 
-def _smoothed(z: mx.array, smoothing: float) -> mx.array:
-    """-log sigmoid(z), with chance `smoothing` that the preference is the wrong way round (cDPO, Mitchell 2023)."""
-    return _softplus(-z) if smoothing == 0 else (1 - smoothing) * _softplus(-z) + smoothing * _softplus(z)
+def _smoothed(z: mx.array, smoothing: float | mx.array) -> mx.array:
+    """-log sigmoid(z), with chance `smoothing` that the preference is the wrong way round (cDPO, Mitchell 2023).
+
+    smoothing  one number, or one for each number of z
+    """
+    if isinstance(smoothing, float | int) and smoothing == 0:
+        return _softplus(-z)
+    return (1 - smoothing) * _softplus(-z) + smoothing * _softplus(z)
 
 
 def pair_difference(logps: mx.array, pairs: mx.array) -> mx.array:
@@ -45,8 +51,8 @@ def margins(policy: mx.array, reference: mx.array | None, pairs: mx.array, beta:
     return beta * pair_difference(policy if reference is None else policy - reference, pairs)
 
 
-def dpo(margin: mx.array, mask: mx.array, smoothing: float = 0.0) -> mx.array:
-    """mean_k -log sigmoid(margin_k) (arXiv 2305.18290, eq. 7).  (G, K), (G, K) -> (G,)."""
+def dpo(margin: mx.array, mask: mx.array, smoothing: float | mx.array = 0.0) -> mx.array:
+    """mean_k -log sigmoid(margin_k) (arXiv 2305.18290, eq. 7).  margin, mask (G, K); smoothing 1 or (G, K) -> (G,)."""
     return _mean(_smoothed(margin, smoothing), mask)
 
 
@@ -74,9 +80,59 @@ def simpo(margin: mx.array, mask: mx.array, gamma: float, smoothing: float = 0.0
     return dpo(margin - gamma, mask, smoothing)
 
 
+def mean_likelihood(logps: mx.array, lengths: mx.array) -> mx.array:
+    """Geometric mean of the answer tokens' probabilities, 0 for a padded branch.  logps, lengths (G, R) -> (G, R)."""
+    return mx.exp(logps / mx.maximum(lengths, 1)) * (lengths > 0)
+
+
+def mppo(difference: mx.array, mask: mx.array, smoothing: float = 0.0) -> mx.array:
+    """-log sigmoid(sum_k (p_c - p_rk)) (Pair-MNM of Xie et al., arXiv 2412.15244, eq. 10).
+
+    difference, mask (G, K) -> (G,). The differences are those of mean likelihoods, without a reference and beta.
+    """
+    return _smoothed((difference * mask).sum(axis=-1), smoothing)
+
+
+def recpo_margin(scores: mx.array, delays: mx.array, pairs: mx.array) -> mx.array:
+    """phi(chosen) / phi(rejected), phi = score / sqrt(delay) (Ouyang et al., arXiv 2506.02261).  -> (G, K).
+
+    scores (G, R) > 0, such as ratings; delays (G, R) > 0: how far an answer's interaction lies from the moment of the
+    prompt, in any unit; pairs (G, K, 2). Ratings 5 and 1, both at once: 5. A factor and the loss: see `recpo`.
+    """
+    utility = scores / mx.sqrt(delays)
+    chosen, rejected = (mx.take_along_axis(utility, pairs[..., n], axis=1) for n in (0, 1))
+    return chosen / rejected
+
+
+def recpo(margin: mx.array, mask: mx.array, target: mx.array, weight: float = 2.0, smoothing: float = 0.0) -> mx.array:
+    """S-DPO whose every pair has a target margin of its own, weight x target (arXiv 2506.02261).  (G, K) each -> (G,).
+
+    target  what `recpo_margin` gives; with weight 0 it is S-DPO
+    """
+    return s_dpo(margin - weight * target, mask, smoothing)
+
+
+def mult_dpo(reward: mx.array, chosen: mx.array, mask: mx.array) -> mx.array:
+    """sum over chosen c of -log softmax(reward)_c: several chosen answers (Zhu et al., arXiv 2606.10078).
+
+    reward, chosen, mask (G, R) -> (G,). reward: beta (log pi - log ref) of all answers to one prompt; chosen and mask
+    are 1 for chosen and for real answers. It is -log of the chance that n draws from softmax(reward) are the n chosen ones,
+    each once, without the constant log n!, and bounds the Plackett-Luce loss over all orders of the chosen ones from
+    above. With one chosen answer it is S-DPO.
+    """
+    total = mx.logsumexp(mx.where(mask > 0, reward, -1e30), axis=-1, keepdims=True)
+    return ((total - reward) * chosen).sum(axis=-1)
+
+
 # A new loss is a function (margin (G, K), mask (G, K), smoothing=) -> (G,), and a line here.
-REDUCTIONS: dict[str, Callable[..., mx.array]] = {"dmpo": dmpo, "dpo": dpo, "s-dpo": s_dpo, "simpo": simpo}
-LENGTH_NORMALISED = frozenset({"simpo"})  # margins of mean log-probs per token, without a reference
+REDUCTIONS: dict[str, Callable[..., mx.array]] = {
+    "dmpo": dmpo,
+    "dpo": dpo,
+    "s-dpo": s_dpo,
+    "simpo": simpo,
+    "mppo": mppo,
+}
+WITHOUT_REFERENCE = frozenset({"simpo", "mppo"})
 
 
 def sft(logps: mx.array, lengths: mx.array) -> mx.array:
@@ -93,26 +149,51 @@ def sft_loss(policy: mx.array, reference: mx.array | None, batch: GroupBatch) ->
 
 
 def preference_loss(
-    name: str, *, beta: float, gamma: float = 0.0, smoothing: float = 0.0, sft_weight: float = 0.0
+    name: str,
+    *,
+    beta: float,
+    gamma: float = 0.0,
+    smoothing: float = 0.0,
+    sft_weight: float = 0.0,
+    boundary: bool = False,
+    dynamic_beta: bool = False,
 ) -> Loss:
     """The `Loss` of a name in REDUCTIONS.
 
-    beta        factor of the margin
-    gamma       simpo's target margin
-    smoothing   chance that a preference is the wrong way round
-    sft_weight  weight of the chosen answers' mean token loss, which is added
+    beta          factor of the margin; mppo has none
+    gamma         simpo's target margin
+    smoothing     chance that a preference is the wrong way round
+    sft_weight    weight of the chosen answers' mean token loss, which is added
+    boundary      only negatives near the decision boundary count (see boundary.py)
+    dynamic_beta  with `boundary`: each pair's margin is scaled by its distance from there
     Raises KeyError for another name.
     """
     reduce = REDUCTIONS[name] if name != "simpo" else partial(simpo, gamma=gamma)
 
     def loss(policy: mx.array, reference: mx.array | None, batch: GroupBatch) -> tuple[mx.array, mx.array]:
-        scored = policy
-        if name in LENGTH_NORMALISED:
-            scored = policy / mx.maximum(mx.array(batch.answer_mask).sum(axis=-1), 1)
-        margin = margins(scored, reference, mx.array(batch.pairs), beta)
-        value = reduce(margin, mx.array(batch.pair_mask), smoothing=smoothing)
+        pairs, mask = mx.array(batch.pairs), mx.array(batch.pair_mask)
+        margin = _margins_of(name, policy, reference, batch, beta)
+        counted = margin
+        if boundary:
+            difference = pair_difference(policy, pairs)
+            selected = boundary_mask(difference, mask)
+            if dynamic_beta:
+                counted = margin * dynamic_factor(difference, mask, selected)
+            mask = selected
+        value = reduce(counted, mask, smoothing=smoothing)
         if sft_weight:
             value = value + sft_weight * sft(policy, mx.array(batch.chosen_lengths))
         return value, margin
 
     return loss
+
+
+def _margins_of(name: str, policy: mx.array, reference: mx.array | None, batch: GroupBatch, beta: float) -> mx.array:
+    """(G, K): of log-probs and the reference's, of log-probs per token (simpo), or of mean likelihoods (mppo)."""
+    pairs = mx.array(batch.pairs)
+    if name not in WITHOUT_REFERENCE:
+        return margins(policy, reference, pairs, beta)
+    lengths = mx.array(batch.answer_mask).sum(axis=-1)
+    if name == "mppo":
+        return pair_difference(mean_likelihood(policy, lengths), pairs)
+    return margins(policy / mx.maximum(lengths, 1), None, pairs, beta)

@@ -1,17 +1,18 @@
-"""Log-probabilities of a group's answers, whatever its sequences share run once.
+"""Log-probabilities of a group's answers; what its sequences share is run once.
 
-A group is its prefix tree in depth-first order: the history, then each question with its answers (see GroupBatch). Groups
-stand one after another as one line of tokens; only attention looks at them as arrays of prefixes and of blocks. A token
-attends to what comes before it in its own branch, at the rotary position of its depth. In the last layer only the tokens
-that predict an answer's token ask and go on to the vocabulary. Exact in values and gradients: `plain_logps`,
-each sequence alone through the model's own forward, is the plain scorer that tests compare with and that a model
-of another build falls back to.
+A group is its prefix tree in depth-first order: the history, then each question with its answers (see GroupBatch). All
+groups of a batch are one array of tokens; only attention sees them as prefixes and blocks. A token attends to what
+comes before it in its own branch, at the rotary position of its depth. In the last layer only the tokens that predict
+an answer token are queries and reach the vocabulary. Values and gradients are exact: tests compare them with
+`plain_logps`, which runs each sequence alone through the model's own forward. A model of another architecture falls
+back to it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from .attention import _advance, _tree
-from .head import _answer_logps, _head, _token_logps
+from .head import _head, _token_logps, answer_token_logps
 from .tree import GroupBatch
 
 SCORER_VERSION = 2  # part of the reference cache's key: raise it when log-probs change
@@ -32,10 +33,10 @@ Scorer = Callable[[nn.Module, GroupBatch], mx.array]
 
 
 def _recomputed(run: Callable[..., mx.array], parameters: Any, h: mx.array) -> mx.array:
-    """run(parameters, h), whose inside is not kept for the backward pass but run again there.
+    """run(parameters, h), recomputed in the backward pass instead of kept for it.
 
-    `mx.checkpoint`, but that a layer runs again only when its gradient has arrived and is done with before the one below begins:
-    left to MLX's own order, parts of several layers are in memory at once.
+    Unlike with `mx.checkpoint`, a layer is recomputed only when its gradient has arrived, and finishes before the layer
+    below starts: in MLX's own order parts of several layers are in memory at once.
     """
     names = [name for name, _ in tree_flatten(parameters)]
 
@@ -52,7 +53,7 @@ def _recomputed(run: Callable[..., mx.array], parameters: Any, h: mx.array) -> m
 
 
 def frozen_layers(model: nn.Module) -> int:
-    """How many of the first layers no gradient reaches: below the first that trains, none where the embedding does."""
+    """How many of the first layers no gradient reaches: below the first that trains; 0 if the embedding trains."""
     if tree_flatten(model.model.embed_tokens.trainable_parameters()):
         return 0
     trains = [bool(tree_flatten(layer.trainable_parameters())) for layer in model.model.layers]
@@ -62,13 +63,16 @@ def frozen_layers(model: nn.Module) -> int:
 class FrozenOutputs:
     """What enters the first layer that trains: computed outside gradient tracing, and kept, since it never changes.
 
-    budget  bytes of hidden states kept at most, group by group; what no longer fits is computed each time
+    budget  bytes of hidden states kept at most, group by group; what does not fit is computed each time
+    epoch   groups per epoch. A kept group that two epochs did not use is dropped when room is needed: every epoch of
+            fixed groups uses each one, and a group of redrawn orders may never come again.
     """
 
-    def __init__(self, model: nn.Module, budget: float):
-        self.model, self.budget, self.layers = model, budget, frozen_layers(model)
-        self.kept: dict[bytes, mx.array] = {}
+    def __init__(self, model: nn.Module, budget: float, epoch: int):
+        self.model, self.budget, self.epoch, self.layers = model, budget, epoch, frozen_layers(model)
+        self.kept: OrderedDict[bytes, tuple[mx.array, int]] = OrderedDict()  # least recently used first; last use
         self.bytes = 0
+        self._used = 0  # groups so far
 
     def _compute(self, batch: GroupBatch) -> mx.array:
         h = self.model.model.embed_tokens(mx.array(batch.tokens))
@@ -77,6 +81,16 @@ class FrozenOutputs:
             h = _advance(layer, h, tree, tree.every)
         return h
 
+    def _keep(self, key: bytes, h: mx.array) -> None:
+        while self.bytes + h.nbytes > self.budget and self.kept:
+            oldest = next(iter(self.kept))
+            if self._used - self.kept[oldest][1] <= 2 * self.epoch:
+                return
+            self.bytes -= self.kept.pop(oldest)[0].nbytes
+        if self.bytes + h.nbytes <= self.budget:
+            self.kept[key] = mx.contiguous(h), self._used
+            self.bytes += h.nbytes
+
     def __call__(self, batch: GroupBatch) -> mx.array:
         """(N, D)."""
         spans = list(itertools.pairwise(batch.starts.tolist()))
@@ -84,17 +98,20 @@ class FrozenOutputs:
             hashlib.blake2b(batch.tokens[a:b].tobytes() + batch.positions[a:b].tobytes(), digest_size=16).digest()
             for a, b in spans
         ]
+        self._used += len(keys)
+        for key in keys:
+            if key in self.kept:
+                self.kept[key] = self.kept[key][0], self._used
+                self.kept.move_to_end(key)
         if all(key in self.kept for key in keys):
-            real = mx.concatenate([self.kept[key] for key in keys])
+            real = mx.concatenate([self.kept[key][0] for key in keys])
             return mx.pad(real, [(0, len(batch.tokens) - len(real)), (0, 0)])
         h = self._compute(batch)
         mx.eval(h)
         for key, (a, b) in zip(keys, spans, strict=True):
-            size = h.nbytes // len(h) * (b - a)
-            if key not in self.kept and self.bytes + size <= self.budget:
-                self.kept[key] = mx.contiguous(h[a:b])
-                self.bytes += size
-        mx.eval([self.kept[key] for key in keys if key in self.kept])
+            if key not in self.kept:
+                self._keep(key, h[a:b])
+        mx.eval([self.kept[key][0] for key in keys if key in self.kept])
         return h
 
 
@@ -105,13 +122,15 @@ def shared_logps(
     checkpoint: bool = False,
     dropout_seed: int | None = None,
     frozen: mx.array | None = None,
+    per_token: bool = False,
 ) -> mx.array:
-    """Summed log-probs of every branch's answer, shared tokens run once.  -> (G, R) float32, nats; 0 for a padded branch.
+    """Log-probs of every branch's answer, shared tokens run once.  -> (G, R) float32, nats; 0 for a padded branch.
 
     checkpoint    recompute each adapted layer in the backward pass. The unit is a function of arrays alone: what a
                   closure or a cache carries past it gets no gradient.
     dropout_seed  reseeds the generator in each layer, so that a recomputed layer draws the same dropout mask.
-    frozen        (N, D): what FrozenOutputs gives, to begin at the first layer that trains.
+    frozen        (N, D): what FrozenOutputs gives; the run starts at the first layer that trains.
+    per_token     each answer token's log-prob instead of their sum.  -> (G, R, A), 0 for padding
     """
     begin = 0 if frozen is None else frozen_layers(model)
     h = model.model.embed_tokens(mx.array(batch.tokens)) if frozen is None else frozen
@@ -129,19 +148,24 @@ def shared_logps(
         recompute = checkpoint and bool(tree_flatten(parameters))
         h = _recomputed(advance, parameters, h) if recompute else advance(parameters, h)
     head = _head(model)
-    return _answer_logps(head, model.model.norm(h), model.args.vocab_size, batch, model.training)
+    tokens = answer_token_logps(head, model.model.norm(h), model.args.vocab_size, batch, model.training)
+    return tokens if per_token else tokens.sum(axis=-1)
 
 
 def plain_logps(
-    model: nn.Module, batch: GroupBatch, *, checkpoint: bool = False, dropout_seed: int | None = None
+    model: nn.Module,
+    batch: GroupBatch,
+    *,
+    checkpoint: bool = False,
+    dropout_seed: int | None = None,
+    per_token: bool = False,
 ) -> mx.array:
-    """The plain scorer: each sequence alone through the model's own forward.  -> (G, R) float32, as `shared_logps`.
+    """The plain scorer: each sequence alone through the model's own forward.  Shapes as `shared_logps`.
 
     checkpoint  recompute each sequence in the backward pass: one sequence's activations at a time.
     """
-    G, R, _ = batch.answer_mask.shape
+    G, R, A = batch.answer_mask.shape
     parameters = model.trainable_parameters()
-
     rows = []
     for g, group in enumerate(batch.groups):
         row = []
@@ -152,9 +176,10 @@ def plain_logps(
                 if dropout_seed is not None:
                     mx.random.seed(dropout_seed + seed)
                 model.update(parameters)
-                logits = model(tokens[None, :-1])[0, -n:]
-                return _token_logps(logits, tokens[-n:]).sum()
+                logps = _token_logps(model(tokens[None, :-1])[0, -n:], tokens[-n:])
+                return mx.pad(logps, (0, A - n)) if per_token else logps.sum()
 
             row.append((mx.checkpoint(alone) if checkpoint else alone)(parameters))
-        rows.append(mx.stack(row + [mx.zeros(())] * (R - len(row))))
+        padding = mx.zeros((A,)) if per_token else mx.zeros(())
+        rows.append(mx.stack(row + [padding] * (R - len(row))))
     return mx.stack(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class EncodedGroup:
     )
 
     def tree(self) -> list[tuple[int, int]]:
-        """(branch, tokens of its tail in common with the branch before it), so ordered that each token of the prefix tree is met once."""
+        """(branch, tokens that its tail shares with the branch before it), so ordered that each token comes once."""
         order = sorted(range(len(self.tails)), key=lambda r: self.tails[r].tolist())
         return [(r, _common(self.tails[order[i - 1]], self.tails[r]) if i else 0) for i, r in enumerate(order)]
 
@@ -55,24 +56,28 @@ class EncodedGroup:
 class GroupBatch:
     """G encoded groups as arrays. R, A, K are the batch's largest sizes; N, M, P, C, T, Q its own or planned ones.
 
-    What branches share from the start is run once: `tokens` has each group's prefix tree in depth-first order, one group after
-    another. Attention sees what lies below a prefix as C blocks, each a question with its answers: a token attends to its
-    group's prefix and, in its block, to what came before it in its own branch. A few tokens that several blocks begin with
-    stand in each of them, and ask in the first. A branch's very last token predicts nothing and is left out.
+    What branches share from the start is run once: `tokens` has each group's prefix tree in depth-first order, one
+    group after another. Attention sees what lies below a prefix as C blocks, each a question with its answers: a token
+    attends to its group's prefix and, in its block, to what came before it in its own branch. The few tokens that
+    several blocks start with are keys in each of them, and queries in the first. A branch's very last token predicts
+    nothing and is left out.
 
-        sequences 1 2 7 4 9, 1 2 7 5 9, 1 2 8 6 9     tokens 1 2 | 7 4 5 | 8 6     positions 0 1 | 2 3 3 | 2 3     block_ends 3 2 3 | 2 2
+        1 2 7 4 9, 1 2 7 5 9, 1 2 8 6 9   # sequences
+        1 2 | 7 4 5 | 8 6                 # tokens: prefix, two blocks
+        0 1 | 2 3 3 | 2 3                 # positions
+              3 2 3 | 2 2                 # block_ends
 
     tokens           (N,)       int32
     positions        (N,)       int32: depth in the tree, the token's position in its own sequence
-    prefix_index     (G, P)     int32: where the prefix's tokens stand in `tokens`
+    prefix_index     (G, P)     int32: where the prefix's tokens are in `tokens`
     prefix_lengths   (G,)       int32
-    block_index      (G, C, T)  int32: where a block's tokens stand in `tokens`
-    block_ends       (G, C, T)  int32: within its block, one past the last token that follows it in any branch; 0 for padding
-    place            (N,)       int32: where a token asks, in the G*P prefix places followed by the G*C*T block places
+    block_index      (G, C, T)  int32: where a block's tokens are in `tokens`
+    block_ends       (G, C, T)  int32: in its block, one past the last token that follows it in a branch; 0 for padding
+    place            (N,)       int32: where a token is a query: the G*P prefix places, then the G*C*T block places
     rows             (M,)       int32: the tokens that predict an answer's token, each once, as places in `tokens`
-    query_rows       (G, C, Q)  int32: which of `rows` ask in a block
-    query_at         (G, C, Q)  int32: and where they stand there
-    row_place        (M,)       int32: where a row stands in the G*C*Q queries
+    query_rows       (G, C, Q)  int32: which of `rows` are queries in a block
+    query_at         (G, C, Q)  int32: and where they are in it
+    row_place        (M,)       int32: where a row is in the G*C*Q queries
     answer_rows      (G, R, A)  int32: which of `rows` predicts the answer's token
     answer_targets   (G, R, A)  int32
     answer_mask      (G, R, A)  float32
@@ -113,7 +118,7 @@ class _Below:
 
     tokens: np.ndarray
     depths: np.ndarray
-    owner: np.ndarray  # (tokens, 2): the block in which a token asks, and its place there
+    owner: np.ndarray  # (tokens, 2): the block in which a token is a query, and its place there
     blocks: list[np.ndarray]
     ends: list[np.ndarray]
     predictors: list[np.ndarray]  # of each branch: the tokens that predict its answer
@@ -128,7 +133,7 @@ def _below(group: EncodedGroup) -> _Below:
     size = 0
     for r, shared in group.tree():
         tail = group.tails[r][:-1]
-        shared = min(shared, len(tail), len(path))  # the branch before may end where this one goes on
+        shared = min(shared, len(tail), len(path))  # the branch before may be a prefix of this one
         new = np.arange(size, size + len(tail) - shared, dtype=np.int32)
         path = np.concatenate([path[:shared], new])
         room = BLOCK_TAILS * max(len(tail), 16)  # one long block would pad all others to its length
@@ -151,94 +156,83 @@ def _below(group: EncodedGroup) -> _Below:
     return _Below(np.concatenate(tokens), np.concatenate(depths), np.concatenate(owner), blocks, ends, predictors)
 
 
+def _blank(
+    groups: Sequence[EncodedGroup], starts: np.ndarray, N: int, P: int, C: int, T: int, M: int, Q: int, A: int
+) -> GroupBatch:
+    """A batch of these sizes, all zeros."""
+    G, R, K = len(groups), max(len(g.tails) for g in groups), max([1, *(len(g.pairs) for g in groups)])
+
+    def ints(*shape: int) -> np.ndarray:
+        return np.zeros(shape, np.int32)
+
+    return GroupBatch(
+        tokens=ints(N),
+        positions=ints(N),
+        prefix_index=ints(G, P),
+        prefix_lengths=np.array([len(g.prefix) for g in groups], np.int32),
+        block_index=ints(G, C, T),
+        block_ends=ints(G, C, T),
+        place=ints(N),
+        rows=ints(M),
+        query_rows=ints(G, C, Q),
+        query_at=ints(G, C, Q),
+        row_place=ints(M),
+        answer_rows=ints(G, R, A),
+        answer_targets=ints(G, R, A),
+        answer_mask=np.zeros((G, R, A), np.float32),
+        chosen_lengths=np.zeros((G, R), np.float32),
+        pairs=ints(G, K, 2),
+        pair_mask=np.zeros((G, K), np.float32),
+        starts=starts,
+        groups=tuple(groups),
+    )
+
+
 def pad_groups(
     groups: Sequence[EncodedGroup], sized: Callable[[int, bool], int] = lambda size, coarse: size
 ) -> GroupBatch:
-    """The groups as one batch, its sizes N, M and, coarsely, P, T, Q, A enlarged by `sized`; see GroupBatch for the shapes."""
+    """The groups as one batch (see GroupBatch); `sized` enlarges its sizes N, M and, coarsely, P, T, Q, A."""
     trees = [_below(g) for g in groups]
     predicting = [np.unique(np.concatenate(t.predictors)) for t in trees]
     in_block = [np.bincount(t.owner[p, 0], minlength=len(t.blocks)) for t, p in zip(trees, predicting, strict=True)]
-    G = len(groups)
-    prefix_lengths = np.array([len(g.prefix) for g in groups], np.int32)
-    starts = np.cumsum(
-        [0, *(len(g.prefix) + len(t.tokens) for g, t in zip(groups, trees, strict=True))], dtype=np.int32
-    )
-    N = sized(int(starts[-1]), False)
-    P = sized(int(prefix_lengths.max()), True)
+    ends = itertools.accumulate(len(g.prefix) + len(t.tokens) for g, t in zip(groups, trees, strict=True))
+    starts = np.array([0, *ends], np.int32)
+    P = sized(max(len(g.prefix) for g in groups), True)
     C = max(len(t.blocks) for t in trees)
     T = sized(max(len(b) for t in trees for b in t.blocks), True)
     M = sized(sum(map(len, predicting)), False)
     Q = sized(int(max(n.max() for n in in_block)), True)
-    R = max(len(g.tails) for g in groups)
     A = sized(max(n for g in groups for n in g.answer_lengths), True)
-    K = max([1, *(len(g.pairs) for g in groups)])
-    tokens = np.zeros(N, np.int32)
-    positions = np.zeros(N, np.int32)
-    place = np.zeros(N, np.int32)
-    prefix_index = np.zeros((G, P), np.int32)
-    block_index = np.zeros((G, C, T), np.int32)
-    block_ends = np.zeros((G, C, T), np.int32)
-    rows = np.zeros(M, np.int32)
-    query_rows = np.zeros((G, C, Q), np.int32)
-    query_at = np.zeros((G, C, Q), np.int32)
-    row_place = np.zeros(M, np.int32)
-    answer_rows = np.zeros((G, R, A), np.int32)
-    answer_targets = np.zeros((G, R, A), np.int32)
-    answer_mask = np.zeros((G, R, A), np.float32)
-    chosen_lengths = np.zeros((G, R), np.float32)
-    pairs = np.zeros((G, K, 2), np.int32)
-    pair_mask = np.zeros((G, K), np.float32)
-    at = row = 0
+    b = _blank(groups, starts, sized(int(starts[-1]), False), P, C, T, M, Q, A)
+    row = 0
     for g, (group, tree, predicts) in enumerate(zip(groups, trees, predicting, strict=True)):
-        p = len(group.prefix)
+        p, at, end = len(group.prefix), int(starts[g]), int(starts[g + 1])
         below = at + p
-        prefix_index[g, :p] = np.arange(at, below)
-        tokens[at:below], positions[at:below], place[at:below] = group.prefix, np.arange(p), g * P + np.arange(p)
-        at = below + len(tree.tokens)
-        tokens[below:at], positions[below:at] = tree.tokens, p + tree.depths
-        place[below:at] = G * P + (g * C + tree.owner[:, 0]) * T + tree.owner[:, 1]
-        for c, (block, end) in enumerate(zip(tree.blocks, tree.ends, strict=True)):
-            block_index[g, c, : len(block)], block_ends[g, c, : len(block)] = below + block, end
-            asking = np.flatnonzero(tree.owner[predicts, 0] == c)
-            query_rows[g, c, : len(asking)], query_at[g, c, : len(asking)] = (
-                row + asking,
-                tree.owner[predicts[asking], 1],
-            )
-            row_place[row + asking] = (g * C + c) * Q + np.arange(len(asking))
-        rows[row : row + len(predicts)] = below + predicts
+        b.prefix_index[g, :p] = np.arange(at, below)
+        b.tokens[at:below], b.positions[at:below] = group.prefix, np.arange(p)
+        b.place[at:below] = g * P + np.arange(p)
+        b.tokens[below:end], b.positions[below:end] = tree.tokens, p + tree.depths
+        b.place[below:end] = len(groups) * P + (g * C + tree.owner[:, 0]) * T + tree.owner[:, 1]
+        for c, (block, block_end) in enumerate(zip(tree.blocks, tree.ends, strict=True)):
+            b.block_index[g, c, : len(block)], b.block_ends[g, c, : len(block)] = below + block, block_end
+            queries = np.flatnonzero(tree.owner[predicts, 0] == c)
+            b.query_rows[g, c, : len(queries)] = row + queries
+            b.query_at[g, c, : len(queries)] = tree.owner[predicts[queries], 1]
+            b.row_place[row + queries] = (g * C + c) * Q + np.arange(len(queries))
+        b.rows[row : row + len(predicts)] = below + predicts
         for r, (tail, predictor) in enumerate(zip(group.tails, tree.predictors, strict=True)):
             n = len(predictor)
-            answer_rows[g, r, :n] = row + np.searchsorted(predicts, predictor)
-            answer_targets[g, r, :n] = tail[len(tail) - n :]
-            answer_mask[g, r, :n] = 1
+            b.answer_rows[g, r, :n] = row + np.searchsorted(predicts, predictor)
+            b.answer_targets[g, r, :n] = tail[len(tail) - n :]
+            b.answer_mask[g, r, :n] = 1
         row += len(predicts)
-        pairs[g, : len(group.pairs)] = group.pairs
-        pair_mask[g, : len(group.pairs)] = 1
+        b.pairs[g, : len(group.pairs)] = group.pairs
+        b.pair_mask[g, : len(group.pairs)] = 1
         chosen = group.pairs[:, 0] if len(group.pairs) else np.arange(len(group.tails))
         if group.targets is not None:
             chosen = np.array(group.targets)
-        chosen_lengths[g, chosen] = np.array(group.answer_lengths)[chosen]
-    return GroupBatch(
-        tokens,
-        positions,
-        prefix_index,
-        prefix_lengths,
-        block_index,
-        block_ends,
-        place,
-        rows,
-        query_rows,
-        query_at,
-        row_place,
-        answer_rows,
-        answer_targets,
-        answer_mask,
-        chosen_lengths,
-        pairs,
-        pair_mask,
-        starts,
-        tuple(groups),
-    )
+        b.chosen_lengths[g, chosen] = np.array(group.answer_lengths)[chosen]
+    return b
 
 
 def planned(size: int, coarse: bool = False) -> int:
@@ -277,7 +271,10 @@ BATCH_TOKENS = 8192  # shared ones once; more in one piece is no faster anywhere
 
 
 def by_length(groups: Sequence[EncodedGroup], batch_size: int, tokens: int = BATCH_TOKENS) -> Iterator[np.ndarray]:
-    """Indices of micro-batches of like groups, at most `batch_size` of them and, beyond the first, `tokens`. Every group is in exactly one."""
+    """Indices of micro-batches of groups of similar length; every group is in exactly one.
+
+    A micro-batch has at most `batch_size` groups, and more than one only within `tokens`.
+    """
     order = sorted(range(len(groups)), key=lambda i: (len(groups[i].tails), len(groups[i].prefix), i))
     batch: list[int] = []
     total = 0

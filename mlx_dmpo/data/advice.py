@@ -39,7 +39,7 @@ def advice(h: Histories, rule: LikedRule, settings: PrepareSettings, titles: int
         if number > now:
             return f"{sides}; --negatives popularity --min-disliked 0 makes {number:,} of {users:,} eligible"
         return f"{sides}; no single change helps: users rated too little; lower --min-liked and --min-disliked together"
-    return f"{sides}; no single change helps: add --catalogue FILE, titles that nobody here met, to draw negatives from"
+    return f"{sides}; add --catalogue FILE, further titles to draw negatives from"
 
 
 def _changes(h: Histories, rule: LikedRule, s: PrepareSettings) -> Iterator[tuple[str, Histories, PrepareSettings]]:

@@ -12,13 +12,28 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from ..errors import UserError
+from ..machine import files
+from ..machine.run_directory import MANIFEST
 from ..prompts.pairwise import DOMAINS, Domain
 from ..records import Example, PreferenceGroup, RankingExample
 from . import formats
+from .guess import ratings_beside
 from .rows import SPLITS, has_split
+from .titles import without_hidden
 
-SHOWN = 5  # rows named by a finding
+SHOWN = 3  # rows that a finding names on the terminal; --json has all of them
+
+
+ALIKE = 0.8  # share of the shorter history's titles from which two histories are one user's at two times
+
+
+TWO_STAGES = "right for two training stages, wrong for an unseen test"
+
+
+NOTHING_THERE = "holds no train.jsonl, valid.jsonl or test.jsonl: name a prepared directory or a data file"
 
 
 COMMON_ENOUGH = 20  # titles below which two files need not have one in common
@@ -34,11 +49,18 @@ class Finding:
     level: str
     what: str
     count: int = 0
-    rows: tuple[str, ...] = ()  # the first SHOWN of them
+    rows: tuple[str, ...] = ()
 
     def line(self) -> str:
-        rows = f"  ({', '.join(self.rows)}{', …' if self.count > len(self.rows) else ''})" if self.rows else ""
+        more = len(self.rows) - SHOWN
+        rest = f" and {more} more, listed by --json" if more > 0 else ""
+        rows = f"  ({', '.join(self.rows[:SHOWN])}{rest})" if self.rows else ""
         return f"{self.level}: {self.what}{rows}"
+
+
+def short(text: str, length: int = 60) -> str:
+    """A text for a message: escaped, and cut where it is long."""
+    return ascii(text if len(text) <= length else f"{text[: length - 3]}...")
 
 
 @dataclass(frozen=True)
@@ -48,17 +70,50 @@ class Part:
     name: str
     loaded: formats.DataFile | None
     bad: tuple[str, ...]
+    prepared: str = ""  # the prepared directory that it is a split of
+    by_time: bool = False  # the directory's splits are parts of each user's time: users stand in all of them
+
+
+def manifest_of(data: str | Path) -> Mapping[str, Any]:
+    """The settings that a prepared directory was made with; {} where there are none."""
+    path = Path(data) / MANIFEST
+    if not path.is_file():
+        return {}
+    whole = files.read_json(path)
+    config = whole.get("config") if isinstance(whole, dict) else None
+    if not isinstance(config, dict):
+        return {}
+    return {
+        **config,
+        "split": whole.get("split") or config.get("split"),
+    }  # where it was left to prepare, prepare says it
+
+
+def own_domains(data: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The wording of domains that prepared directories were made with. Raises UserError where two of them differ."""
+    found: dict[str, dict[str, str]] = {}
+    for name in data:
+        worded = manifest_of(name).get("domains")
+        for domain, wording in (worded if isinstance(worded, dict) else {}).items():
+            if found.setdefault(domain, wording) != wording:
+                raise UserError(
+                    f'{name}: words the domain "{domain}" in another way than the directories before it: check them apart'
+                )
+    return found
 
 
 def read_parts(data: Sequence[str], domains: Mapping[str, Domain] = DOMAINS, domain: str = "") -> list[Part]:
-    """A directory's or hub data set's splits, or a file, of each name. Raises UserError where there is nothing to read at all."""
+    """A directory's or hub data set's splits, or a file, of each name.
+
+    Raises UserError where there is nothing to read at all.
+    """
     parts = []
     for name in data:
         splits = [split for split in SPLITS if has_split(name, split)]
         if not splits and Path(name).is_dir():
-            raise UserError(
-                f"{name}: holds no train.jsonl, valid.jsonl or test.jsonl: name a prepared directory or a data file"
-            )
+            raise UserError(f"{name}: {ratings_beside(Path(name)) or NOTHING_THERE}")
+        prepared = name if manifest_of(name) else ""
+        by_time = manifest_of(name).get("split") == "time"
         for split in splits or ["train"]:
             told: list[str] = []
             loaded, failed = None, []
@@ -68,19 +123,20 @@ def read_parts(data: Sequence[str], domains: Mapping[str, Domain] = DOMAINS, dom
                 failed = [str(error)]
             bad = [message.removeprefix("left out: ") for message in told if message.startswith("left out: ")]
             bad = bad or failed
-            parts.append(Part(loaded.name if loaded else f"{name} ({split})" if splits else name, loaded, tuple(bad)))
+            called = loaded.name if loaded else f"{name} ({split})" if splits else name
+            parts.append(Part(called, loaded, tuple(bad), prepared, by_time))
     return parts
 
 
 def _finding(level: str, what: str, rows: Sequence[str]) -> Iterator[Finding]:
     """One finding that begins with the number of rows; none where no row is concerned."""
     if rows:
-        yield Finding(level, f"{len(rows)} {what}", len(rows), tuple(dict.fromkeys(rows))[:SHOWN])
+        yield Finding(level, f"{len(rows)} {what}", len(rows), tuple(dict.fromkeys(rows)))
 
 
 def _invisible(text: str) -> bool:
-    """Whether it holds control or format characters; white space is not among them."""
-    return not text.isprintable() and any(not c.isprintable() and not c.isspace() for c in text)
+    """Whether it holds control or invisible characters that `prepare` would take out."""
+    return without_hidden(text) != text
 
 
 def titles_of(example: RankingExample) -> tuple[str, ...]:
@@ -98,7 +154,7 @@ def check_rows(part: Part) -> Iterator[Finding]:
     for message in part.bad[:SHOWN]:
         yield Finding(ERROR, message, 1)
     if len(part.bad) > SHOWN:
-        yield Finding(ERROR, f"{len(part.bad)} rows of {part.name} cannot be read in all", len(part.bad))
+        yield Finding(ERROR, f"{len(part.bad)} rows of {part.name} cannot be read in all", len(part.bad), part.bad)
     for reason, n in (part.loaded.unconvertible if part.loaded else {}).items():
         yield Finding(NOTE, f"{n} rows of {part.name} hold no ranking pair: {reason}", n)
 
@@ -119,7 +175,7 @@ def check_titles(examples: Sequence[RankingExample]) -> Iterator[Finding]:
     for what, wrong in faults:
         found = [title for title in where if wrong(title)]
         if found:
-            yield from _finding(WARNING, what.format(ascii(found[0])), [where[t] for t in found])
+            yield from _finding(WARNING, what.format(short(found[0])), [where[t] for t in found])
 
 
 def check_pairs(examples: Sequence[RankingExample]) -> Iterator[Finding]:
@@ -183,7 +239,8 @@ def check_structure(name: str, examples: Sequence[Example]) -> Iterator[Finding]
 
 
 def check_text(name: str, groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
-    """Preferences in free text: repeated pairs, control characters, answers that differ in white space, a length that tells the answer."""
+    """Preferences in free text: repeated pairs, control characters, answers that differ in white space, a length that tells
+    the answer."""
     seen: set[tuple[str, str, str]] = set()
     twice, control, same = [], [], []
     longer = pairs = 0
@@ -209,16 +266,46 @@ def check_text(name: str, groups: Sequence[PreferenceGroup]) -> Iterator[Finding
         yield Finding(WARNING if biased else NOTE, what + (": length alone tells it" if biased else ""), pairs)
 
 
+def same_user(first: Sequence[RankingExample], second: Sequence[RankingExample]) -> list[str]:
+    """Sources of those of `second` whose history shares ALIKE of the shorter one's titles, and at least two, with one of `first`."""
+    histories = list(dict.fromkeys((e.domain, frozenset(e.history)) for e in first))
+    sizes = np.array([len(titles) for _, titles in histories])
+    where: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for n, (domain, titles) in enumerate(histories):
+        for title in titles:
+            where[domain, title].append(n)
+    index = {key: np.array(found) for key, found in where.items()}
+    again: list[str] = []
+    known: dict[tuple[str, frozenset[str]], bool] = {}
+    for e in second:
+        key = (e.domain, frozenset(e.history))
+        if key not in known:
+            found = [index[e.domain, title] for title in key[1] if (e.domain, title) in index]
+            common = np.bincount(np.concatenate(found), minlength=len(sizes)) if found else np.zeros(len(sizes))
+            known[key] = bool(((common >= 2) & (common >= ALIKE * np.minimum(sizes, len(key[1])))).any())
+        if known[key]:
+            again.append(e.source)
+    return again
+
+
 def check_overlap(a: Part, b: Part) -> Iterator[Finding]:
     """Users, prompts and pairs that stand in both; titles that only look different."""
     assert a.loaded and b.loaded
     first, second = a.loaded.examples, b.loaded.examples
     users = {e.user for e in first}
-    derived = all(e.user.startswith(("history-", "prompt-")) for e in (*first, *second))
+    derived = all(e.user.startswith(("history-", "prompt-", "tallrec-")) for e in (*first, *second))
     what = "history" if derived and a.loaded.ranking else "prompt" if derived else "user"
     shared = [e.source for e in second if e.user in users]
-    told = f"groups of {b.name} have a {what} that stands in {a.name} too: right for two training stages, wrong for an unseen test"
-    yield from _finding(WARNING, told, shared)
+    told = f"groups of {b.name} have a {what} that stands in {a.name} too"
+    if a.by_time and a.prepared == b.prepared:
+        yield from _finding(NOTE, f"{told}: the splits are parts of each user's time", shared)
+    elif derived and a.loaded.ranking and b.loaded.ranking:  # no ids: a user may come again with a longer history
+        again = set(same_user(first, second)) | set(shared)
+        told = f"groups of {b.name} share {ALIKE:.0%} of the shorter history or more with a group of {a.name}"
+        whole = f"{len(shared)} of them the whole history; the same user, one window on, is"
+        yield from _finding(WARNING, f"{told} ({whole} {TWO_STAGES})", [e.source for e in second if e.source in again])
+    else:
+        yield from _finding(WARNING, f"{told}: {TWO_STAGES}", shared)
     if not (a.loaded.ranking and b.loaded.ranking):
         return
     pairs = {(e.history, e.positive, n) for e in first for n in e.negatives}
@@ -229,7 +316,8 @@ def check_overlap(a: Part, b: Part) -> Iterator[Finding]:
         for e in examples:
             titles[e.domain][side].update(titles_of(e))
     for domain, (left, right) in titles.items():
-        if left and right:
+        # parts of one person's time need not have a title in common
+        if left and right and not (a.by_time and a.prepared == b.prepared):
             yield from _check_spelling(a.name, b.name, domain, left, right)
 
 
@@ -244,7 +332,8 @@ def _check_spelling(a: str, b: str, domain: str, left: set[str], right: set[str]
         example = only_loosely[0]
         yield Finding(
             WARNING,
-            f"{told}, {len(only_loosely)} more only in another spelling ({example!a} there {by_key[loose(example)]!a}): write titles alike in both",
+            f"{told}, {len(only_loosely)} more only in another spelling "
+            f"({short(example)} there {short(by_key[loose(example)])}): write titles alike in both",
             len(only_loosely),
         )
     elif not exact and min(len(left), len(right)) >= COMMON_ENOUGH:

@@ -64,24 +64,24 @@ def convert(file: str, settings: ConvertSettings, command: str, notice: Callable
     splits = split_users(read["train"], valid, test, settings.seed) | {
         s: examples for s, examples in read.items() if s != "train"
     }
-    run = run_directory.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out")
-    for name, split in ((n, s) for s, n in given.items() if n):
-        if path := data_file(name, split):
-            run.input(path)
-        run.inputs |= hub_inputs(name, split)
-    facts = {}
-    for split, examples in splits.items():
-        text = "".join(json.dumps(e.to_json(), ensure_ascii=False) + "\n" for e in examples)
-        (run.path / f"{split}.jsonl").unlink(missing_ok=True)
-        if examples:  # an empty file would be no split
-            files.write_text(run.path / f"{split}.jsonl", text)
-        facts[split] = {
-            "examples": len(examples),
-            "users": len({e.user for e in examples}),
-            "pairs": sum(len(e.negatives) for e in examples),
-        }
-        print(
-            f"{split + '.jsonl':<12} {facts[split]['examples']} examples, {facts[split]['users']} users, {facts[split]['pairs']} pairs"
-        )
-    run.finish("cpu", splits=facts)
-    return run.path
+    with run_directory.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out") as run:
+        for name, split in ((n, s) for s, n in given.items() if n):
+            if path := data_file(name, split):
+                run.input(path)
+            run.inputs |= hub_inputs(name, split)
+        facts = {}
+        for split, examples in splits.items():
+            text = "".join(json.dumps(e.to_json(), ensure_ascii=False, allow_nan=False) + "\n" for e in examples)
+            (run.path / f"{split}.jsonl").unlink(missing_ok=True)
+            if examples:  # an empty file would be no split
+                files.write_text(run.path / f"{split}.jsonl", text)
+            facts[split] = {
+                "examples": len(examples),
+                "users": len({e.user for e in examples}),
+                "pairs": sum(len(e.negatives) for e in examples),
+            }
+            print(
+                f"{split + '.jsonl':<12} {facts[split]['examples']} examples, {facts[split]['users']} users, {facts[split]['pairs']} pairs"
+            )
+        run.finish("cpu", splits=facts)
+        return run.path

@@ -96,6 +96,7 @@ class Rankings:
     time: np.ndarray | None = None
     per_second: float | None = None
     rated: bool = True
+    dropped: Counter[str] = field(default_factory=Counter)  # user -> positives without a negative, filled on the way
 
     def of_user(self, user: int) -> dict[str, list[tuple[RankingExample, bool]]]:
         """A user's examples, oldest first, each with whether scores chose its negatives.
@@ -141,8 +142,10 @@ class Rankings:
         self, user: int, positives: Sequence[int], places: slice, end: int
     ) -> list[tuple[RankingExample, bool]]:
         disliked = self._disliked(user, places)
-        made = (self._example(user, p, places, disliked, end) for p in positives)
-        return [(example, scored) for example, scored in made if example.negatives]
+        made = [self._example(user, p, places, disliked, end) for p in positives]
+        kept = [(example, scored) for example, scored in made if example.negatives]
+        self.dropped[self.histories.users[user]] += len(made) - len(kept)
+        return kept
 
     def _example(
         self, user: int, place: int, places: slice, of_user: np.ndarray, end: int

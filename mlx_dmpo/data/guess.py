@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-USERS = re.compile(r"(user|reviewer|customer|member|profile|account)(s|name|_?id)?|uid|reviewerid|user_id:token", re.I)
+USERS = re.compile(
+    r"(user|reviewer|customer|member|profile|account)(s|name|[-_ ]?id)?|uid|reviewerid|user_id:token", re.I
+)
 
 
 ITEMS = re.compile(
     r"(movie|film|item|book|song|track|artist|game|anime|product|parent_asin|title|name|isbn|asin|app|show)"
-    r"(s|_?id|_?name)?|iid|mid|item_id:token",
+    r"(s|[-_ ]?id|[-_ ]?name)?|iid|mid|item_id:token",
     re.I,
 )
 
@@ -44,7 +46,7 @@ FILES = (
 
 
 def _advice(path: Path, source: str, what: str) -> str:
-    out = shlex.quote(f"data/{path.stem or source}")
+    out = shlex.quote(f"data/{path.name.split('.')[0] or source}")
     return (
         f"holds ratings ({what}), not training rows: make them first with "
         f"`mlx-dmpo prepare {source} {shlex.quote(str(path))} --out {out}`, then give --data {out}"

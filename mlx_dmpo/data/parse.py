@@ -10,6 +10,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,9 @@ def parse(path: Path, content: bytes) -> Rows:
     text = _decode(path, content)
     if not text.strip():
         raise UserError(f"{path}: is empty: give at least one row")
+    text = re.sub(
+        r"\Asep=[^\w\s]?\t?\r?\n", "\n", text, flags=re.I
+    )  # Excel's line about the separator; lines keep their numbers
     if suggestion := guess.ratings_in(path, text[: 1 << 16]):
         raise UserError(f"{path}: {suggestion}")
     rows = _json_rows(path, text) if _is_json(text) else _csv_rows(path, text)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..config import MovielensSettings, PrepareSettings
 from ..errors import UserError
 from ..machine import files, run_directory
+from ..machine.progress import Progress, track
 from ..report import charts
 from . import splits, summary
 from .advice import advice, extreme
@@ -116,7 +116,7 @@ def _domain(
 ) -> Domain:
     """One source's ratings as examples. Raises UserError where a split stays empty, with what would fill it."""
     ratings = _rated(ratings, settings)
-    with tqdm(total=4, desc=f"{name}: titles, order, split", unit="step", disable=None) as bar:
+    with Progress(4, f"{name}: titles, order, split", "step") as bar:
         titles = catalogue(ratings.interactions.items, ratings.titles, settings.title_articles, settings.title_years)
         bar.update()
         rule, order = splits.liked_rule(settings, ratings), splits.choose_order(settings, ratings)
@@ -154,10 +154,15 @@ def _domain(
     told = [*ratings.notes, *([further[1]] if further else [])]
     told += summary.notes(bad, titles, histories, examples, scored if scores else None)
     told += _short(examples, wanted, settings)
+    if rankings.dropped.total():
+        told.append(
+            f"{rankings.dropped.total():,} liked items are no positive: no negative from the same part of the time"
+        )
     ids = [*titles.ids, *([] for _ in rankings.titles[len(titles.titles) :])]
     return Domain(
         name,
         ratings.name,
+        settings.split,
         ratings.files,
         summary.rules(rule, order, settings, bool(histories.liked.all())),
         told,
@@ -270,35 +275,37 @@ def _write(
             f'--train-domains and --test-domains: "{unknown[0]}" is no domain here: there are '
             f"{', '.join(d.name for d in domains)}"
         )
-    run = run_directory.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out")
-    run.started = started
     try:
-        for split in SPLITS:
-            _write_rows(run.path / f"{split}.jsonl", (e.to_json() for d in domains for e in d.examples[split]))
-        _write_rows(run.path / "items.jsonl", (item for d in domains for item in d.items))
-        _write_rows(run.path / "users.jsonl", (user for d in domains for user in d.users))
-        charts.plot_preparation({d.name: d.charts for d in domains}, run.path / "summary.png")
-        for name, file in tqdm(
-            [(d.name, file) for d in domains for file in d.files], desc="hash the inputs", unit="file", disable=None
-        ):
-            run.inputs[f"{name}/{file.name}"] = files.sha256(file)
-        for read in [scores.path] if scores else []:
-            run.input(read)
-        if settings.catalogue:
-            path = Path(settings.catalogue)
-            run.input(path / "items.jsonl" if path.is_dir() else path)
-        found = {d.name: {"source": d.source, "rules": d.rules, "notes": d.notes, "counts": d.counts} for d in domains}
-        run.finish("cpu", domains=found)
+        with run_directory.RunDirectory(
+            settings.out, command, settings, overwrite=settings.overwrite, flag="--out"
+        ) as run:
+            run.started = started
+            for split in SPLITS:
+                _write_rows(run.path / f"{split}.jsonl", (e.to_json() for d in domains for e in d.examples[split]))
+            _write_rows(run.path / "items.jsonl", (item for d in domains for item in d.items))
+            _write_rows(run.path / "users.jsonl", (user for d in domains for user in d.users))
+            charts.plot_preparation({d.name: d.charts for d in domains}, run.path / "summary.png")
+            for name, file in track([(d.name, file) for d in domains for file in d.files], "hash the inputs", "file"):
+                run.inputs[f"{name}/{file.name}"] = files.sha256(file)
+            for read in [scores.path] if scores else []:
+                run.input(read)
+            if settings.catalogue:
+                path = Path(settings.catalogue)
+                run.input(path / "items.jsonl" if path.is_dir() else path)
+            found = {
+                d.name: {"source": d.source, "rules": d.rules, "notes": d.notes, "counts": d.counts} for d in domains
+            }
+            run.finish("cpu", domains=found, split="time" if any(d.split == "time" for d in domains) else "user")
     except OSError as error:
         raise UserError(
-            f"{run.path}: cannot be written ({error.strerror or error}): free some space or name another --out"
+            f"{settings.out}: cannot be written ({error.strerror or error}): free some space or name another --out"
         ) from None
     return run.path
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """A JSON lines file; none where there are no rows, and what stood there goes."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     if text:
         files.write_text(path, text)
     else:

@@ -73,7 +73,7 @@ def _file(users: Sequence[_User], negatives: int, both: bool, title: Callable[[s
             instruction = pair_prompt(example, negative, draw.random() < 0.5, DOMAINS["movie"])
             chosen, rejected = ranking_answer(positive, negative), ranking_answer(negative, positive)
             rows.append({"instruction": instruction, "input": "", "output": [chosen, rejected] if both else chosen})
-    return json.dumps(rows)
+    return json.dumps(rows, allow_nan=False)
 
 
 def released_files(
@@ -122,11 +122,13 @@ def write_release(path: Path, settings: MovielensSettings, command: str) -> list
         raise UserError(
             f"{file}: no more than {TRAIN_USERS} eligible users: the recipe is for the whole of MovieLens-1M"
         )
-    run = run_directory.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out")
-    for name, text in texts.items():
-        files.write_text(run.path / name, text)
-    for source in (file, movies):
-        run.input(source)
-    run.finish("cpu", recipe="dmpo-release", left_out=dict(bad.counts))
-    told = [f"{reason}: {count:,} rows left out (first: {bad.first[reason]})" for reason, count in bad.counts.items()]
-    return [*told, *(f"wrote {run.path / name}" for name in texts)]
+    with run_directory.RunDirectory(settings.out, command, settings, overwrite=settings.overwrite, flag="--out") as run:
+        for name, text in texts.items():
+            files.write_text(run.path / name, text)
+        for source in (file, movies):
+            run.input(source)
+        run.finish("cpu", recipe="dmpo-release", left_out=dict(bad.counts))
+        told = [
+            f"{reason}: {count:,} rows left out (first: {bad.first[reason]})" for reason, count in bad.counts.items()
+        ]
+        return [*told, *(f"wrote {run.path / name}" for name in texts)]

@@ -29,6 +29,7 @@ class Domain:
 
     name: str
     source: str
+    split: str  # user or time
     files: list[Path]
     rules: list[str]
     notes: list[str]
@@ -192,17 +193,23 @@ def charts(h: splits.Histories, popularity: np.ndarray, examples: dict[str, list
     }
 
 
+def people(number: int, width: int = 0) -> str:
+    """ "1 user", "12 users"."""
+    return f"{number:>{width},} user{'' if number == 1 else 's'}"
+
+
 def lines(domains: Sequence[Domain]) -> Iterator[str]:
     """What was read, every rule, and how much training will see."""
     for d in domains:
         c = d.counts
         yield f"{d.name}: {d.source}"
         share = c["liked"] / max(1, c["ratings_used"])
-        yield f"  {c['ratings']:,} ratings of {c['titles']:,} titles by {c['users']:,} users; {share:.0%} liked"
+        yield f"  {c['ratings']:,} ratings of {c['titles']:,} titles by {people(c['users'])}; {share:.0%} liked"
         yield from (f"  note: {note}" for note in d.notes)
         yield from (f"  rule: {rule}" for rule in d.rules)
         unfit = ", ".join(f"{n:,} {reason}" for reason, n in c["users_unfit"].items())
-        yield f"  {c['users_eligible']:,} users are eligible{f'; not: {unfit}' if unfit else ''}"
+        are = "is" if c["users_eligible"] == 1 else "are"
+        yield f"  {people(c['users_eligible'])} {are} eligible{f'; not: {unfit}' if unfit else ''}"
         for split, n in c["examples"].items():
             if n:
                 h = c["history"][split]
@@ -210,10 +217,10 @@ def lines(domains: Sequence[Domain]) -> Iterator[str]:
                     f"{k} ({times:,}x)" if len(c["negatives"][split]) > 1 else str(k)
                     for k, times in c["negatives"][split].items()
                 )
-                people = len({e.user for e in d.examples[split]})
-                several = f", {n:,} examples" if n != people else ""
+                users = len({e.user for e in d.examples[split]})
+                several = f", {n:,} examples" if n != users else ""
                 yield (
-                    f"  {split:<5} {people:>5,} users{several}  history {h['min']} to {h['max']}, median {h['median']:g}"
+                    f"  {split:<5} {people(users, 5)}{several}  history {h['min']} to {h['max']}, median {h['median']:g}"
                     f"  k = {k}"
                 )
         if c["users_left_over"]:

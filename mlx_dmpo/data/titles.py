@@ -28,7 +28,21 @@ _YEAR = re.compile(r"\s*\(\d{4}(?:-\d{0,4})?\)$")
 _ANGLES = str.maketrans("<>", "‹›")  # else "> " inside a title would end it: the prompt writes <Title:...>
 
 
-_JOINERS = "\u200c\u200d"  # format characters that Persian, Indic scripts and emoji are spelt with
+# Format characters that belong to the spelling: joiners (Persian, Indic scripts, emoji), number marks (Arabic, Syriac),
+# the tags of a flag such as Scotland's.
+_SPELT = re.compile("[\u200c\u200d\u0600-\u0605\u06dd\u070f\u08e2]|\U0001f3f4[\U000e0020-\U000e007e]{1,8}\U000e007f")
+
+
+def without_hidden(text: str) -> str:
+    """The text without control and invisible characters; white space stays, and so does what a script or an emoji is spelt with.
+
+    Characters that Python's tables do not know stay, so that a title does not depend on the version of Python.
+    """
+    if text.isprintable():
+        return text
+    spelt = {n for m in _SPELT.finditer(text) for n in range(*m.span())}
+    hidden = ("Cc", "Cf", "Cs", "Co")
+    return "".join(c for n, c in enumerate(text) if n in spelt or c.isspace() or unicodedata.category(c) not in hidden)
 
 
 def normalise(title: str, articles: bool = True, years: bool = True) -> str:
@@ -37,20 +51,19 @@ def normalise(title: str, articles: bool = True, years: bool = True) -> str:
     articles  "Sixth Sense, The (1999)" -> "The Sixth Sense (1999)", also within the brackets of another language's title
     years     False drops the year that ends the title
     """
-    while (plain := html.unescape(title)) != title:  # "&amp;amp;" is seen in the wild
-        title = plain
-    title = "".join(
-        c
-        for c in unicodedata.normalize("NFC", title)
-        if c.isspace() or c in _JOINERS or unicodedata.category(c)[0] != "C"
-    )
-    title = " ".join(title.split())
+    title, before = _clean(title), title
+    while title != before:  # "&amp;amp;" is seen in the wild, and a control character may hide an entity
+        title, before = _clean(title), title
     title = title.translate(_ANGLES)
     if not years:
         title = _YEAR.sub("", title)
     if articles:
         title = _ARTICLE.sub(lambda m: f"{m[1]}{m[3]}{'' if m[3].endswith(chr(39)) else ' '}{m[2]}", title)
-    return title
+    return " ".join(title.split())
+
+
+def _clean(title: str) -> str:
+    return " ".join(without_hidden(unicodedata.normalize("NFC", html.unescape(title))).split())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ from ..config import EvaluateSettings
 from ..errors import UserError
 from ..machine.console import notice
 from ..records import Example, RankingExample
-from ..scores import Scorer
+from ..scores import Scorer, check_finite
 from .facts import Facts, catalogue
 from .ranking import copeland
 
@@ -51,7 +51,8 @@ def _draw(
 
 
 def candidate_examples(settings: EvaluateSettings, examples: Sequence[Example], facts: Facts) -> list[RankingExample]:
-    """The examples with their candidates as negatives. Raises UserError for free text, and where there are too few titles.
+    """The examples with their candidates as negatives. Raises UserError for free text, and where there are too few
+    titles.
 
     Every draw is a function of --seed and the example's place, so that --limit does not change it.
     """
@@ -96,7 +97,8 @@ class Ranker:
 
     @classmethod
     def of(cls, scorer: Scorer, examples: Sequence[RankingExample]) -> Ranker:
-        """Asks the scorer for one pair of the first example, to see whether it scores candidates or only compares them."""
+        """Scores one pair of the first example, to see whether the scorer scores candidates or only compares
+        them."""
         first = replace(examples[0], negatives=examples[0].negatives[:1])
         if next(iter(scorer.score([first]))).items is not None:
             return cls(scorer, "scores")
@@ -124,7 +126,7 @@ class Ranker:
         for scores in self.scorer.score(examples):
             if scores.items is None:
                 raise UserError(f"{self.scorer.name}: scores candidates of some examples only: report this scorer")
-            yield _place(scores.items)
+            yield _place(check_finite(scores, self.scorer.name).items)  # type: ignore[arg-type]
 
     def _by_pairs(self, examples: Sequence[RankingExample]) -> Iterator[tuple[int, int]]:
         parts: list[RankingExample] = []
@@ -136,7 +138,7 @@ class Ranker:
                 parts += [
                     replace(e, positive=titles[i], negatives=rest[s : s + PAIRS]) for s in range(0, len(rest), PAIRS)
                 ]
-        margins = np.concatenate([scores.margins for scores in self.scorer.score(parts)])
+        margins = np.concatenate([check_finite(s, self.scorer.name).margins for s in self.scorer.score(parts)])
         ends = np.cumsum([0] + [sum(1 for _ in _pairs(len(e.negatives) + 1, self.how)) for e in examples])
         for e, start, end in zip(examples, ends[:-1], ends[1:], strict=True):
             table = np.zeros((len(e.negatives) + 1,) * 2)

@@ -62,7 +62,8 @@ class Common:
 
 def _pair_values(entry: Entry, keys: Sequence[Key]) -> Mean:
     margins = entry.margins(keys)
-    return {"pair_accuracy": metrics.wins(margins).mean(axis=0), "mean_margin": margins.mean(axis=0)}
+    found = {"pair_accuracy": metrics.wins(margins).mean(axis=0)}
+    return found | {"mean_margin": margins.mean(axis=0)} if entry.nats else found
 
 
 def _candidate_values(entry: Entry, keys: Sequence[Key]) -> Mean:
@@ -79,6 +80,7 @@ def _differences(
         (a, b, metric, bootstrap.mean(values[a][metric] - values[b][metric]))
         for a, b in itertools.combinations(range(len(found)), 2)
         for metric in values[a]
+        if metric in values[b]
     ]
     bootstrap.run()
     for a, b, metric, statistic in statistics:
@@ -189,17 +191,20 @@ def compare(
     unique = list(dict.fromkeys(directories))
     found = entries(unique, naming.short_names(unique))
     rows = list(found[0].runs[0].values())
-    found += [Entry(name, (keyed(trivial(name, rows)),)) for name in dict.fromkeys(against)]
+    found += [Entry(name, (keyed(trivial(name, rows)),), nats=False) for name in dict.fromkeys(against)]
     return compare_entries(found, resamples=resamples, seed=seed)
 
 
 def for_report(directories: Sequence[Path]) -> dict[str, Any]:
-    """What the report page adds to its evaluations: differences, and metrics of the trivial rankers on the same pairs."""
+    """What the report page adds to its evaluations: differences, and metrics of the trivial rankers on the same
+    pairs."""
     unique = list(dict.fromkeys(directories))
     found = entries(unique, naming.short_names(unique))
     rows = list(found[0].runs[0].values())
     against = [name for name in TRIVIAL if _has_opinion(name, rows)]
     baselines = {name: metrics.ranking_metrics(trivial(name, rows), resamples=1000) for name in against}
+    for measured in baselines.values():
+        measured["mean_margin"] = {"value": None}  # counts, or ±1: no nats
     try:
         together = compare_entries(found, resamples=1000) if 1 < len(found) <= 12 else None
     except UserError:  # no example in common: tables and charts stand side by side without a comparison

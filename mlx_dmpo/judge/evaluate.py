@@ -1,7 +1,7 @@
 """Ranking evaluation: examples -> a Scorer -> scores.jsonl -> metrics.json, with whatever else was asked for.
 
 Every pair is scored in both printed orders, each with both answers. Preferences in free text have one prompt, as it is:
-no printed order, and no number that speaks of one.
+no printed order, and no number about orders.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from ..machine import console, files, memory, run_directory, trained_on
 from ..machine.ranks import world
 from ..model import device
 from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
-from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..records import Example, RankingExample
 from ..report import charts
-from ..scores import Scorer
+from ..scores import Scorer, check_finite
 from . import candidates, generation, metrics, ranking
 from .facts import Facts, load_facts
 from .progress import PROGRESS, claim, rows_in_chunks
@@ -64,12 +63,12 @@ def output_directory(settings: EvaluateSettings) -> Path:
 
 def read_examples(settings: EvaluateSettings) -> list[Example]:
     """The examples of --data with the settings' negatives. Raises UserError for data without pairs."""
-    domains = pairwise.with_domains(settings.domains)
+    domains = choose_template(settings, settings.adapter_path).domains  # refuses before a directory is made
     data = settings.data or str(assets.data_dir())
     loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
     if not loaded.has_pairs:
         raise UserError(
-            f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers"
+            f"{loaded.name}: holds {loaded.format}, one answer per prompt: give data with chosen and rejected answers"
         )
     if not loaded.ranking:
         refuse_for_free_text(settings)
@@ -85,7 +84,6 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
     with memory.memory_limits(settings), world().watched():
         _check(settings)
         examples = read_examples(settings)
-        choose_template(settings, settings.adapter_path)  # refuses before a directory is made
         finished = run_directory.is_complete(output_directory(settings))
         with _directory(settings, command) as run:
             scorer = open_scorer(settings, settings.adapter_path)
@@ -94,8 +92,44 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
             result = measure(scorer, examples, settings, path, _key(settings, scorer, examples), finished)
             if run:
                 _count_trained_on(settings, examples, result)
-                _finish(run, settings, scorer, result, isinstance(examples[0], RankingExample))
+                facts = _model_facts(scorer, isinstance(examples[0], RankingExample))
+                _finish(run, settings, settings.adapter_path or scorer.base.name, result, facts)
             return result
+
+
+def write_evaluation(
+    scorer: Scorer, examples: Sequence[Example], settings: EvaluateSettings, command: str, **facts: Any
+) -> dict[str, Any]:
+    """What `evaluate` writes, for any Scorer: settings.out gets metrics.json, scores.jsonl, pictures and the manifest.
+
+    facts  what the manifest says besides. Raises UserError for what the user can fix.
+    """
+    with memory.memory_limits(settings), world().watched():
+        _check(settings)
+        finished = run_directory.is_complete(output_directory(settings))
+        if isinstance(scorer, LanguageModelScorer):
+            examples = scorer.usable(list(examples))
+            facts |= _model_facts(scorer, isinstance(examples[0], RankingExample))
+        free = ("out", "overwrite", "resamples", "memory_limit")
+        given = {k: v for k, v in files.plain(settings).items() if k not in free}
+        key = files.plain({"examples": _digest(examples), "versions": run_directory.versions(), **given, **facts})
+        with _directory(settings, command) as run:
+            result = measure(scorer, examples, settings, run.path if run else None, key, finished)
+            if run:
+                _finish(run, settings, scorer.name, result, facts)
+            return result
+
+
+def _model_facts(scorer: LanguageModelScorer, titles: bool) -> dict[str, Any]:
+    """What a manifest says of the model.  titles: the examples rank titles, through a prompt template."""
+    base = scorer.base
+    facts: dict[str, Any] = {
+        "model": base.name,
+        "base_fingerprint": base.fingerprint,
+        "shared_road": scorer.groups.shared,
+        "prompt": scorer.template.to_json() if titles else None,
+    }
+    return facts | ({"template_date": base.date} if base.date else {})
 
 
 def _check(settings: EvaluateSettings) -> None:
@@ -125,11 +159,15 @@ def _directory(settings: EvaluateSettings, command: str) -> Iterator[run_directo
             raise
 
 
-def _key(settings: EvaluateSettings, scorer: LanguageModelScorer, examples: Sequence[Example]) -> dict[str, Any]:
-    """Everything that can change a score, under the names by which a message calls it."""
+def _digest(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for e in examples:
         digest.update(json.dumps(files.plain(e) | {"source": ""}, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _key(settings: EvaluateSettings, scorer: LanguageModelScorer, examples: Sequence[Example]) -> dict[str, Any]:
+    """Everything that can change a score, under the names by which a message calls it."""
     adapter = Path(settings.adapter_path) if settings.adapter_path else None
     weights = ("adapters.safetensors", "adapter_config.json") if adapter else ()
     given = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in _NOT_IN_KEY}
@@ -137,7 +175,7 @@ def _key(settings: EvaluateSettings, scorer: LanguageModelScorer, examples: Sequ
         given["seed"] = settings.seed
     return files.plain(
         {
-            "examples": digest.hexdigest(),
+            "examples": _digest(examples),
             "model": scorer.base.fingerprint,
             "adapter": {name: files.sha256(adapter / name) for name in weights if adapter},
             "prompt": scorer.template.to_json(),
@@ -159,7 +197,8 @@ def measure(
     key: dict[str, Any],
     finished: bool = False,
 ) -> dict[str, Any]:
-    """Scores `examples` with any Scorer, writes scores.jsonl (and candidates.jsonl, answers.jsonl), returns the metrics.
+    """Scores `examples` with any Scorer, writes scores.jsonl (and candidates.jsonl, answers.jsonl), returns the
+    metrics.
 
     directory  where rows are appended as they are computed; None on a rank that writes nothing
     key        what the rows depend on (see progress.claim); finished: the directory's earlier evaluation is replaced
@@ -187,7 +226,7 @@ def _scored(
 ) -> list[dict[str, Any]]:
     def compute(part: Sequence[Example]) -> Iterator[dict[str, Any]]:
         for scores in scorer.score(part):
-            for row in rows_of(scores):
+            for row in rows_of(check_finite(scores, scorer.name)):
                 yield facts.add_to(row, scores.example)
 
     return rows_in_chunks(
@@ -239,7 +278,9 @@ def _generated(
     for start in range(0, len(todo), settings.batch_size):
         found += generation.answer_rows(scorer, todo[start : start + settings.batch_size], settings.max_tokens)
     if directory:
-        files.write_text(directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found))
+        files.write_text(
+            directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in found)
+        )
     return generation.generation_metrics(found, resamples=settings.resamples, seed=settings.seed)
 
 
@@ -258,21 +299,17 @@ def _count_trained_on(settings: EvaluateSettings, examples: Sequence[Example], r
 def _finish(
     run: run_directory.RunDirectory,
     settings: EvaluateSettings,
-    scorer: LanguageModelScorer,
+    name: str,
     result: dict[str, Any],
-    titles: bool,
+    facts: dict[str, Any],
 ) -> None:
-    """metrics.json, the pictures, and the manifest last.  titles: the examples rank titles, through a prompt template."""
+    """metrics.json, the pictures, and the manifest last."""
     files.write_json(run.path / "metrics.json", result)
-    charts.plot_comparison({settings.adapter_path or scorer.base.name: result}, run.path / "accuracy.png")
+    charts.plot_comparison({name: result}, run.path / "accuracy.png")
     charts.plot_margins(files.read_lines(run.path / SCORES), run.path / "margins.png")
-    data, base = settings.data or str(assets.data_dir()), scorer.base
+    data = settings.data or str(assets.data_dir())
     if file := data_file(data, settings.split):
         run.input(file)
     run.inputs |= hub_inputs(data, settings.split)
-    facts = {"model": base.name, "base_fingerprint": base.fingerprint, "shared_road": scorer.groups.shared}
-    facts["prompt"] = scorer.template.to_json() if titles else None
-    if base.date:
-        facts["template_date"] = base.date
     run.finish(device.device_name(), adapter=settings.adapter_path or None, **facts)
     (run.path / PROGRESS).unlink(missing_ok=True)

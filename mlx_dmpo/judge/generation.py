@@ -39,7 +39,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def tasks(examples: Sequence[Example], rows: Sequence[Rows], scorer: LanguageModelScorer, seed: int) -> Iterator[Task]:
-    """One prompt of each example: pairwise and free text its first pair's, pointwise the liked title's, else the only one.
+    """One prompt of each example: pairwise and free text its first pair's, pointwise the liked title's, else the only
+    one.
 
     rows  of scores.jsonl, of each example
     seed  draws the printed order where the file fixes none

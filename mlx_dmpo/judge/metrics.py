@@ -1,4 +1,5 @@
-"""Rows of scores.jsonl -> ranking metrics with intervals. numpy in, numbers out; a pair is a row, a margin is all it shows.
+"""Rows of scores.jsonl -> ranking metrics with intervals. numpy in, numbers out; a pair is a row, a margin is all it
+shows.
 
 Intervals are 95 % percentile bootstraps over users (see bootstrap.py).
 """
@@ -27,7 +28,8 @@ def wins(difference: np.ndarray) -> np.ndarray:
 def auc(margin: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Chance that a pair's margin exceeds a mirrored pair's, ties ½: AUC of {m_i} against {-m_j}.
 
-    Each pair is one instance of "liked minus disliked" and one of "disliked minus liked"; the rank statistic of Mann and
+    Each pair is one instance of "liked minus disliked" and one of "disliked minus liked"; the rank statistic of Mann
+    and
     Whitney over all n x n of them.  margin (n,), weights (b, n) -> (b,); without weights (1,).
     """
     weights = np.ones((1, len(margin))) if weights is None else weights
@@ -39,7 +41,8 @@ def auc(margin: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
 
 
 def roc_auc(label: np.ndarray, score: np.ndarray) -> float | None:
-    """Area under the ROC curve, ties ½ (Mann and Whitney).  label (n,) bool, score (n,). None where a class is empty."""
+    """Area under the ROC curve, ties ½ (Mann and Whitney).  label (n,) bool, score (n,). None where a class is
+    empty."""
     if label.all() or not label.any():
         return None
     unlike = np.sort(score[~label])
@@ -48,9 +51,11 @@ def roc_auc(label: np.ndarray, score: np.ndarray) -> float | None:
 
 
 def release_auc(rows: Rows, seed: int = 0) -> float | None:
-    """The AUC of the DMPO release's auc.ipynb: one prompt a pair, a coin keeps one of its two answers, log-probs pooled.
+    """The AUC of the DMPO release's auc.ipynb: one prompt a pair, a coin keeps one of its two answers, log-probs
+    pooled.
 
-    The coin is Python's generator at seed 42, one throw a pair in the order of the file, as in the notebook. The prompt is
+    The coin is Python's generator at seed 42, one throw a pair in the order of the file, as in the notebook. The
+    prompt is
     the one that the file printed (`source_positive_first`); where the file fixes none, `seed` draws it. For comparison
     only: pooled raw log-probs rank long titles below short ones. None where the coin leaves one class empty.
     """
@@ -66,13 +71,15 @@ def release_auc(rows: Rows, seed: int = 0) -> float | None:
 
 
 def place_wins(rows: Rows) -> list[float]:
-    """How often the candidate printed in each place of a list has the highest score, over the lists that are so long."""
+    """How often the candidate printed in each place of a list has the highest score, over the lists that are so
+    long."""
     longest = max(len(row["places"]) for row in rows)
     return [float(np.mean([r["places"][p] for r in rows if len(r["places"]) > p])) for p in range(longest)]
 
 
 def printed_orders(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The prompts whose log-probs a row holds: two printed orders, one ("given"), or none (a scorer without log-probs)."""
+    """The prompts whose log-probs a row holds: two printed orders, one ("given"), or none (a scorer without
+    log-probs)."""
     return tuple(name for name in ("positive_first", "positive_second", "given") if name in row)
 
 
@@ -92,7 +99,7 @@ def _margins(rows: Rows, orders: Sequence[str]) -> tuple[np.ndarray, list[np.nda
 def interval_note(bootstrap: Bootstrap) -> dict[str, Any]:
     """What the intervals were drawn over, in one object that a reader of metrics.json meets first."""
     if bootstrap.users == 1:
-        note = "one user: the intervals are over its pairs and say nothing of other users"
+        note = "one user: the intervals are over its pairs and do not cover other users"
     elif not bootstrap.has_interval:
         note = f"{bootstrap.users} users, fewer than {MIN_UNITS}: no intervals"
     else:
@@ -104,20 +111,23 @@ def interval_note(bootstrap: Bootstrap) -> dict[str, Any]:
 
 
 def ranking_metrics(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """Metrics of an evaluation, each as {"value", "low", "high"}; n pairs of `users` users, k the most negatives of an example.
+    """Metrics of an evaluation, each as {"value", "low", "high"}; n pairs of `users` users, k the most negatives of
+    an example.
 
-    pair_accuracy                   share of pairs whose margin, summed over both printed orders, is positive; a tie is ½
+    pair_accuracy                   share of pairs whose margin, summed over both printed orders, is positive; a tie
+                                    is ½
     pair_accuracy_positive_first    the same in the prompts that print the positive first
     pair_accuracy_positive_second   the same in those that print it second
     auc                             of the summed margins (see `auc`)
     auc_release                     the release's own statistic (see `release_auc`), without an interval
-    position_bias                   share of prompts in which the first-listed wins, minus ½ (minus 1 / candidates in a list)
+    position_bias                   share of prompts in which the first-listed wins, minus ½ (minus 1 / candidates in
+                                    a list)
     place_wins                      of prompts that print a list: share of prompts which each place wins
     mean_margin                     mean of the summed margins, nats
     calibration                     of σ(margin) (see calibration.py)
     popularity, slices              accuracy by popularity, history length, domain, ... (see panels.py)
 
-    Rows without two printed orders leave out the numbers that speak of an order. Fewer than 10 users have no intervals;
+    Rows without two printed orders have no numbers about orders. Fewer than 10 users have no intervals;
     the pairs of a single user are resampled instead of users ("intervals" says so).
     Raises ValueError for no rows, or a margin that is not finite.
     """

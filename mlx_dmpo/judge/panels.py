@@ -18,7 +18,8 @@ UNKNOWN = "unknown"
 
 
 def quantile_bins(values: np.ndarray, bins: int = BINS) -> list[tuple[str, np.ndarray]]:
-    """(name, mask) of at most `bins` bins of about equal size; equal values share a bin.  values (n,) of whole numbers."""
+    """(name, mask) of at most `bins` bins of about equal size; equal values share a bin.  values (n,) of whole
+    numbers."""
     upper = np.unique(np.quantile(values, np.arange(1, bins + 1) / bins, method="inverted_cdf"))
     place = np.searchsorted(upper, values, "left")  # each bin holds its upper edge
     found = []

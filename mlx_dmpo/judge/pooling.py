@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
 from ..machine import files, run_directory
 from ..report import read
 
@@ -32,11 +31,15 @@ _FREE = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One ranker on its examples: `runs` holds one list of rows per seed, all of the same keys."""
+    """One ranker on its examples: `runs` holds one list of rows per seed, all of the same keys.
+
+    nats  its margins are log-probs; those of a ranker without a model are counts
+    """
 
     name: str
     runs: tuple[Mapping[Key, Mapping[str, Any]], ...]
     candidates: tuple[Mapping[Key, Mapping[str, Any]], ...] = ()
+    nats: bool = True
 
     @property
     def keys(self) -> list[Key]:
@@ -75,7 +78,8 @@ def _training(adapter: Any) -> Any:
     if not isinstance(config, dict) or "seed" not in config:
         return None
     start = _training(config.get("start_adapter"))
-    return None if start is None else [{k: v for k, v in config.items() if k not in _FREE}, start]
+    kept = {k: v for k, v in config.items() if k not in _FREE}
+    return None if start is None else [kept, manifest.get("inputs"), start]
 
 
 def identity(directory: Path) -> str | None:
@@ -106,13 +110,17 @@ def entries(directories: Sequence[Path], names: Mapping[Path, str]) -> list[Entr
     found = []
     for members in groups.values():
         seeds = [_seed(d) for d in members] if len(members) > 1 else []
-        if len(set(seeds)) < len(seeds):  # the same run twice is no second seed
-            raise UserError(f"{members[-1]}: is of the same run and seed as {members[0]}: name each run once")
-        runs = tuple(keyed(read.read_scores(d / "scores.jsonl")) for d in members)
-        candidates = [_candidates(d) for d in members]
-        name = names[members[0]] + (f" ({len(members)} seeds)" if len(members) > 1 else "")
-        common = set(runs[0]).intersection(*runs[1:])
-        runs = tuple({key: run[key] for key in runs[0] if key in common} for run in runs)
-        whole = tuple(c for c in candidates if c is not None)
-        found.append(Entry(name, runs, whole if len(whole) == len(members) else ()))
+        # the same seed twice is no second seed: such evaluations stand side by side
+        parts = [members] if len(set(seeds)) == len(seeds) else [[d] for d in members]
+        found += [_entry(part, names) for part in parts]
     return found
+
+
+def _entry(members: Sequence[Path], names: Mapping[Path, str]) -> Entry:
+    runs = tuple(keyed(read.read_scores(d / "scores.jsonl")) for d in members)
+    candidates = [_candidates(d) for d in members]
+    name = names[members[0]] + (f" ({len(members)} seeds)" if len(members) > 1 else "")
+    common = set(runs[0]).intersection(*runs[1:])
+    runs = tuple({key: run[key] for key in runs[0] if key in common} for run in runs)
+    whole = tuple(c for c in candidates if c is not None)
+    return Entry(name, runs, whole if len(whole) == len(members) else ())

@@ -1,4 +1,5 @@
-"""An evaluation that was stopped continues: rows are appended as they are computed, and a key says what they depend on."""
+"""An evaluation that was stopped continues: rows are appended as they are computed, and a key says what they depend
+on."""
 
 from __future__ import annotations
 
@@ -8,11 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from ..errors import UserError
 from ..machine import files
 from ..machine.console import notice
+from ..machine.progress import Progress
 from ..machine.ranks import world
 
 PROGRESS = "progress.json"
@@ -63,7 +63,8 @@ def rows_in_chunks(
     chunk: int,
     describe: str,
 ) -> list[dict[str, Any]]:
-    """The rows of all examples: of `path`, as far as whole chunks stand there, then computed and appended chunk by chunk.
+    """The rows of all examples: of `path`, as far as whole chunks stand there, then computed and appended chunk by
+    chunk.
 
     expected  rows of an example
     path      None on a rank that writes nothing
@@ -79,14 +80,15 @@ def rows_in_chunks(
     done, rows = world().from_first((done, rows[: ends[done]]))
     if done and world().first:
         notice(f"note: {describe}: {min(done * chunk, len(examples))} of {len(examples)} examples were scored before")
-    with tqdm(total=len(examples), initial=min(done * chunk, len(examples)), desc=describe, disable=None) as bar:
+    scored = min(done * chunk, len(examples))
+    with Progress(len(examples), describe, "example", done=scored, quiet=not world().first) as bar:
         for start in range(done * chunk, len(examples), chunk):
             part = examples[start : start + chunk]
-            found = list(compute(part))
+            with bar.part(len(part)):
+                found = list(compute(part))
             if path:
                 files.append_line(path, "".join(map(_line, found)).removesuffix("\n"))
             rows += found
-            bar.update(len(part))
     return rows
 
 

@@ -23,7 +23,8 @@ def _shared(gains: np.ndarray, better: np.ndarray, tied: np.ndarray) -> np.ndarr
 
 
 def hit_rate(better: np.ndarray, tied: np.ndarray, k: int) -> np.ndarray:
-    """Chance that the positive is among the first k.  better, tied (n,): candidates scored above it, and equal to it."""
+    """Chance that the positive is among the first k.  better, tied (n,): candidates scored above it, and equal to
+    it."""
     ranks = np.arange(1, int((better + tied).max()) + 2)
     return _shared((ranks <= k).astype(float), better, tied)
 
@@ -51,7 +52,8 @@ def per_example(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def candidate_metrics(rows: Sequence[Mapping[str, Any]], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """`hr@1`, `hr@3`, … `mean_rank`, each {"value", "low", "high"}, of rows of candidates.jsonl. ValueError for no rows."""
+    """`hr@1`, `hr@3`, … `mean_rank`, each {"value", "low", "high"}, of rows of candidates.jsonl. ValueError for no
+    rows."""
     if not rows:
         raise ValueError("no rows to measure")
     bootstrap = Bootstrap([row["user"] for row in rows], resamples, seed)

@@ -32,7 +32,8 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P-values corrected for testing several at once (Holm 1979): the i-th smallest of m times m − i, never decreasing."""
+    """P-values corrected for testing several at once (Holm 1979): the i-th smallest of m times m − i, never
+    decreasing."""
     corrected, largest = [0.0] * len(p), 0.0
     for i, index in enumerate(sorted(range(len(p)), key=lambda j: p[j])):
         largest = max(largest, min(1.0, (len(p) - i) * p[index]))

@@ -60,7 +60,7 @@ def carried(settings: CommonSettings, target: type) -> dict[str, Any]:
 
 
 def config_for(settings: CommonSettings, directory: str | Path, target: type, config_file: str | None) -> list[str]:
-    """`-c FILE` where further domains are worded in a file: the user's where `target` can read it, else the run's own."""
+    """`-c FILE` for further domains: the user's file where `target` can read it, else the run's own."""
     if not settings.domains:
         return []
     known = {f.name for f in fields(target)}
@@ -154,7 +154,10 @@ def other_data(directory: Path, settings: Any) -> bool:
 
 
 def own_directory(directory: Path, settings: Any) -> Path:
-    """The default directory, or where that holds a run on other data, one of this data's name: runs/sft -> runs/books/sft."""
+    """The default directory; where that holds a run on other data, one named after this data.
+
+    runs/sft -> runs/books/sft, ADAPTER/eval -> ADAPTER/eval-books
+    """
     if not other_data(directory, settings):
         return directory
     data = Path(settings.data or "embedded")

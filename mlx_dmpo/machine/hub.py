@@ -1,4 +1,5 @@
-"""Whether a name that the user gave is a path or a repository of the Hugging Face hub: one rule for models and data sets."""
+"""Whether a name that the user gave is a path or a repository of the Hugging Face hub: one rule for models and data
+sets."""
 
 from __future__ import annotations
 

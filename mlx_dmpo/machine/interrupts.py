@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks for an end after the step, the second ends the process at once."""
+"""Ctrl-C and SIGTERM: the first ends the run after the step, the second ends the process at once"""
 
 from __future__ import annotations
 

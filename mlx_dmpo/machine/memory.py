@@ -1,4 +1,4 @@
-"""Memory memory_limits: limits that leave the machine usable, a failed allocation told with what helps, micro-batches in halves."""
+"""Memory limits that leave the machine usable, advice after a failed allocation, micro-batches in halves"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FAILURE = re.compile(r"malloc|allocat|out of memory|insufficient memory", re.IG
 
 
 def is_allocation_failure(error: BaseException) -> bool:
-    """MLX tells of one by a RuntimeError alone."""
+    """MLX raises a plain RuntimeError for one."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_FAILURE.search(str(error))))
 
 
@@ -32,7 +32,8 @@ def is_allocation_failure(error: BaseException) -> bool:
 def limits(gigabytes: float = 0.0) -> Iterator[None]:
     """MLX's limits inside the block, what they were before after it, also on an error.
 
-    On Metal: wired memory and the cache of freed buffers, below the recommended working set. Everywhere: `gigabytes`, unless 0.
+    On Metal: wired memory and the cache of freed buffers, below the recommended working set. Everywhere:
+    `gigabytes`, unless 0.
     """
     before: list[tuple[Callable[[int], int], int]] = []
 
@@ -56,7 +57,8 @@ def limits(gigabytes: float = 0.0) -> Iterator[None]:
 
 
 def check(gigabytes: float) -> None:
-    """Raises MemoryError where more than `gigabytes` were in use since the peak was reset: MLX's own limit is a guideline."""
+    """Raises MemoryError where more than `gigabytes` were in use since the peak was reset: MLX's own limit is a
+    guideline."""
     if gigabytes and mx.get_peak_memory() > gigabytes * 1e9:
         raise MemoryError(f"{mx.get_peak_memory() / 1e9:.2f} GB in use, and --memory-limit is {gigabytes:g}")
 

@@ -11,9 +11,10 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made on a thread while the one before is in use. What goes wrong there is raised where the item is asked for.
+    """The same items, each made on a thread while the one before is in use. Its errors are raised where
+    the item is used.
 
-    Whoever stops early waits for nothing.
+    A caller that stops early does not wait.
     """
     end: Any = object()
 

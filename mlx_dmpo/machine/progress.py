@@ -37,11 +37,15 @@ class Progress:
         self.numbers: dict[str, float] = {}
         self.quiet = quiet or threading.current_thread() is not threading.main_thread()
         self._live: Any = None
+        self._part: tuple[int, int] | None = None  # (done before it, units in it)
+        self._whole: Progress | None = None
 
     def __enter__(self) -> Progress:
         self._begun = self._told = time.monotonic()
         self._idle = 0.0
         self._recent = deque([(0.0, self.done)], maxlen=RECENT)
+        if not self.quiet and _open and _open[-1]._part:
+            self.quiet, self._whole = True, _open[-1]
         self._console = None if self.quiet else _terminal()
         if not self.quiet:
             if _open:
@@ -73,10 +77,24 @@ class Progress:
         finally:
             self._idle = before + time.monotonic() - since
 
+    @contextlib.contextmanager
+    def part(self, n: int) -> Iterator[None]:
+        """The next `n` units. A Progress inside is not shown; its share advances this one instead."""
+        before = self.done
+        self._part = (before, n)
+        try:
+            yield
+        finally:
+            self._part = None
+        self.update(before + n - self.done)
+
     def update(self, n: int = 1, **numbers: float) -> None:
         """`n` more units are done; the latest value of each number is shown."""
         self.done += n
         self.numbers.update(numbers)
+        if self._whole and self._whole._part and self.total:
+            before, units = self._whole._part
+            self._whole.update(before + units * self.done // self.total - self._whole.done)
         self._recent.append((self.seconds, self.done))
         if self.quiet or not _open or _open[-1] is not self:
             return
@@ -104,14 +122,19 @@ class Progress:
         if not rate:
             return ""
         text = f"{rate:.3g} {each}s/s" if rate >= 1 else f"{1 / rate:.3g} s/{each}"
+        text = f"{rate / 1e6:.3g} MB/s" if each == "byte" else text
         return text if self.total is None else f"{text}, {clock((self.total - self.done) / rate)} left"
+
+    def amount(self, of: str) -> str:
+        """`120 of 390 steps`, with " of " as `of`; bytes in MB."""
+        done, total, unit = self.done, self.total, f" {self.unit}s"
+        if self.unit == "byte":
+            done, total, unit = round(done / 1e6), None if total is None else round(total / 1e6), " MB"
+        return f"{done:,}{'' if total is None else f'{of}{total:,}'}{unit}"
 
     def line(self) -> str:
         """`dmpo: 120 of 390 steps, loss 0.512, margin 1.2, 3.1 steps/s, 1:27 left`"""
-        of = "" if self.total is None else f" of {self.total:,}"
-        return ", ".join(
-            part for part in (f"{self.what}: {self.done:,}{of} {self.unit}s", self.figures(), self.speed()) if part
-        )
+        return ", ".join(p for p in (f"{self.what}: {self.amount(' of ')}", self.figures(), self.speed()) if p)
 
     def __rich__(self) -> Any:
         """A bar with counts and time left; under it the numbers."""
@@ -120,17 +143,20 @@ class Progress:
         from rich.table import Table
         from rich.text import Text
 
-        of = "" if self.total is None else f"/{self.total:,}"
         grid = Table.grid(padding=(0, 1), expand=True)
         for ratio in (None, 1, None, None):
             grid.add_column(ratio=ratio, no_wrap=True)
         grid.add_row(
             self.what,
             ProgressBar(self.total, self.done, pulse=self.total is None),
-            f"{self.done:,}{of} {self.unit}s",
+            self.amount("/"),
             Text(self.speed(), style="cyan"),
         )
-        return Group(grid, Text(f"  {self.figures()}", style="dim")) if self.numbers else grid
+        return (
+            Group(grid, Text(f"  {self.figures()}", style="dim", no_wrap=True, overflow="ellipsis"))
+            if self.numbers
+            else grid
+        )
 
     def _start(self) -> None:
         from rich.live import Live
@@ -157,6 +183,21 @@ def track(items: Iterable[T], what: str, unit: str, total: int | None = None, *,
         for item in items:
             yield item
             bar.update()
+
+
+class Reading:
+    """A file whose `read` advances a Progress that counts bytes."""
+
+    def __init__(self, file: Any, bar: Progress):
+        self._file, self._bar = file, bar
+
+    def read(self, *size: int) -> bytes:
+        data: bytes = self._file.read(*size)
+        self._bar.update(len(data))
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def clock(seconds: float) -> str:

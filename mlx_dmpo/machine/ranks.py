@@ -1,4 +1,4 @@
-"""Several machines as one: sums over ranks, shares of the work, and a watch that ends a run whose rank is lost.
+"""Several machines as one: sums over ranks, shares of the work, and a heartbeat that ends a run whose rank is lost
 
 Started by `mlx.launch`; alone, a rank is a world of one and nothing here costs anything. See docs/distributed.md.
 """
@@ -26,11 +26,8 @@ from . import console
 T = TypeVar("T")
 
 
-BEAT, SILENCE, GRACE = (
-    5.0,
-    30.0,
-    5.0,
-)  # seconds: between signs of life; without one; for a lost rank's peer to end by itself
+# Seconds between heartbeats; without one before a rank counts as lost; for the main thread to end by itself first
+BEAT, SILENCE, GRACE = 5.0, 30.0, 5.0
 
 
 LOST = "start it again with --resume, on any number of machines"
@@ -45,7 +42,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this rank is the one that writes and talks."""
+        """Whether this rank is the one that writes and prints."""
         return self.rank == 0
 
     def say(self, text: str) -> None:
@@ -88,7 +85,7 @@ class World:
         return flag if self.size == 1 else bool(self._sum(mx.array([float(flag)])).item())
 
     def from_first(self, value: T) -> T:
-        """Together: rank 0's value (JSON); the others' are not looked at."""
+        """Together: rank 0's value (JSON); the others' are ignored."""
         if self.size == 1:
             return value
         text = json.dumps(value).encode() if self.first else b""
@@ -121,9 +118,10 @@ class World:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Inside, a rank that dies or falls silent ends this process within SILENCE seconds, with a message.
+        """Inside, a rank that is lost ends this process within SILENCE + GRACE seconds, with a message.
 
-        A rank that dies also breaks the collectives; one that is asleep or unplugged only leaves them waiting.
+        A rank that dies breaks the collectives, which `_sum` reports at once. One that is asleep or unplugged only
+        leaves them waiting, and neither MLX nor mlx.launch ends the run then: that is what the heartbeat is for.
         """
         if self.size == 1:
             yield
@@ -138,14 +136,15 @@ class World:
             over.set()
             for end in ends.values():
                 with contextlib.suppress(OSError):
-                    end.sendall(b"q")  # done: what follows is not a loss
+                    end.sendall(b"q")  # finished: closing is not a loss
         finally:
             over.set()
             for end in ends.values():
                 end.close()
 
     def _connect(self) -> dict[int, socket.socket]:
-        """A socket a rank to rank 0, and one a rank from it; a rank that cannot reach it goes unwatched, and is told so."""
+        """Rank 0: a socket for each other rank; others: one to rank 0. A rank that cannot reach rank 0 has none and
+        says so."""
         server = socket.create_server(("", 0), backlog=self.size) if self.first else None
         if server is not None:
             server.settimeout(SILENCE)
@@ -159,7 +158,8 @@ class World:
                     break
             else:
                 console.notice(
-                    f"note: rank {self.rank} cannot reach rank 0 at {places}: if a machine falls asleep, the run waits for it"
+                    f"note: rank {self.rank} cannot reach rank 0 at {places}: if a machine falls asleep, the run "
+                    "waits for it"
                 )
         reached = int(self.sum_numbers({"reached": float(bool(ends))})["reached"])
         while server is not None and len(ends) < reached:
@@ -171,9 +171,9 @@ class World:
                 ) from None
             end.settimeout(SILENCE)
             with contextlib.suppress(OSError):
-                greeting = end.recv(len(token) + 4, socket.MSG_WAITALL)
-                if secrets.compare_digest(greeting[:-4], token.encode()):  # anybody on the network may knock
-                    ends[int.from_bytes(greeting[-4:], "big")] = end
+                handshake = end.recv(len(token) + 4, socket.MSG_WAITALL)
+                if secrets.compare_digest(handshake[:-4], token.encode()):  # others on the network may connect too
+                    ends[int.from_bytes(handshake[-4:], "big")] = end
                     continue
             end.close()
         if server is not None:
@@ -196,7 +196,7 @@ class World:
     def _beat(self, ends: list[socket.socket], over: threading.Event) -> None:
         while not over.wait(BEAT):
             for end in ends:
-                with contextlib.suppress(OSError):  # whoever listens to it tells
+                with contextlib.suppress(OSError):  # `_listen` reports it
                     end.sendall(b".")
 
     def _listen(self, rank: int, end: socket.socket, over: threading.Event) -> None:
@@ -206,10 +206,10 @@ class World:
                 if b"q" in data:
                     return
         except TimeoutError:
-            why = f"no sign of life in {SILENCE:.0f} s"
+            why = f"no heartbeat for {SILENCE:.0f} s"
         except OSError as error:
             why = error.strerror or str(error)
-        if not over.wait(GRACE):  # the main thread may see it too, and says more
+        if not over.wait(GRACE):  # the main thread may notice it too, with a better message
             self._leave(rank, why)
 
     def _leave(self, rank: int, why: str) -> NoReturn:

@@ -47,7 +47,8 @@ def versions() -> dict[str, str]:
 class RunDirectory:
     """A directory that one command fills: `config.yaml` at the start, `manifest.json` at the very end.
 
-    A context manager. Its lock is held until `finish` or the end of the block; the kernel releases it if the process dies.
+    A context manager. Its lock is held until `finish` or the end of the block; the kernel releases it if the process
+    dies.
     Where the block ends with an error before it wrote anything of its own, nothing is left behind.
     Raises UserError where the directory cannot be written, where another process is writing it, or where it holds a run
     and neither `overwrite` (start over) nor `resume` (continue an unfinished one) was given.

@@ -1,4 +1,5 @@
-"""Which examples a run was trained on, so that an evaluation on the same ones is noticed, whatever their file is called"""
+"""Which examples a run was trained on, so that an evaluation on the same ones is noticed, whatever their file is
+called"""
 
 from __future__ import annotations
 
@@ -14,13 +15,14 @@ TRAINED_ON = "trained_on.txt"  # one key per line
 
 
 def example_key(example: Example) -> str:
-    """A hash of what the model is given and of what it should prefer; the user's name and the negatives do not count."""
+    """A hash of what the model is given and of what it should prefer; the user's name and the negatives do not
+    count."""
     if isinstance(example, RankingExample):
-        told = [*example.history, example.positive]
+        learned = [*example.history, example.positive]
     else:
         branch = example.branches[example.pairs[0][0] if example.pairs else 0]
-        told = [*(m["content"] for m in branch.messages), branch.answer]
-    return hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()
+        learned = [*(m["content"] for m in branch.messages), branch.answer]
+    return hashlib.blake2b(json.dumps(learned).encode(), digest_size=8).hexdigest()
 
 
 def read(adapter: str | Path) -> set[str] | None:

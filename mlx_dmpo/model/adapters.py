@@ -28,10 +28,7 @@ def add_lora(model: nn.Module, settings: TrainSettings) -> None:
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
     lora = settings.lora_parameters
-    if settings.num_layers == 0 or settings.num_layers > len(model.layers):
-        raise UserError(
-            f"num_layers: {settings.num_layers} does not fit a model of {len(model.layers)} layers: give 1 to {len(model.layers)}, or -1"
-        )
+    check_layers(settings, len(model.layers))
     adaptable = nn.Linear | nn.QuantizedLinear | nn.Embedding | nn.QuantizedEmbedding
     within = {name for layer in model.layers for name, module in layer.named_modules() if isinstance(module, adaptable)}
     whole = {name for name, module in model.named_modules() if isinstance(module, adaptable)}
@@ -42,9 +39,7 @@ def add_lora(model: nn.Module, settings: TrainSettings) -> None:
             )
     odd = {m.bits for m in model.modules() if isinstance(m, nn.QuantizedLinear)} - {2, 4, 8}
     if settings.fine_tune_type == "dora" and odd:  # mlx-lm counts a packed word's weights as 32 // bits
-        raise UserError(
-            f"fine_tune_type: mlx-lm has no DoRA on {max(odd)}-bit weights: use lora, or quantise to 2, 4 or 8 bits"
-        )
+        raise UserError(no_dora(max(odd)))
     packed = [
         name
         for name, module in model.named_modules()
@@ -62,6 +57,18 @@ def add_lora(model: nn.Module, settings: TrainSettings) -> None:
     except ValueError as error:
         raise UserError(f"lora_parameters: {error}: choose other keys") from None
     model.train()
+
+
+def check_layers(settings: TrainSettings, layers: int) -> None:
+    """Raises UserError where `num_layers` does not fit a model of so many layers."""
+    if settings.num_layers == 0 or settings.num_layers > layers:
+        raise UserError(
+            f"num_layers: {settings.num_layers} does not fit a model of {layers} layers: give 1 to {layers}, or -1"
+        )
+
+
+def no_dora(bits: int) -> str:
+    return f"fine_tune_type: mlx-lm has no DoRA on {bits}-bit weights: use lora, or quantise to 2, 4 or 8 bits"
 
 
 def _mlx_lm_lora(lora: Lora) -> dict[str, Any]:

@@ -10,15 +10,15 @@ from ..core.tree import pad_groups
 from .cost import Training, Work, assumed_groups, step_flops
 from .shape import ModelShape
 
-# Of the rate of plain matrix products, what a step reaches: only to foresee how long the calibration takes
+# Share of the rate of plain matrix products that a step reaches: only to estimate how long calibration takes
 STEP_SHARE = 0.25
 
 
 def calibrate(shape: ModelShape, training: Training, seconds: float = 10.0) -> float:
     """FLOP/s that a training step of the model's width reaches on this machine, in about `seconds`.
 
-    Measured on two layers with as much of the vocabulary as weighs the same beside them, on one group of k = 5; on a CPU in float32, as runs
-    there. Where that would take too long, on a shorter group, and then on a narrower model.
+    Measured on two layers, on one group of k = 5, with a vocabulary that has the same share of the work as in the whole
+    model; on a CPU in float32, as runs there. Where that would take too long, on a shorter group, then a smaller model.
     """
     import time
 

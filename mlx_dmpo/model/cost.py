@@ -1,6 +1,6 @@
-"""What a run will need before it starts: memory, floating-point operations, time. Arithmetic on shapes; only `calibrate` runs anything.
+"""What a run will need: memory, floating-point operations, time. Arithmetic on shapes
 
-Memory is counted tensor by tensor as MLX keeps them for the backward pass (docs/plan.md has the account and how far it was measured).
+Memory is counted tensor by tensor, as MLX keeps them for the backward pass: see docs/plan.md, also for how exact it is.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def forward_flops(shape: ModelShape, work: Work) -> float:
 
 
 def step_flops(shape: ModelShape, work: Work, training: Training) -> float:
-    """Forward and backward: what each frozen matrix passes back costs what it cost forward; the first adapted layer's input needs none."""
+    """Forward and backward: what each frozen matrix passes back costs what it cost forward; the first adapted layer's
+    input needs none."""
     head = 2 * shape.hidden * shape.vocabulary * work.rows
     layers = (
         forward_flops(shape, work) - head
@@ -108,7 +109,8 @@ def separate_flops(shape: ModelShape, groups: Sequence[EncodedGroup]) -> float:
     return total
 
 
-# Arrays that MLX keeps of one layer for the backward pass, and holds at most while it runs back through one, in units of
+# Arrays that MLX keeps of one layer for the backward pass, and holds at most while it runs back through one, in
+# units of
 # (tokens x hidden, x query width, x key and value width, x intermediate, heads x prefix scores, heads x block scores).
 # Fitted to measured peaks, float32: benchmarks/plan_accuracy.py checks them on other shapes.
 KEPT = (4.2, 4.44, 0.73, 4.99, 0.94, 1.07)

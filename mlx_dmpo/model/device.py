@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
+import sys
+from pathlib import Path
+
 import mlx.core as mx
+
+from ..machine import run_directory
 
 
 def on_cpu() -> bool:
@@ -12,3 +20,23 @@ def on_cpu() -> bool:
 def device_name() -> str:
     info = mx.device_info() if not on_cpu() else {}
     return str(info.get("device_name", mx.default_device().type.name if on_cpu() else "gpu"))
+
+
+def environment() -> dict[str, str]:
+    """What computes a log-prob, beside model and tokens: another one may change its last digits."""
+    versions = run_directory.versions()
+    found = {"mlx": versions["mlx"], "mlx-lm": versions["mlx-lm"], "device": device_name()}
+    return found | {"BLAS": _blas()} if on_cpu() else found
+
+
+def _blas() -> str:
+    """The libraries that may do a CPU's matrix products: Apple's, or those that this process has loaded."""
+    if sys.platform == "darwin":
+        return f"Accelerate of macOS {platform.mac_ver()[0]}"
+    names = set[str]()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            name = os.path.basename(line.split(maxsplit=5)[-1])
+            if "blas" in name and "scipy" not in name:  # numpy and scipy bring their own
+                names.add(name)
+    return " ".join(sorted(names)) or "unknown"

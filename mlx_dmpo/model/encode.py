@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
 from typing import Any
@@ -103,14 +104,18 @@ class Encoder:
             raise UserError(
                 f"{source}: the chat template renders the prompt in another way when an answer follows: use another model"
             )
-        for position in range(len(prompt), len(full)):
-            if full[position] in self._ends:
-                if position == len(prompt):
-                    raise UserError(f"{source}: the answer is empty: give an answer of at least one token")
-                return full[: position + 1]
+        end = self._end(full, len(prompt))
+        if end == len(prompt):
+            raise UserError(f"{source}: the answer is empty: give an answer of at least one token")
+        if end is not None:
+            return full[: end + 1]
         raise UserError(
             f"{source}: the chat template ends the answer with no end-of-turn token: use an instruction-tuned model"
         )
+
+    def _end(self, tokens: list[int], start: int) -> int | None:
+        """Where the first end-of-turn token from `start` on stands."""
+        return next((i for i in range(start, len(tokens)) if tokens[i] in self._ends), None)
 
     def _apart(self, prompt: list[int], answer: str) -> Iterator[list[int]]:
         """The prompt's tokens and the answer's, which are made on their own: as a text, and as a text after a control
@@ -157,16 +162,17 @@ class Encoder:
         targets = group.targets if group.targets is not None else [c for c, _ in group.pairs]
         chosen = list(dict.fromkeys(targets)) if chosen_only else []
         rows = chosen or range(len(group.branches))
-        prompts: dict[tuple[str, ...], tuple[str, list[int]]] = {}
+        prompts: dict[tuple[str, ...], _Prompt] = {}
+        answers = Counter(tuple(m["content"] for m in group.branches[r].messages) for r in rows)
         sequences, prompt_lengths = [], []
         for r in rows:
             branch = group.branches[r]
             key = tuple(m["content"] for m in branch.messages)
             if key not in prompts:
                 text = self._prompt_text(branch, group.source)
-                prompts[key] = text, self._tokens(text)
-            sequences.append(np.array(self._sequence(branch, *prompts[key], group.source), np.int32))
-            prompt_lengths.append(len(prompts[key][1]))
+                prompts[key] = _Prompt(self, text, self._tokens(text), many=answers[key] >= MANY)
+            sequences.append(np.array(prompts[key].sequence(branch, group.source), np.int32))
+            prompt_lengths.append(len(prompts[key].tokens))
         for chosen_row, rejected_row in () if chosen_only else group.pairs:
             if np.array_equal(sequences[chosen_row], sequences[rejected_row]):
                 raise UserError(
@@ -246,6 +252,52 @@ class Encoder:
                 (low, middle, tried) if longest(tried) <= self.max_seq_length else (middle, high, shortest)
             )
         return shortest
+
+
+MANY = 8  # answers to one prompt from which on `_Prompt` tokenises the answers alone
+
+
+class _Prompt:
+    """A prompt's text and tokens, and the tokens of its answers.
+
+    Tokenizers cut a text at control tokens first and make tokens of each part on its own. So of many answers to one
+    prompt only what stands after the prompt's last control token is tokenised for each. That this gives the same tokens is
+    checked on the first answer; an answer that a chat template might change (white space around it, brackets) is
+    rendered and tokenised whole.
+    """
+
+    def __init__(self, encoder: Encoder, text: str, tokens: list[int], many: bool):
+        self.encoder, self.text, self.tokens, self.many = encoder, text, tokens, many
+        self.fast: tuple[str, list[int], str] | None = None  # text and tokens around an answer, once known
+
+    def sequence(self, branch: Branch, source: str) -> list[int]:
+        """As `Encoder._sequence`."""
+        plain = branch.answer == branch.answer.strip() and not re.search(r"[<>{}|\[\]]", branch.answer)
+        if plain and self.fast:
+            before, start, after = self.fast
+            self.encoder._refuse_control(branch.answer, source)
+            full = start + self.encoder._tokens(before + branch.answer + after)
+            end = self.encoder._end(full, len(self.tokens))
+            if end is not None and end > len(self.tokens) and full[: len(self.tokens)] == self.tokens:
+                return full[: end + 1]
+        sequence = self.encoder._sequence(branch, self.text, self.tokens, source)
+        if plain and self.many:
+            self.many = False  # tried once
+            self._learn(branch, sequence, source)
+        return sequence
+
+    def _learn(self, branch: Branch, sequence: list[int], source: str) -> None:
+        """Finds what stands around this answer, and keeps it if the short way gives the same sequence."""
+        encoder, cuts = self.encoder, [m.start() for m in self.encoder._control.finditer(self.text)]
+        whole = encoder._render([*branch.messages, {"role": "assistant", "content": branch.answer}], source)
+        if not cuts or not whole.startswith(self.text + branch.answer):
+            return
+        before, after = self.text[cuts[-1] :], whole[len(self.text + branch.answer) :]
+        own = encoder._tokens(before)
+        start = self.tokens[: len(self.tokens) - len(own)]
+        full = start + encoder._tokens(before + branch.answer + after)
+        if start + own == self.tokens and full[: len(sequence)] == sequence:
+            self.fast = before, start, after
 
 
 def _common_start(sequences: Sequence[np.ndarray], limit: int) -> int:

@@ -15,7 +15,8 @@ MACS = (8, 16, 24, 32, 36, 48, 64, 96, 128)
 
 
 def usable(gigabytes: float) -> float:
-    """Bytes that Metal recommends as a working set on a Mac of so many GB: two thirds up to 36 GB, three quarters above."""
+    """Bytes that Metal recommends as a working set on a Mac of so many GB: two thirds up to 36 GB, three quarters
+    above."""
     return gigabytes * 2**30 * (2 / 3 if gigabytes <= 36 else 3 / 4)
 
 
@@ -85,5 +86,6 @@ def check(case: Case, limit: float) -> None:
     change = cheapest(case, limit)
     raise UserError(
         f"memory: about {peak / 1e9:.1f} GB will be needed, and this machine gives {limit / 1e9:.1f} GB: "
-        f"{f'add {change}' if change else 'take a smaller model or a shorter --max-seq-length'}, or go on all the same with --no-memory-check"
+        f"{f'add {change}' if change else 'take a smaller model or a shorter --max-seq-length'}, or run it anyway "
+        "with --no-memory-check"
     )

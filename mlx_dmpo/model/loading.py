@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten
 from .. import assets
 from ..config import CommonSettings
 from ..errors import UserError
-from ..machine import console, files, hub, run_directory
+from ..machine import console, files, hub
 from .device import on_cpu
 from .encode import prints_date, today
 
@@ -114,9 +114,7 @@ def load(settings: CommonSettings) -> Loaded:
     model.freeze()
     mx.eval(model.parameters())
     quantised = json.dumps(config.get("quantization"), sort_keys=True)
-    fingerprint = _fingerprint(
-        path, f"{quantised} {dtype} {'cpu' if on_cpu() else 'gpu'} {run_directory.versions()['mlx']}"
-    )
+    fingerprint = _fingerprint(path, f"{quantised} {dtype}")
     date = today() if prints_date(tokenizer) else ""
     return Loaded(model, tokenizer, name, path, config["vocab_size"], fingerprint, config, date)
 

@@ -1,4 +1,4 @@
-"""The one way to a model that scores: load it, attach the adapter, choose the prompt, check the scorers against each other."""
+"""The one way to a model that scores: load it, attach the adapter, choose the prompt, check the scorers."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def score_groups(
     describe: str,
     tokens: int = BATCH_TOKENS,
 ) -> Iterator[tuple[EncodedGroup, np.ndarray]]:
-    """Each group with its (R,) log-probs, outside gradient tracing, in batches of like length; the ranks share the work.
+    """Each group with its (R,) log-probs, outside gradient tracing, in batches of similar length, shared by the ranks.
 
     A group of more than `tokens` is scored in parts of its branches, which gives the same log-probs.
     """

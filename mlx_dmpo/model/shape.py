@@ -10,9 +10,22 @@ from typing import Any
 from ..errors import UserError
 
 
+def layer_count(directory: Path) -> int | None:
+    """The layers of a model directory, from its config.json; None where that does not say."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        layers = {**config, **config.get("text_config", {})}.get("num_hidden_layers")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return layers if type(layers) is int else None
+
+
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder of the Qwen3 kind. `bits` is 16 or 32 for plain weights, fewer for quantised ones (groups of 64)."""
+    """Sizes of a decoder of the Qwen3 kind.
+
+    `bits` is 16 or 32 for plain weights, fewer for quantised ones (groups of 64).
+    """
 
     layers: int
     hidden: int
@@ -37,7 +50,8 @@ class ModelShape:
             if name in BUILT_IN:
                 return replace(BUILT_IN[name], bits=bits)
             raise UserError(
-                f"{source}: no such directory or config.json: name one, or one of {', '.join(BUILT_IN)} (with -4bit, -8bit at the end for a quantised one)"
+                f"{source}: no such directory or config.json: name one, or one of {', '.join(BUILT_IN)} (with "
+                "-4bit, -8bit at the end for a quantised one)"
             )
         path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
         try:
@@ -90,7 +104,8 @@ class ModelShape:
         return self.layers * (self.linear_parameters + 2 * self.hidden + 2 * self.head_dim) + embeddings + self.hidden
 
     def weight_bytes(self, activation_bytes: int = 2) -> float:
-        """In memory. Quantised linear and embedding weights carry a scale and a bias of the activations' type a group."""
+        """In memory. Quantised linear and embedding weights carry a scale and a bias of the activations' type a
+        group."""
         plain = self.layers * (2 * self.hidden + 2 * self.head_dim) + self.hidden
         matrices = self.parameters - plain
         if self.bits < 16:

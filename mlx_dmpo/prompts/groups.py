@@ -18,7 +18,7 @@ def candidates(example: RankingExample) -> tuple[str, ...]:
 
 
 def shortened(example: RankingExample, drop: int) -> RankingExample:
-    """The example without `drop` of its oldest titles: each from the longer of history and disliked, the history's last kept."""
+    """The example without `drop` of its oldest titles, each from the longer of history and disliked; one liked title stays."""
     liked, disliked = len(example.history), len(example.disliked or ())
     for _ in range(drop):
         if liked > max(1, disliked) or not disliked:
@@ -37,7 +37,7 @@ def droppable(example: RankingExample, template: Template) -> int:
 
 
 def context(example: RankingExample, template: Template, **places: Any) -> tuple[Message, ...]:
-    """The prompt of an example, `places` filled in. Disliked titles that are candidates are not printed: they would tell the answer."""
+    """The prompt of an example, `places` filled in. Disliked titles that are candidates are left out: they give the answer."""
     domain: Domain = template.domain(example.domain, example.source)
     if template.prints_disliked:
         known = set(candidates(example))
@@ -47,7 +47,7 @@ def context(example: RankingExample, template: Template, **places: Any) -> tuple
 
 
 def build_group(example: RankingExample, orders: Orders, template: Template, drop_history: int = 0) -> PreferenceGroup:
-    """All prompts and answers of an example (`orders` as `printed_orders` gives them), the oldest `drop_history` titles left out.
+    """All prompts and answers of an example, the oldest `drop_history` titles left out; `orders` from `printed_orders`.
 
     pairwise   a prompt for each negative and each of its printed orders, two answers a prompt; K x O pairs
     listwise   a prompt for each printed order of the candidates, each title an answer; O x K pairs

@@ -1,4 +1,4 @@
-"""A prompt template: text with placeholders, what counts as an answer, and the words of each domain. Checked when it is loaded."""
+"""A prompt template: text with placeholders, its answers, and the words of each domain. Checked when it is loaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import functools
 import hashlib
 import itertools
 import json
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,48 +14,23 @@ from typing import Any
 
 from ..config import read_yaml
 from ..errors import UserError
+from .checks import check, check_words
+from .placeholders import FORMS, LISTS, SAMPLES, WORDS, Domain, filled, parts
 
-FORMS = {  # form -> placeholders that its prompt must have, those of its answer
-    "pairwise": (("history", "first", "second"), ("first", "second")),
-    "listwise": (("history", "candidates"), ("title",)),
-    "direct": (("history",), ("title",)),
-    "pointwise": (("history", "target"), ()),
-}
-LISTS = ("history", "disliked", "candidates")  # placeholders for several titles, each printed by the template's `title`
-TITLES = ("first", "second", "target")  # placeholders for one title
-SAMPLES = ("Heat", "Heat 2", "2", "Up, Up", 'The "A" <B>', "a > b", "{first}", "and")  # titles for the checks at load
+__all__ = [
+    "FORMS",
+    "SAMPLES",
+    "WORDS",
+    "Domain",
+    "Template",
+    "built_in",
+    "built_in_domains",
+    "choose",
+    "load",
+    "read_stored",
+]
+
 _HERE = Path(__file__).resolve().parent
-
-
-@dataclass(frozen=True, slots=True)
-class Domain:
-    """A domain's words: "{topic} recommendations", "history of {items} they have {consumed}", "the target {item}"."""
-
-    topic: str = ""
-    items: str = ""
-    consumed: str = ""
-    consuming: str = ""
-    item: str = ""
-
-
-WORDS = tuple(f.name for f in fields(Domain))
-
-
-def _parts(text: str, where: str) -> list[tuple[str, str]]:
-    """[(literal text, placeholder that follows it or "")]. Raises UserError for braces that are no placeholder."""
-    try:
-        found = list(string.Formatter().parse(text))
-    except ValueError as error:
-        raise UserError(f"{where}: {error}: write {{{{ and }}}} for braces that are text") from None
-    for _, name, spec, conversion in found:
-        if name is not None and (spec or conversion or not name.isidentifier()):
-            shown = "{" + name + ("!" + conversion if conversion else "") + (":" + spec if spec else "") + "}"
-            raise UserError(f"{where}: {shown} is no placeholder: write a bare name such as {{history}}")
-    return [(literal, name or "") for literal, name, _, _ in found]
-
-
-def _filled(parts: Sequence[tuple[str, str]], values: Mapping[str, str]) -> str:
-    return "".join(literal + (values[name] if name else "") for literal, name in parts)
 
 
 def same_text(a: str, b: str) -> bool:
@@ -92,7 +66,7 @@ class Template:
     def build(
         cls, values: Mapping[str, Any], where: str, name: str = "", lines: Mapping[str, int] | None = None
     ) -> Template:
-        """A checked template of a mapping, as in a YAML file or an adapter's config. Raises UserError, beginning with `where`."""
+        """A checked template of a mapping, from a YAML file or an adapter's config. Raises UserError, `where` first."""
 
         def at(key: str) -> str:
             return f'{where}:{lines[key]}: "{key}"' if lines and key in lines else f'{where}: "{key}"'
@@ -116,7 +90,7 @@ class Template:
                 raise UserError(f"{at(key)}: has no use in form {values['form']}: leave it out")
         domains = _domains(values.get("domains"), at("domains"))
         template = cls(**{**values, "name": values.get("name") or name, "domains": domains})
-        _check(template, at)
+        check(template, at)
         return template
 
     def with_domains(self, extra: Mapping[str, Mapping[str, str]] | None, where: str = "domains") -> Template:
@@ -124,7 +98,7 @@ class Template:
         if not extra:
             return self
         template = replace(self, domains={**self.domains, **_domains(extra, where, built_in=False)})
-        _check_words(template, where, list(extra))
+        check_words(template, where, list(extra))
         return template
 
     @property
@@ -141,7 +115,7 @@ class Template:
         """A domain's words. Raises UserError where there are none and the prompt uses any."""
         if name in self.domains:
             return self.domains[name]
-        if not self._words_used:
+        if not self.words_used:
             return Domain()
         raise UserError(
             f'{source}: no wording for domain "{name}" (known: {", ".join(sorted(self.domains))}): '
@@ -150,46 +124,54 @@ class Template:
 
     @functools.cached_property
     def _prompt_parts(self) -> list[tuple[str, str]]:
-        return _parts(self.prompt, self.name)
+        return parts(self.prompt, self.name)
 
     @functools.cached_property
     def _title_parts(self) -> list[tuple[str, str]]:
-        return _parts(self.title, self.name)
+        return parts(self.title, self.name)
 
     @functools.cached_property
     def _answer_parts(self) -> list[tuple[str, str]]:
-        return _parts(self.answer, self.name)
+        return parts(self.answer, self.name)
 
     @functools.cached_property
-    def _words_used(self) -> list[str]:
+    def _known_ends(self) -> dict[Domain, dict[str, set[str]]]:
+        return {}
+
+    @functools.cached_property
+    def words_used(self) -> list[str]:
+        """The domain's words that the prompt prints."""
         return [name for _, name in self._prompt_parts if name in WORDS]
 
     @property
     def prints_disliked(self) -> bool:
+        """Whether the prompt has a place for disliked titles."""
         return any(name == "disliked" for _, name in self._prompt_parts)
 
     def printed(self, titles: Sequence[str]) -> str:
         """A list of titles as the prompt prints it."""
-        return self.separator.join(_filled(self._title_parts, {"title": t}) for t in titles) if titles else self.empty
+        return self.separator.join(filled(self._title_parts, {"title": t}) for t in titles) if titles else self.empty
 
     def message(self, domain: Domain, source: str = "", **places: str | Sequence[str]) -> str:
         """The user's message. `places`: a title, or titles for a list, for each placeholder of the form.
 
         Raises UserError, beginning with `source`, for a title that holds the text which ends its place.
         """
-        ends = self._ends(domain)
+        if domain not in self._known_ends:
+            self._known_ends[domain] = self._ends(domain)
+        ends = self._known_ends[domain]
         for name, value in places.items():
             for title in [value] if isinstance(value, str) else value:
                 for end in ends.get(name, ()):
                     if end in title:
                         raise UserError(
-                            f"{source or 'a title'}: the title {title[:60]!r} holds {end[:40]!r}, which ends a title's place "
-                            f"in prompt {self.name}: rename the title"
+                            f"{source or 'a title'}: the title {title[:60]!r} holds {end[:40]!r}, which ends a title's "
+                            f"place in prompt {self.name}: rename the title"
                         )
         values = {word: getattr(domain, word) for word in WORDS}
         values |= {"disliked": self.empty}
         values |= {name: value if isinstance(value, str) else self.printed(value) for name, value in places.items()}
-        return _filled(self._prompt_parts, values)
+        return filled(self._prompt_parts, values)
 
     def _ends(self, domain: Domain) -> dict[str, set[str]]:
         """For each placeholder of titles, the texts that would end one title's place and open what follows."""
@@ -211,7 +193,7 @@ class Template:
 
     def answer_of(self, *titles: str) -> str:
         """The answer that names one title, or (pairwise) the first title before the second."""
-        return _filled(self._answer_parts, dict(zip(FORMS[self.form][1], titles, strict=True)))
+        return filled(self._answer_parts, dict(zip(FORMS[self.form][1], titles, strict=True)))
 
     def which(self, answer: str, answers: Sequence[str]) -> int | None:
         """Which of the possible answers a drawn one is, white space aside; None where it is none of them."""
@@ -241,101 +223,6 @@ def built_in_domains() -> dict[str, Domain]:
     return {name: Domain(**words) for name, words in values.items()}
 
 
-def _check(template: Template, at: Any) -> None:
-    """Raises UserError for a template whose prompt or answer would be ambiguous."""
-    needed, in_answer = FORMS[template.form]
-    names = [name for _, name in _parts(template.prompt, at("prompt")) if name]
-    for name in names:
-        if name not in (*needed, "disliked", *WORDS):
-            raise UserError(
-                f"{at('prompt')}: {{{name}}} is no placeholder of form {template.form}: "
-                f"known are {', '.join(('disliked', *needed, *WORDS))}"
-            )
-    for name in (*needed, "disliked"):
-        if names.count(name) > 1:
-            raise UserError(f"{at('prompt')}: {{{name}}} stands twice: keep one")
-        if name in needed and name not in names:
-            raise UserError(f"{at('prompt')}: {{{name}}} is missing: form {template.form} needs it")
-    if [name for _, name in _parts(template.title, at("title")) if name] != ["title"]:
-        raise UserError(f'{at("title")}: does not hold {{title}} once: write it as in "<{{title}}>"')
-    title = [*_parts(template.title, at("title")), ("", "")]
-    _check_marks(title[0][0], title[1][0], at("title"), "title")
-    prompt = [*_parts(template.prompt, at("prompt")), ("", "")]
-    for (before, name), (after, _) in itertools.pairwise(prompt):
-        if name in TITLES:
-            _check_marks(before, after, at("prompt"), name)
-    if template.form == "pointwise":
-        _check_yes_no(template, at)
-    else:
-        _check_answer(template, at, in_answer)
-    _check_words(template, at("domains"), list(template.domains))
-    a, b = SAMPLES[:2]
-    orders: list[dict[str, Any]] = []
-    if template.form == "pairwise":
-        orders = [{"first": a, "second": b}, {"first": b, "second": a}]
-    elif template.form == "listwise":
-        orders = [{"candidates": (a, b)}, {"candidates": (b, a)}]
-    for domain in template.domains.values():
-        printed = [template.message(domain, history=(a,), **places) for places in orders]
-        if len(set(printed)) < len(printed):
-            raise UserError(f"{at('prompt')}: prints both orders alike: print the titles where the order shows")
-
-
-def _check_marks(before: str, after: str, where: str, name: str) -> None:
-    """A title must stand between marks: else "Heat" and "Heat and Dust" cannot be told apart in the prompt."""
-    before, after = before.rstrip(), after.lstrip()
-    if not before or before[-1].isalnum() or not after or after[0].isalnum():
-        raise UserError(
-            f'{where}: nothing marks where {{{name}}} begins and ends: put marks around it, such as <{{{name}}}> or "{{{name}}}"'
-        )
-
-
-def _check_answer(template: Template, at: Any, in_answer: Sequence[str]) -> None:
-    if not template.answer.strip():
-        raise UserError(f"{at('answer')}: is missing: form {template.form} needs the answer's wording")
-    names = [name for _, name in _parts(template.answer, at("answer")) if name]
-    if sorted(names) != sorted(in_answer):
-        wanted = " and ".join(f"{{{n}}}" for n in in_answer)
-        raise UserError(f"{at('answer')}: form {template.form} needs {wanted} there, once: write it so")
-    if template.form == "pairwise":
-        parts = [*_parts(template.answer, at("answer")), ("", "")]
-        for (before, name), (after, _) in itertools.pairwise(parts):
-            if name:
-                _check_marks(before, after, at("answer"), name)
-    known: dict[str, tuple[str, ...]] = {}
-    for a in SAMPLES:
-        for b in SAMPLES if template.form == "pairwise" else ("",):
-            titles = (a, b)[: len(in_answer)]
-            answer = " ".join(template.answer_of(*titles).split())
-            if a != b and known.setdefault(answer, titles) != titles:
-                raise UserError(
-                    f"{at('answer')}: {answer!r} is the answer for both {known[answer]} and {titles}: "
-                    "put marks between the titles"
-                )
-
-
-def _check_yes_no(template: Template, at: Any) -> None:
-    yes, no = (" ".join(text.casefold().split()) for text in (template.answer_yes, template.answer_no))
-    for key, text in (("answer_yes", yes), ("answer_no", no)):
-        if not any(c.isalnum() for c in text):
-            raise UserError(f"{at(key)}: is missing: form pointwise needs answer_yes and answer_no")
-    if yes.startswith(no) or no.startswith(yes):
-        raise UserError(
-            f"{at('answer_no')}: {template.answer_yes!r} and {template.answer_no!r} begin alike: give two different answers"
-        )
-
-
-def _check_words(template: Template, where: str, names: Sequence[str]) -> None:
-    used = list(dict.fromkeys(template._words_used))
-    for name in names:
-        missing = [word for word in used if not getattr(template.domains[name], word).strip()]
-        if missing:
-            raise UserError(
-                f"{where}.{name}: wording is not complete: prompt {template.name} uses {', '.join(used)}: "
-                f"add {', '.join(missing)} as text"
-            )
-
-
 @functools.cache
 def built_in(name: str) -> Template:
     """A template that comes with the package: pairwise, listwise, direct or pointwise."""
@@ -356,7 +243,7 @@ def load(prompt: str) -> Template:
 
 
 def read_stored(stored: Any, where: str) -> Template | None:
-    """The template in an adapter's config, or None for an adapter that names none. Raises UserError for one that is damaged."""
+    """The template in an adapter's config; None for an adapter without one. Raises UserError for a damaged one."""
     if stored is None:
         return None
     if not isinstance(stored, dict):
@@ -396,6 +283,7 @@ def choose(
     for name in domains or ():
         if name in stored.domains and chosen.domains[name] != stored.domains[name] and not allow_other:
             raise UserError(
-                f"domains.{name}: {adapter} was trained with another wording of it: leave it out, or add --allow-other-prompt"
+                f"domains.{name}: {adapter} was trained with another wording of it: leave it out, or add "
+                "--allow-other-prompt"
             )
     return chosen

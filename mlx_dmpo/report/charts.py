@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..machine import console, files
-from .read import CURVES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: told apart by everyone
+CURVES = {"loss": "loss", "margin": "margin", "pair_accuracy": "pair accuracy"}
+
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+)  # Okabe and Ito: distinct for colour-blind readers too
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -81,9 +89,8 @@ def plot_margins(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for colour, (order, values) in zip(COLOURS[1:], orders.items(), strict=False):
         axes.hist(values, bins=40, histtype="step", linewidth=1.5, color=colour, label=order.replace("_", " "))
     axes.axvline(0, color="grey", linewidth=1, linestyle="--")
-    axes.set_xlabel(
-        f"margin: log p({'liked ranked first' if ranked else 'chosen'}) − log p({'disliked ranked first' if ranked else 'rejected'}), nats"
-    )
+    right, wrong = ("liked ranked first", "disliked ranked first") if ranked else ("chosen", "rejected")
+    axes.set_xlabel(f"margin: log p({right}) − log p({wrong}), nats")
     axes.set_ylabel("pairs")
     axes.set_title("Right of the dashed line: ranked right", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
@@ -115,7 +122,8 @@ def plot_training(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
 def plot_preparation(domains: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """One page of a prepared data set.
 
-    For each domain: ratings (values, how many liked, how many disliked: arrays of one length), per_user and popularity (arrays of
+    For each domain: ratings (values, how many liked, how many disliked: arrays of one length), per_user and
+    popularity (arrays of
     counts), history and negatives (a list of lengths for each split).
     """
     import numpy as np

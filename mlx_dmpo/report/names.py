@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def short_names(directories: Sequence[Path]) -> dict[Path, str]:
-    """Each directory's name without what all have in common: runs/demo/sft/eval and runs/demo/dmpo/eval -> sft, dmpo."""
+    """Each directory's name without what all have in common: runs/demo/sft/eval and runs/demo/dmpo/eval -> sft,
+    dmpo."""
     parts = {d: list(d.absolute().parts) for d in directories}
     if len(parts) > 1:
         while len({p[0] for p in parts.values()}) == 1 and min(map(len, parts.values())) > 1:

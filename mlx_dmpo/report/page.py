@@ -1,136 +1,215 @@
-"""Numbers -> tables, pictures and one HTML file. Reads run and evaluation directories; never loads a model.
+"""The report: one HTML page that needs nothing else, a Markdown file, and the charts as SVG files.
 
-Titles, users and paths are untrusted text: escaped in HTML, stripped of control characters in pictures and terminals.
+Titles, users, paths and commands are untrusted text: the template escapes everything, and control characters are
+stripped. The page's content security policy forbids scripts and requests, should an escape be missed.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..machine import console, files, run_directory
-from .charts import plot_comparison, plot_margins, plot_training
-from .read import _manifest, _read, _score, _training, read_evaluation
-from .tables import result_rows
+from ..machine import console, files
+from . import contents, figures, svg, tables
+from .contents import MANY, Contents
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0;font-size:14px}th,td{border:1px solid #ccc;padding:.3rem .6rem;text-align:left}
-th{background:#f3f3f3}img{max-width:100%}code{background:#f3f3f3;padding:0 .2rem}.scroll{overflow-x:auto}
-@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}th,code{background:#2a2a2a}th,td{border-color:#444}img{background:#fff}}"""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+MANY_ROWS = 40  # evaluations that one accuracy chart can show
 
-
-POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a browser's own guard, should an escape be missed
-)
+Compare = Callable[[Sequence[Path]], Mapping[str, Any]]
 
 
-HARDEST = 10  # pairs shown that the model ranks most wrongly
+def write_report(directories: Sequence[Path], out: Path, compare: Compare | None = None) -> list[Path]:
+    """Writes `out` (HTML), and beside it NAME.md and NAME-charts/*.svg; returns what was written.
 
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(console.printable(c))}</{tag}>" for c in cells) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows[1:])
-    return f'<div class="scroll"><table>{line(rows[0], "th")}{body}</table></div>'
-
-
-def _picture(draw: Any, alt: str, *arguments: Any) -> str:
-    """An image inside the page; `draw(*arguments, path)` makes it."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "picture.png"
-        draw(*arguments, path)
-        data = base64.b64encode(io.BytesIO(path.read_bytes()).getvalue()).decode()
-    return f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></p>'
-
-
-def _settings_table(config: Mapping[str, Any]) -> str:
-    return _table([["setting", "value"], *([str(k), str(v)] for k, v in config.items() if v not in ("", None, {}, []))])
-
-
-def _names(directories: Sequence[Path]) -> dict[Path, str]:
-    """Each directory's name without what all have in common: runs/demo/sft/eval and runs/demo/dmpo/eval -> sft, dmpo."""
-    parts = {d: list(d.absolute().parts) for d in directories}
-    if len(parts) > 1:
-        while len({p[0] for p in parts.values()}) == 1 and min(map(len, parts.values())) > 1:
-            parts = {d: p[1:] for d, p in parts.items()}
-    else:
-        parts = {d: p[-2:] for d, p in parts.items()}
-    names = {d: "/".join(p[:-1] if p[-1] == "eval" and len(p) > 1 else p) for d, p in parts.items()}
-    return names if len(set(names.values())) == len(names) else {d: str(d) for d in directories}
-
-
-def write_report(directories: Sequence[Path], out: Path) -> None:
-    """One HTML file of evaluation and training directories, pictures included. Raises UserError for any other directory."""
-    evaluations = [d for d in dict.fromkeys(directories) if (d / "metrics.json").is_file()]
-    runs = [d for d in dict.fromkeys(directories) if d not in evaluations]
-    for directory in (*evaluations, *runs):
-        if not run_directory.is_complete(directory) or (
-            directory in runs and not (directory / "metrics.jsonl").is_file()
-        ):
-            raise UserError(
-                f"{directory}: holds no finished run or evaluation: name a directory that sft, dmpo or evaluate wrote"
-            )
-    parts = ["<h1>mlx-dmpo report</h1>"]
-    if evaluations:
-        names = _names(evaluations)
-        results = {names[d]: read_evaluation(d)[0] for d in evaluations}
-        parts += [
-            "<h2>Evaluation</h2>",
-            "<p>95 % bootstrap intervals over users. Pair accuracy is order-debiased: margins summed over both printed orders.</p>",
-        ]
-        parts += [_table(result_rows(results)), _picture(plot_comparison, "pair accuracy of each evaluation", results)]
-        for directory in evaluations:
-            rows = _read(directory / "scores.jsonl", _score)
-            if len({"given" in row for row in rows}) > 1:
-                raise UserError(
-                    f"{directory / 'scores.jsonl'}: mixes free text and ranking pairs: write the directory anew"
-                )
-            parts += [
-                f"<h3>{html.escape(console.printable(names[directory]))}</h3>",
-                _picture(plot_margins, "histogram of margins", rows),
-            ]
-            worst = sorted(rows, key=lambda r: r["margin"])[:HARDEST]
-            parts.append(f"<details><summary>the {len(worst)} pairs of least margin</summary>")
-            parts.append(
-                _table(
-                    [
-                        ["user", "liked", "disliked", "margin, nats"],
-                        *([r["user"], r["positive"], r["negative"], f"{r['margin']:+.2f}"] for r in worst),
-                    ]
-                )
-            )
-            parts.append("</details>")
-    if runs:
-        names = _names(runs)
-        parts.append("<h2>Training</h2>")
-        for directory in runs:
-            manifest = _read(directory / run_directory.MANIFEST, _manifest)
-            parts += [
-                f"<h3>{html.escape(console.printable(names[directory]))}</h3>",
-                f"<p><code>{html.escape(console.printable(manifest['command']))}</code></p>",
-            ]
-            parts.append(
-                _picture(
-                    plot_training,
-                    "loss, margin and pair accuracy over the steps",
-                    _read(directory / "metrics.jsonl", _training),
-                )
-            )
-            facts = {
-                k: manifest.get(k) for k in ("device", "seconds", "steps", "best_step", "peak_memory_gb", "finished")
-            }
-            parts += [
-                f"<details><summary>settings</summary>{_settings_table({**facts, **manifest['config']})}</details>"
-            ]
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>mlx-dmpo report</title><style>{STYLE}</style>{"".join(parts)}</html>\n'
+    compare  judge.compare.for_report, which adds differences with p-values and the trivial rankers; this room may not
+             import it
+    Raises UserError for a directory that holds no finished run or evaluation, or values of another kind.
+    """
+    found = contents.read_contents(directories)
+    if compare and found.evaluations:
+        added = compare([e.path for e in found.evaluations])
+        found.comparison, found.baselines = added["comparison"], added["baselines"]
+    try:
+        charts = draw(found)
+        page, markdown = render(found, charts), _markdown(found, charts, out)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        where = ", ".join(str(e.path / "metrics.json") for e in found.evaluations[:3])
+        raise UserError(
+            f"{where}: holds other values than this program writes ({type(error).__name__}): evaluate again"
+        ) from error
+    folder = out.with_name(f"{out.stem}-charts")
     with files.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("*.svg"):
+            old.unlink()
+    written = [folder / f"{name}.svg" for name in charts]
+    for path, drawn in zip(written, charts.values(), strict=True):
+        files.write_text(path, svg.standalone(drawn))
+    files.write_text(out.with_suffix(".md"), markdown)
     files.write_text(out, page)
+    return [out, out.with_suffix(".md"), *written]
+
+
+def draw(found: Contents) -> dict[str, str]:
+    """Name -> SVG of every chart of the report."""
+    charts: dict[str, str | None] = {}
+    results, few = found.results, found.evaluations[:MANY]
+    if results:
+        best = sorted(results, key=lambda name: -results[name]["pair_accuracy"]["value"])[:MANY_ROWS]
+        kept = {name: m for name, m in results.items() if name in best}
+        charts["accuracy"] = figures.accuracy(kept | _named(found.baselines))
+        charts["position-bias"] = figures.position_bias(kept)
+        charts["popularity-bias"] = figures.popularity(kept)
+        edges = figures.margin_edges([e.margins for e in few])
+        tallest = figures.tallest_bin([e.margins for e in few], edges)
+        for i, e in enumerate(few, 1):
+            if e.metrics.get("calibration"):
+                charts[f"calibration-{i}"] = figures.calibration(e.name, e.metrics["calibration"])
+            charts[f"margins-{i}"] = figures.margins(e.name, e.margins, edges, tallest)
+        charts |= _slices(few[:1] if len(few) > 4 else few)
+    if found.runs:
+        for i, drawn in enumerate(figures.curves({run.name: run.lines for run in found.runs}), 1):
+            charts[f"training-{i}"] = drawn
+    return {name: drawn for name, drawn in charts.items() if drawn}
+
+
+def _slices(evaluations: Sequence[contents.Evaluation]) -> dict[str, str]:
+    """One chart for each family and evaluation; those of a family share their axis."""
+    charts = {}
+    families = dict.fromkeys(family for e in evaluations for family in e.metrics.get("slices", {}))
+    for family in families:
+        kept = [(e, e.metrics["slices"].get(family, {"slices": []})["slices"]) for e in evaluations]
+        kept = [(e, found) for e, found in kept if len(found) > 1]
+        metrics = [s["pair_accuracy"] for _, found in kept for s in found]
+        for i, (e, found) in enumerate(kept, 1):
+            overall = e.metrics["pair_accuracy"]["value"]
+            axis = figures.share_range([*metrics, *(e.metrics["pair_accuracy"] for e, _ in kept)], overall)
+            charts[f"slices-{_file_name(family)}-{i}"] = figures.slices(family, e.name, found, overall, axis)
+    return charts
+
+
+def _named(baselines: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name} (baseline)": {"pair_accuracy": m["pair_accuracy"]} for name, m in baselines.items()}
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
+
+
+def _gaps(found: Contents) -> list[str]:
+    """The largest gap of each family where its interval leaves out 0, in words; then how many others there are."""
+    lines, others = [], 0
+    for e in found.evaluations[:MANY]:
+        for family, part in e.metrics.get("slices", {}).items():
+            gap = part.get("largest_gap")
+            if gap and gap["low"] > 0:
+                size = f"{100 * gap['value']:.1f} points (95 %: {100 * gap['low']:.1f} to {100 * gap['high']:.1f})"
+                lines.append(f"{e.name}, {family.replace('_', ' ')}: {gap['higher']} above {gap['lower']} by {size}")
+            others += bool(gap and gap["low"] <= 0)
+    if others:
+        lines.append(f"{others} largest gap{'s' if others > 1 else ''} of other families: the interval includes 0")
+    return lines
+
+
+def _notes(found: Contents) -> list[str]:
+    """What a reader must know before the numbers."""
+    notes = []
+    for e in found.evaluations:
+        if note := e.metrics.get("intervals", {}).get("note"):
+            notes.append(f"{e.name}: {note}.")
+        if trained := e.metrics.get("trained_on"):
+            notes.append(f"{e.name}: {trained} of its examples are ones that the adapter was trained on.")
+    for name, rows in (found.comparison or {}).get("only_in", {}).items():
+        notes.append(f"{name}: {len(rows)} of its pairs were not scored by all others, and are not compared.")
+    if len(found.evaluations) > MANY:
+        notes.append(f"Small charts and slices show the first {MANY} of {len(found.evaluations)} evaluations.")
+    return notes
+
+
+def render(found: Contents, charts: Mapping[str, str]) -> str:
+    """The page."""
+    import jinja2
+    from markupsafe import Markup
+
+    def printable(value: Any) -> Any:
+        return console.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    groups: dict[str, list[Markup]] = {}
+    for name, drawn in charts.items():  # built by svg.py, which escapes each text itself
+        groups.setdefault(name.split("-")[0], []).append(Markup(drawn))
+    style = svg.variables(":root") + svg.STYLE + (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    return (
+        environment.get_template("page.html")
+        .render(
+            policy=POLICY,
+            style=Markup(style),
+            headline=contents.headline(found),
+            what=contents.what_was_run(found),
+            notes=_notes(found),
+            charts=groups,
+            found=found,
+            results=_with_baselines(found),
+            comparison=contents.comparison_table(found),
+            ranking=contents.ranking_table(found),
+            generation=contents.generation_table(found),
+            others={
+                e.name: e.metrics["generation"]["others"] for e in found.evaluations if e.metrics.get("generation")
+            },
+            gaps=_gaps(found),
+            legend=[(run.name, i % svg.SERIES) for i, run in enumerate(found.runs)],
+            pairs=[(e.name, contents.pair_table(e.hardest), contents.pair_table(e.easiest)) for e in found.evaluations],
+            explanations=contents.explanations(found),
+            commands=contents.commands(found),
+            settings=[(x.name, contents.facts(x.manifest)) for x in found.runs],
+            popularity=_popularity_source(found),
+        )
+        .lstrip()
+        + "\n"
+    )
+
+
+def _popularity_source(found: Contents) -> str:
+    sources = [e.metrics["popularity"].get("source", "") for e in found.evaluations if e.metrics.get("popularity")]
+    return sources[0] if sources else ""
+
+
+def _with_baselines(found: Contents) -> list[list[str]]:
+    return tables.result_rows(found.results | {f"{n} (baseline)": m for n, m in found.baselines.items()})
+
+
+def _markdown(found: Contents, charts: Mapping[str, str], out: Path) -> str:
+    """The same in Markdown: sentences, tables, and links to the charts."""
+    parts = [f"# {tables.markdown_text(contents.headline(found))}", tables.markdown_text(contents.what_was_run(found))]
+    parts += [f"- {tables.markdown_text(note)}" for note in _notes(found)]
+    if found.evaluations:
+        # one evaluation a row is wide; in Markdown each metric gets a row
+        parts += ["## Results", tables.markdown_table(list(zip(*_with_baselines(found), strict=True)))]
+    for heading, table in (
+        ("Comparisons", contents.comparison_table(found)),
+        ("Ranking among candidates", contents.ranking_table(found)),
+        ("Does it answer?", contents.generation_table(found)),
+    ):
+        if table:
+            parts += [f"## {heading}", tables.markdown_table(table)]
+    if gaps := _gaps(found):
+        parts += ["## Largest gaps", "\n".join(f"- {tables.markdown_text(gap)}" for gap in gaps)]
+    folder = f"{out.stem}-charts".replace(" ", "%20")
+    parts += ["## Charts", "\n".join(f"![{name}]({folder}/{name}.svg)" for name in charts)]
+    shell = "\n".join(console.printable(command) for command in contents.commands(found))
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", shell)), default=0))
+    parts += ["## How to reproduce it", f"{fence}sh\n{shell}\n{fence}"]
+    return "\n\n".join(part for part in parts if part) + "\n"

@@ -10,6 +10,8 @@ from ..errors import UserError
 from ..machine import files, run_directory
 from .tables import COLUMNS
 
+CURVES = ("loss", "margin", "pair_accuracy", "learning_rate", "peak_memory_gb")  # of metrics.jsonl, drawn
+
 
 def _number(value: Any) -> bool:
     return (
@@ -111,9 +113,30 @@ def _candidate(value: Any) -> bool:
     )
 
 
+def read_training(path: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl. Raises UserError for a missing, empty or malformed file."""
+    return _read(path, _training)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    return _read(directory / run_directory.MANIFEST, _manifest)
+
+
+def is_explanation(value: Any) -> bool:
+    """What `explain --json` says of one model."""
+    return (
+        isinstance(value, dict)
+        and _number(value.get("margin"))
+        and isinstance(value.get("history"), list)
+        and all(
+            isinstance(e, dict) and isinstance(e.get("title"), str) and _number(e.get("effect"))
+            for e in value["history"]
+        )
+        and isinstance(value.get("flip") or [], list)
+        and all(isinstance(title, str) for title in value.get("flip") or [])
+    )
+
+
 def read_candidates(path: Path) -> list[dict[str, Any]]:
     """Rows of candidates.jsonl. Raises UserError for an empty or malformed file."""
     return _read(path, _candidate)
-
-
-CURVES = {"loss": "loss", "margin": "margin", "pair_accuracy": "pair accuracy"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,13 @@ COLUMNS = (
     ("auc_release", "AUC (release)", ".3f"),
     ("position_bias", "position bias", "+.3f"),
     ("mean_margin", "margin, nats", "+.2f"),
+)
+
+RANKING = (  # of `evaluate --candidates`
+    *((f"hr@{k}", f"HR@{k}", ".3f") for k in (1, 3, 5, 10)),
+    *((f"ndcg@{k}", f"NDCG@{k}", ".3f") for k in (5, 10)),
+    ("mrr", "MRR", ".3f"),
+    ("mean_rank", "mean rank", ".1f"),
 )
 
 
@@ -44,12 +53,22 @@ def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table for the terminal: one metric a line, one evaluation a column; 95 % intervals over users in brackets."""
-    return aligned(list(zip(*result_rows(results), strict=True)))
+    """A table for the terminal: one metric a line, one evaluation a column; 95 % intervals over users in brackets.
+
+    Ranking metrics and shares of generated answers follow where an evaluation has them.
+    """
+    lines: list[Sequence[str]] = list(zip(*result_rows(results), strict=True))
+    for key, heading, form in RANKING:
+        if any(key in m for m in results.values()):
+            lines.append([heading, *(told(m.get(key, {}), form) for m in results.values())])
+    for key, heading in (("valid", "valid answers"), ("agrees", "answers agree")):
+        if any(m.get("generation") for m in results.values()):
+            lines.append([heading, *(told(m.get("generation", {}).get(key, {}), ".3f") for m in results.values())])
+    return aligned(lines)
 
 
 def p_value(p: float | None) -> str:
-    return "-" if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
+    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def difference_rows(differences: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -68,3 +87,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def markdown_text(text: str) -> str:
+    """Untrusted text for Markdown: one line, no markup, no HTML."""
+    return html.escape(re.sub(r"([\\`*_\[\]|~])", r"\\\1", console.printable(text)), quote=False)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

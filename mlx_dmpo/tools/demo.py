@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import assets, config
+from ..judge.compare import for_report
 from ..judge.evaluate import evaluate
 from ..machine import files
 from ..report import charts, tables
@@ -33,7 +34,7 @@ def _use(adapter: str) -> None:
 
 
 def demo(out: Path, seed: int = 0, prompt: str = "") -> None:
-    """Writes OUT/{sft,dmpo,base,summary.json,accuracy.png,report.html}; prints the table and the commands to go on with."""
+    """Writes OUT/{sft,dmpo,base,summary.json,accuracy.png,report.html}; prints the table and what to run next."""
     stages = config.read_yaml(assets.settings_file())[0]
     seconds: dict[str, float] = {}
 
@@ -65,16 +66,18 @@ def demo(out: Path, seed: int = 0, prompt: str = "") -> None:
     files.write_json(out / "summary.json", {**results, "seconds": seconds})
     charts.plot_comparison(results, out / "accuracy.png")
     evaluations = [out / name / "eval" for name in results]
-    report_page.write_report([*evaluations, out / "sft", out / "dmpo"], out / "report.html")
+    report_page.write_report([*evaluations, out / "sft", out / "dmpo"], out / "report.html", for_report)
     print(f"\n{tables.results_table(results)}\n")
     print(
-        f"Every number is of {results['base']['users']} fictional users whom neither pretraining nor training has seen ({sum(seconds.values()):.0f} s in all)."
+        f"Every number is of {results['base']['users']} fictional users whom neither pretraining nor training has "
+        f"seen ({sum(seconds.values()):.0f} s in all)."
     )
     _use(dmpo)
     print(f"Look at   {out}/report.html, {out}/accuracy.png")
-    print("Go on with your own model and ratings:")
+    print("Next, with your own model and ratings:")
     print("  mlx-dmpo sft      --model mlx-community/Qwen3-0.6B-4bit --data DATA --adapter-path runs/sft")
     print(
-        "  mlx-dmpo dmpo     --model mlx-community/Qwen3-0.6B-4bit --data DATA --start-adapter runs/sft --adapter-path runs/dmpo"
+        "  mlx-dmpo dmpo     --model mlx-community/Qwen3-0.6B-4bit --data DATA --start-adapter runs/sft "
+        "--adapter-path runs/dmpo"
     )
     print("  mlx-dmpo evaluate --model mlx-community/Qwen3-0.6B-4bit --data DATA --adapter-path runs/dmpo")

@@ -49,10 +49,11 @@ def blas_remedy(rate: float) -> str:
     """One line for a slow Linux CPU, or nothing."""
     if platform.system() != "Linux" or not device.on_cpu() or rate > SLOW:
         return ""
+    why = "MLX's Linux CPU wheel carries the reference BLAS"
     found = sorted(glob.glob("/usr/lib/*/libopenblas.so.0") + glob.glob("/usr/lib*/libopenblas.so.0"))
     if found:
-        return f"LD_PRELOAD={found[0]} mlx-dmpo ... makes float32 products many times faster (MLX's Linux CPU wheel carries the reference BLAS)"
-    return "apt install libopenblas0-pthread, then LD_PRELOAD=libopenblas.so.0 mlx-dmpo ... (MLX's Linux CPU wheel carries the reference BLAS)"
+        return f"LD_PRELOAD={found[0]} mlx-dmpo ... makes float32 products many times faster ({why})"
+    return f"apt install libopenblas0-pthread, then LD_PRELOAD=libopenblas.so.0 mlx-dmpo ... ({why})"
 
 
 def _caches() -> dict[str, Any]:
@@ -85,17 +86,17 @@ def _plan_beside_a_step() -> dict[str, Any]:
         seconds.append(time.perf_counter() - started)
         peak = mx.get_peak_memory() - before
     expected = cost.memory(SMALL, work, training)
-    told = expected["activations"] + expected["logits"] + expected["gradients"]
+    planned = expected["activations"] + expected["logits"] + expected["gradients"]
     predicted = cost.step_flops(SMALL, work, training) / rate
     measured = float(np.min(seconds[1:]))
     return {
-        "memory_mb": {"plan": told / 1e6, "measured": peak / 1e6, "ratio": told / peak},
+        "memory_mb": {"plan": planned / 1e6, "measured": peak / 1e6, "ratio": planned / peak},
         "seconds": {"plan": predicted, "measured": measured, "ratio": predicted / measured},
     }
 
 
 def verdict(step: dict[str, Any]) -> str:
-    """Whether plan is to be believed on this machine: memory within 15 %, time within a half more or less."""
+    """Whether plan is right on this machine: memory within 15 %, time within a half more or less."""
     memory, seconds = step["memory_mb"]["ratio"], step["seconds"]["ratio"]
     wrong = [
         name for name, off in (("memory", not 0.85 <= memory <= 1.15), ("time", not 2 / 3 <= seconds <= 1.5)) if off
@@ -104,7 +105,7 @@ def verdict(step: dict[str, Any]) -> str:
 
 
 def examine() -> dict[str, Any]:
-    """Everything that a bug report wants, in bytes, FLOP/s and seconds."""
+    """Everything that a bug report needs, in bytes, FLOP/s and seconds."""
     info = {k: v for k, v in mx.device_info().items() if isinstance(v, str | int)}
     step = _plan_beside_a_step()
     rates = {"float32": _matmul_rate(mx.float32)}

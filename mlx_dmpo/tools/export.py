@@ -1,6 +1,7 @@
 """An adapter for other tools: a fused model directory for mlx-lm, or an adapter that PEFT loads.
 
-What was written is read back, and its log-probs are compared with those of base and adapter: what rounding or quantising again
+What was written is read back, and its log-probs are compared with those of base and adapter: what rounding or
+quantising again
 costs is printed rather than hidden.
 """
 
@@ -22,7 +23,7 @@ from ..data import formats
 from ..errors import UserError
 from ..machine import commands, console, files, memory, run_directory
 from ..model import adapters, device, loading, saving
-from ..model.open import LanguageModelScorer, open_scorer
+from ..model.open import LanguageModelScorer, choose_template, open_scorer
 from ..prompts import pairwise
 from ..prompts.groups import build_group
 from ..prompts.orders import first_negatives
@@ -42,7 +43,8 @@ class Exported:
 
 
 def _base_of(settings: ExportSettings, stored: Mapping[str, Any]) -> ExportSettings:
-    """The settings with the base that the adapter names, and quantised as it was in training, where the flags leave them open."""
+    """The settings with the base that the adapter names, and quantised as it was in training, where the flags leave
+    them open."""
     adapter = Path(settings.adapter_path)
     named = stored.get("model")
     if not settings.model and named != "embedded":
@@ -98,7 +100,7 @@ def _examples(settings: ExportSettings, domains: dict[str, pairwise.Domain]) -> 
     loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
     if not loaded.has_pairs:
         raise UserError(
-            f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with chosen and rejected answers"
+            f"{loaded.name}: holds {loaded.format}, one answer per prompt: give data with chosen and rejected answers"
         )
     drawn = np.random.default_rng(settings.seed).permutation(len(loaded.examples))[: settings.examples]
     return [first_negatives(loaded.examples[i], settings.num_negatives) for i in sorted(drawn)]
@@ -119,13 +121,15 @@ def _base_name(settings: ExportSettings, base: loading.Loaded) -> str:
         return settings.base_name
     if "quantization" in base.config and settings.quantize is None:
         raise UserError(
-            f"--base-name: {base.name} is quantised in MLX's format, which transformers does not read: name its unquantised original, such as Qwen/Qwen3-0.6B"
+            f"--base-name: {base.name} is quantised in MLX's format, which transformers does not read: name its "
+            "unquantised original, such as Qwen/Qwen3-0.6B"
         )
     return settings.model or str(base.path)
 
 
 def _placeholder_prompt(examples: Sequence[Example], template: Template) -> str:
-    """A prompt in the data's wording; titles to be filled in, since a user's own history is no example to hand round."""
+    """A prompt in the data's wording; titles to be filled in, since a user's own history is no example to hand
+    round."""
     if examples and not isinstance(examples[0], RankingExample):
         return "Your prompt, worded as in the data"
     example = RankingExample(
@@ -141,7 +145,8 @@ def _placeholder_prompt(examples: Sequence[Example], template: Template) -> str:
 
 
 def _commands(settings: ExportSettings, base: loading.Loaded, place: str, prompt: str) -> tuple[str, ...]:
-    """Shell commands, or Python for PEFT, which run the export in `place` with the template that it was trained with."""
+    """Shell commands, or Python for PEFT, which run the export in `place` with the template that it was trained
+    with."""
     switch = "enable_thinking" in str(base.tokenizer.chat_template)
     if settings.to == "peft":
         thinking = ", enable_thinking=False" if switch else ""
@@ -151,8 +156,10 @@ def _commands(settings: ExportSettings, base: loading.Loaded, place: str, prompt
             f"model = AutoPeftModelForCausalLM.from_pretrained({place!r})",
             "tokenizer = AutoTokenizer.from_pretrained(model.peft_config['default'].base_model_name_or_path)",
             f"messages = [{{'role': 'user', 'content': {prompt!r}}}]",
-            f"inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors='pt'{thinking})",
-            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs['input_ids'].shape[1]:]))",
+            "inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, "
+            f"return_tensors='pt'{thinking})",
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, "
+            "inputs['input_ids'].shape[1]:]))",
         )
     what = ["--model", place]
     if settings.keep_quantized:
@@ -204,7 +211,7 @@ def _export(settings: ExportSettings, command: str) -> Exported:
     stored = adapters.read_adapter_config(settings.adapter_path)
     settings = _base_of(settings, stored)
     out = _place(settings)
-    domains = pairwise.with_domains(settings.domains)
+    domains = dict(choose_template(settings, settings.adapter_path).domains)
     results = _evaluations(settings)
     examples = _examples(settings, domains)
     scorer = open_scorer(settings, settings.adapter_path)
@@ -215,7 +222,8 @@ def _export(settings: ExportSettings, command: str) -> Exported:
         )
     if "quantization" not in base.config and (settings.keep_quantized or settings.requantize):
         raise UserError(
-            f"--{'keep-quantized' if settings.keep_quantized else 'requantize'}: {base.name} is not quantised: leave it out"
+            f"--{'keep-quantized' if settings.keep_quantized else 'requantize'}: {base.name} is not quantised: "
+            "leave it out"
         )
     peft = peft_config(base, stored, _base_name(settings, base)) if settings.to == "peft" else {}
     prompt = _placeholder_prompt(examples, template)

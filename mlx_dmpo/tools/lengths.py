@@ -19,9 +19,9 @@ WHOLE = 1 << 30  # a max_seq_length that cuts nothing
 
 
 def measure(part: Part, tokenizer: Any, settings: CheckSettings) -> tuple[dict[str, Any], list[Finding]]:
-    """A part's token counts, each negative printed in one order, and what there is to say of them.
+    """A part's token counts, each negative printed in one order, and the findings about them.
 
-    Raises UserError where the tokenizer's chat template cannot carry the prompts at all.
+    {} for the counts where no group can be made into tokens.
     """
     assert part.loaded
     template = prompts.load(settings.prompt or "pairwise").with_domains(settings.domains)
@@ -48,8 +48,12 @@ def measure(part: Part, tokenizer: Any, settings: CheckSettings) -> tuple[dict[s
                 cut.append(example.source)
             except UserError:
                 unfit.append(example.source)
+    findings = [Finding(ERROR, message, 1) for message in refused[:SHOWN]]
+    if len(refused) > SHOWN:
+        what = f"{len(refused)} groups of {part.name} cannot be made into tokens in all"
+        findings.append(Finding(ERROR, what, len(refused), tuple(refused)))
     if not sequences:
-        raise UserError(refused[0])
+        return {}, findings
     n = len(part.loaded.examples) - len(refused)
     numbers = {
         "name": part.name,
@@ -64,24 +68,30 @@ def measure(part: Part, tokenizer: Any, settings: CheckSettings) -> tuple[dict[s
         "separate_tokens_a_group": separate / n,
         "shared_tokens_a_group": shared / n,
     }
-    findings = [Finding(ERROR, message, 1) for message in refused[:SHOWN]]
     findings.append(
         Finding(
             NOTE,
-            f"{part.name}: {numbers['mean']:.0f} tokens a prompt with answer (90 % within {numbers['p90']:.0f}, longest {numbers['max']}); "
-            f"a group: {separate / n:.0f} tokens run separately, {shared / n:.0f} with the prefix shared ({separate / shared:.2f} x fewer)",
+            f"{part.name}: {numbers['mean']:.0f} tokens a prompt with answer (90 % within {numbers['p90']:.0f}, "
+            f"longest {numbers['max']}); a group: {separate / n:.0f} tokens run separately, {shared / n:.0f} with the "
+            f"prefix shared ({separate / shared:.2f} x fewer)",
         )
     )
     if cut:
-        what = f"{len(cut)} groups of {part.name} exceed {settings.max_seq_length} tokens and lose {dropped} history items in all"
-        findings.append(Finding(WARNING, what, len(cut), tuple(cut[:SHOWN])))
+        what = (
+            f"{len(cut)} groups of {part.name} exceed {settings.max_seq_length} tokens and lose {dropped} history items "
+            "in all"
+        )
+        findings.append(Finding(WARNING, what, len(cut), tuple(cut)))
     if unfit:
-        what = f"{len(unfit)} groups of {part.name} do not fit {settings.max_seq_length} tokens at all: raise --max-seq-length"
-        findings.append(Finding(ERROR, what, len(unfit), tuple(unfit[:SHOWN])))
+        what = (
+            f"{len(unfit)} groups of {part.name} do not fit {settings.max_seq_length} tokens at all: raise "
+            "--max-seq-length"
+        )
+        findings.append(Finding(ERROR, what, len(unfit), tuple(unfit)))
     return numbers, findings
 
 
 def measure_all(parts: list[Part], settings: CheckSettings) -> tuple[list[dict[str, Any]], list[Finding]]:
     tokenizer = loading.load_tokenizer(settings.model)
     measured = [measure(part, tokenizer, settings) for part in parts if part.loaded]
-    return [numbers for numbers, _ in measured], [f for _, found in measured for f in found]
+    return [numbers for numbers, _ in measured if numbers], [f for _, found in measured for f in found]

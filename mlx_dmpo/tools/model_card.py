@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +29,10 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"log-probs of {self.answers} answers before and after: largest difference {self.largest:.2g} nats, mean {self.mean:.2g}; "
-            f"margins: largest {self.largest_margin:.2g}; {self.ranked_otherwise} of {self.pairs} pairs ranked otherwise"
+            f"log-probs of {self.answers} answers before and after: "
+            f"largest difference {self.largest:.2g} nats, mean {self.mean:.2g}; "
+            f"margins: largest {self.largest_margin:.2g}; "
+            f"{self.ranked_otherwise} of {self.pairs} pairs ranked otherwise"
         )
 
 
@@ -53,16 +53,6 @@ def difference(before: np.ndarray, after: np.ndarray) -> Difference:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _markdown(text: str) -> str:
-    """Untrusted text for a Markdown table: one line, no markup, no HTML."""
-    return html.escape(re.sub(r"([\\`*_\[\]|~])", r"\\\1", console.printable(text)), quote=False)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(map(_markdown, row)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def _evaluations(settings: ExportSettings) -> dict[str, Mapping[str, Any]]:
@@ -121,25 +111,28 @@ def model_card(
     language = "python" if settings.to == "peft" else "sh"
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
-        f"# {_markdown(adapter.resolve().name)}\n",
-        f"A personal ranker: {_markdown(Path(named).name if Path(named).exists() else named)}, fine-tuned with mlx-dmpo to say which of two "
+        f"# {tables.markdown_text(adapter.resolve().name)}\n",
+        f"A personal ranker: {tables.markdown_text(Path(named).name if Path(named).exists() else named)}, "
+        f"fine-tuned with mlx-dmpo to say which of two "
         f"items a user will like better, given what the user liked before. {what}\n",
         f"## Use\n\nFrom the directory above this one:\n\n```{language}\n"
         + "\n".join(map(console.printable, commands))
         + "\n```\n",
-        "It was trained on prompts worded exactly so, thinking off; other wording, or a template with thinking on, is outside what was measured.\n",
+        "It was trained on prompts worded exactly so, thinking off; "
+        "other wording, or a template with thinking on, is outside what was measured.\n",
     ]
     if results:
         rows = [list(row) for row in zip(*tables.result_rows(results), strict=True)]
         parts.append(
-            f"## Results\n\n{_table(rows)}\n\n95 % bootstrap intervals over users in brackets. Pair accuracy is order-debiased: a pair "
+            f"## Results\n\n{tables.markdown_table(rows)}\n\n"
+            "95 % bootstrap intervals over users in brackets. Pair accuracy is order-debiased: a pair "
             "counts as right when the liked item's margin, summed over both printed orders, is positive.\n"
         )
     inputs = _mapping(manifest.get("inputs"))
     if inputs:
         parts.append(
             "## Data\n\n"
-            + _table([["file", "sha256"], *([_short(k, inputs), str(v)] for k, v in inputs.items())])
+            + tables.markdown_table([["file", "sha256"], *([_short(k, inputs), str(v)] for k, v in inputs.items())])
             + "\n"
         )
     trained = _mapping(manifest.get("config")) or dict(stored)
@@ -147,14 +140,13 @@ def model_card(
     facts = {k: manifest[k] for k in ("steps", "best_step", "device", "seconds", "finished") if k in manifest}
     parts.append(
         "## Settings\n\n"
-        + _table([["setting", "value"], *([str(k), str(v)] for k, v in (shown | facts).items())])
+        + tables.markdown_table([["setting", "value"], *([str(k), str(v)] for k, v in (shown | facts).items())])
         + "\n"
     )
     told = str(found) if found else "Not compared."
     parts.append(
-        f"## What the export changed\n\nAgainst base and adapter, read back from this directory: {_markdown(told)}.\n".replace(
-            "..", "."
-        )
+        "## What the export changed\n\nAgainst base and adapter, read back from this directory: "
+        + f"{tables.markdown_text(told)}.\n".replace("..", ".")
     )
     if settings.to == "peft" and "quantization" in base.config:
         parts.append(

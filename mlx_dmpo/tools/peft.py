@@ -26,7 +26,8 @@ _EMBEDDING = {"lora_a": "lora_embedding_A", "lora_b": "lora_embedding_B"}
 
 
 def peft_tensors(model: Any) -> dict[str, mx.array]:
-    """An adapter under PEFT's names: lora_a (in, r) -> lora_A (r, in), lora_b (r, out) -> lora_B (out, r), m (out,) as it is."""
+    """An adapter under PEFT's names: lora_a (in, r) -> lora_A (r, in), lora_b (r, out) -> lora_B (out, r), m (out,)
+    as it is."""
     return {
         f"base_model.model.{name}.{theirs}": mx.contiguous(layer[ours].T)
         for name, layer in adapters.adapted_layers(model).items()
@@ -40,7 +41,8 @@ def peft_config(base: loading.Loaded, stored: Mapping[str, Any], base_name: str)
     family = base.config.get("model_type")
     if family not in PEFT_FAMILIES:
         raise UserError(
-            f"--to peft: layers of {family} are named otherwise in transformers (known: {', '.join(PEFT_FAMILIES)}): export --to mlx"
+            f"--to peft: layers of {family} are named otherwise in transformers (known: "
+            f"{', '.join(PEFT_FAMILIES)}): export --to mlx"
         )
     dora = stored.get("fine_tune_type", "lora") == "dora"
     layers = adapters.adapted_layers(base.model)
@@ -76,7 +78,8 @@ def peft_config(base: loading.Loaded, stored: Mapping[str, Any], base_name: str)
 
 
 def read_peft(model: Any, path: Path) -> None:
-    """Puts the tensors and the scale of a PEFT directory on a model's adapted layers, in place: the way back of `peft_tensors`."""
+    """Puts the tensors and the scale of a PEFT directory on a model's adapted layers, in place: the way back of
+    `peft_tensors`."""
     stored: Any = mx.load(str(path / PEFT_WEIGHTS))
     config = files.read_json(path / PEFT_CONFIG)
     for name, layer in adapters.adapted_layers(model).items():

@@ -1,4 +1,5 @@
-"""Answers drawn from the policy, and margins of all candidate negatives: what preference data and hard negatives are made of."""
+"""Answers drawn from the policy, and margins of all candidate negatives: what preference data and hard negatives are
+made of."""
 
 from __future__ import annotations
 
@@ -19,8 +20,7 @@ from ..machine import console, files, memory
 from ..machine.progress import Progress
 from ..model import generate, loading
 from ..model.encode import Encoder
-from ..model.open import open_scorer, refuse_for_free_text
-from ..prompts import pairwise
+from ..model.open import choose_template, open_scorer, refuse_for_free_text
 from ..prompts.groups import build_group, candidates
 from ..prompts.orders import first_negatives, printed_orders
 from ..prompts.template import Template
@@ -49,7 +49,8 @@ class Task:
 
 
 def _tasks(examples: Sequence[Example], encoder: Encoder, seed: int) -> Iterator[Task]:
-    """The prompts of each example: pairwise each negative's in one printed order, pointwise each candidate's, else one."""
+    """The prompts of each example: pairwise each negative's in one printed order, pointwise each candidate's, else
+    one."""
     template = encoder.template
     for index, example in enumerate(examples):
         orders = printed_orders(example, index, both=False, redraw=False, seed=seed, form=template.form)
@@ -91,7 +92,8 @@ def _prompts(group: PreferenceGroup) -> list[Branch]:
 def draw(
     base: loading.Loaded, encoder: Encoder, examples: Sequence[Example], settings: SampleSettings
 ) -> Iterator[dict[str, Any]]:
-    """One line a prompt: its answers with log-probs, and what each says: an ordering of two titles, a title, or like."""
+    """One line a prompt: its answers with log-probs, and what each says: an ordering of two titles, a title, or
+    like."""
     tasks = list(_tasks(examples, encoder, settings.seed))
     with Progress(len(tasks) * settings.n, "sample", "answer") as bar:
         for start in range(0, len(tasks), settings.batch_size):
@@ -119,21 +121,21 @@ def draw(
 def summarize(lines: Sequence[dict[str, Any]]) -> str:
     answers = [a for line in lines for a in line["answers"]]
     cut = sum(not a["finished"] for a in answers)
-    told = f"{len(answers)} answers to {len(lines)} prompts" + (f", {cut} of them cut at --max-tokens" if cut else "")
+    line = f"{len(answers)} answers to {len(lines)} prompts" + (f", {cut} of them cut at --max-tokens" if cut else "")
     if "right" in answers[0]:
         parsed = [a for a in answers if a["right"] is not None]
         what = {"ordering": "orderings of the two titles", "title": "titles of candidates", "liked": "yes or no"}
-        told += f"; {len(parsed)} are {next(words for key, words in what.items() if key in answers[0])}"
+        line += f"; {len(parsed)} are {next(words for key, words in what.items() if key in answers[0])}"
         if parsed:
             right = sum(a["right"] for a in parsed) / len(parsed)
             does = {"ordering": "rank the positive first", "title": "name the positive", "liked": "are right"}
-            told += f", {right:.3f} of these {next(words for key, words in does.items() if key in answers[0])}"
-    return told
+            line += f", {right:.3f} of these {next(words for key, words in does.items() if key in answers[0])}"
+    return line
 
 
 def _lines(settings: SampleSettings) -> tuple[list[dict[str, Any]], str]:
     """The lines to write, and a sentence about them."""
-    domains = pairwise.with_domains(settings.domains)
+    domains = choose_template(settings, settings.adapter_path).domains
     data = settings.data or str(assets.data_dir())
     loaded = formats.load(data, settings.split, domains, settings.skip_bad_rows, console.notice, settings.domain)
     refuse_for_free_text(settings, not loaded.ranking)
@@ -167,7 +169,7 @@ def sample(settings: SampleSettings) -> tuple[Path, str]:
         lines, summary = _lines(settings)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        files.write_text(out, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}): name another --out") from None
     return out, summary

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
 from ..core.tree import EncodedGroup, GroupBatch, by_length
 from ..machine.prefetch import prefetch
+from ..machine.progress import track
 from ..machine.ranks import world
 from ..model.encode import Encoder
 from ..prompts.orders import printed_orders
@@ -47,8 +47,8 @@ class GroupSource:
         draw = partial(
             printed_orders, both=both, redraw=self.redraw, seed=self.seed, epoch=epoch, form=form, count=count
         )
-        beside = True if epoch else None  # later epochs are encoded during training, which has its own bar
-        rows = tqdm(self.examples, desc="encode", unit="example", disable=beside, leave=False, delay=2)
+        quiet = epoch > 0 or not world().first  # later epochs are encoded during training, which has its own bar
+        rows = track(self.examples, "encode", "example", quiet=quiet)
         return [self.encoder.encode(e, draw(e, i), chosen_only=self.chosen_only) for i, e in enumerate(rows)]
 
     def epoch(self, epoch: int) -> list[EncodedGroup]:

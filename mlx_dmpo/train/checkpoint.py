@@ -94,7 +94,7 @@ def write(
                 temporary / run_directory.MANIFEST,
                 {"state": asdict(state), "identity": files.plain(identity), "files": hashes},
             )
-            if final.exists():  # one that could not be read
+            if os.path.lexists(final):  # one that could not be read
                 _remove(final)
             os.rename(temporary, final)
             files.sync(final.parent)
@@ -103,43 +103,79 @@ def write(
     return final
 
 
-def read(path: Path) -> Checkpoint:
-    """Raises UserError where a file is missing or is not what was written."""
-    manifest = files.read_json(path / run_directory.MANIFEST)
+def _read_manifest(path: Path) -> tuple[Checkpoint, dict[str, str]]:
+    """A checkpoint as its manifest has it, and the hashes of its files. Raises UserError where it is not one."""
     try:
-        for name, expected in manifest["files"].items():
-            if files.sha256(path / name) != expected:
-                raise UserError(f"{path / name}: is damaged: remove {path}")
+        manifest = files.read_json(path / run_directory.MANIFEST)
         state = State(**manifest["state"])
-        state.best = state.best and (state.best[0], state.best[1])
-        return Checkpoint(path, state, manifest["identity"])
-    except (OSError, KeyError, TypeError, AttributeError) as error:
+        state.best = state.best and (float(state.best[0]), int(state.best[1]))
+        if state.step != int(path.name):
+            raise ValueError(f"it is of step {state.step}")
+        return Checkpoint(path, state, dict(manifest["identity"])), dict(manifest["files"])
+    except (UserError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{path}: is no whole checkpoint ({error}): remove it") from None
 
 
+def read(path: Path) -> Checkpoint:
+    """Raises UserError where a file is missing or is not what was written."""
+    found, hashes = _read_manifest(path)
+    for name, expected in hashes.items():
+        try:
+            whole = files.sha256(path / name) == expected
+        except OSError as error:
+            raise UserError(f"{path}: is no whole checkpoint ({error}): remove it") from None
+        if not whole:
+            raise UserError(f"{path / name}: is damaged: remove {path}")
+    return found
+
+
+def _all(run: Path) -> list[Path]:
+    """Everything that has a checkpoint's name, the oldest first."""
+    return sorted((run / CHECKPOINTS).glob("[0-9]*"))
+
+
 def newest(run: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, or None; a damaged one is named and left out."""
-    for path in sorted((run / CHECKPOINTS).glob("[0-9]*"), reverse=True):
+    """The newest whole checkpoint, or None; damaged ones are named.
+
+    One whose best adapter is whole too is preferred. Where there is none, the best so far is forgotten.
+    """
+    without_best: Checkpoint | None = None
+    for path in reversed(_all(run)):
         try:
             found = read(path)
+        except UserError as error:
+            console.notice(f"note: {error}; an older checkpoint is used")
+            continue
+        try:
             if found.state.best:  # its adapter is part of the state
                 read(directory(run, found.state.best[1]))
             return found
         except UserError as error:
-            console.notice(f"note: {error}; an older checkpoint is taken")
-    return None
+            if without_best is None:
+                console.notice(f"note: the best adapter of step {found.state.step} is lost: {error}")
+            without_best = without_best or found
+    if without_best:
+        console.notice(f"note: the best of the validations after step {without_best.state.step} is kept instead")
+        without_best.state.best = None
+    return without_best
 
 
 def prune(run: Path, keep: int) -> None:
-    """Removes all but the last `keep` checkpoints and the best ones that these refer to."""
-    paths = sorted((run / CHECKPOINTS).glob("[0-9]*"))
-    kept = set(paths[-keep:])
-    for path in list(kept):
-        best = files.read_json(path / run_directory.MANIFEST)["state"]["best"]
-        if best:
-            kept.add(directory(run, best[1]))
+    """Removes all but the last `keep` checkpoints and the best ones that these refer to; also damaged ones."""
+    kept: set[Path] = set()
+    for path in reversed(_all(run)):
+        try:
+            state = _read_manifest(path)[0].state
+        except UserError:
+            continue
+        kept.add(path)
+        if state.best:
+            kept.add(directory(run, state.best[1]))
+        keep -= 1
+        if not keep:
+            break
     with files.writing(run / CHECKPOINTS):
-        for path in paths:
+        for path in _all(run):
             if path not in kept:
                 _remove(path)
 
@@ -148,7 +184,7 @@ def _remove(path: Path) -> None:
     """No reader meets it half removed."""
     aside = path.with_name(f"{files.PARTIAL}removed-{path.name}")
     os.rename(path, aside)
-    shutil.rmtree(aside)
+    shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
 
 
 class Checkpoints:
@@ -193,7 +229,10 @@ class Checkpoints:
         prune(self.run, self.keep)
 
     def restore(self, check: Callable[[dict[str, Any], dict[str, Any]], None]) -> bool:
-        """Continues from the newest whole checkpoint -> whether there is one. Raises what `check(stored, given)` raises."""
+        """Continues from the newest whole checkpoint -> whether there is one.
+
+        Raises what `check(stored identity, given identity)` raises.
+        """
         found = newest(self.run) if self.run else None
         stored = world().from_first({"state": asdict(found.state), "identity": found.identity} if found else None)
         if stored is None:
@@ -209,7 +248,12 @@ class Checkpoints:
         return True
 
     def load_best(self) -> None:
-        """Puts the best adapter into the model, where that is not the last."""
+        """Puts the best adapter into the model, where that is not the last. One that was damaged since is named."""
         best = self.state.best
-        if self.run and best is not None and best[1] != self.state.step:
-            self.model.update(load_tree(directory(self.run, best[1]) / ADAPTER_WEIGHTS))
+        if not self.run or best is None or best[1] == self.state.step:
+            return
+        try:
+            self.model.update(read(directory(self.run, best[1])).arrays(ADAPTER_WEIGHTS))
+        except UserError as error:
+            console.notice(f"note: the best adapter is lost: {error}; the last one, of step {self.state.step}, is kept")
+            self.state.best = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,36 +18,65 @@ from ..data.rows import has_split
 from ..errors import UserError
 from ..machine import console, files
 from ..machine.ranks import world
-from ..model import adapters, cost, fit, loading
+from ..model import adapters, cost, fit, loading, trackers
 from ..model import shape as model_shape
 from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
-from ..prompts import pairwise
 from ..prompts.orders import first_negatives
 from ..prompts.template import Domain
 from ..records import Example, RankingExample
 from .batches import GroupSource
+from .optimizer import check_optimizer
+
+VALIDATION_GROUPS = 1000  # by default, at most
 
 
 def refuse(settings: SftSettings | DmpoSettings) -> None:
-    """Raises UserError for what can be known to fail before data or model is read."""
+    """Raises UserError for all that can be known to fail before data and model are read."""
     choose_template(settings, settings.start_adapter)
+    check_optimizer(settings)
+    trackers.check(settings.report_to)
+    if settings.start_adapter:
+        config = adapters.read_adapter_config(settings.start_adapter)
+        settings = _with_adapter_shape(settings, config, settings.start_adapter)
+    layers = model_shape.layer_count(Path(settings.model or assets.model_dir()))
+    if settings.num_layers == 0 or layers:
+        adapters.check_layers(settings, layers or 1)
+    if settings.fine_tune_type == "dora" and settings.quantize in (3, 5, 6):
+        raise UserError(adapters.no_dora(settings.quantize))
 
 
 @dataclass(frozen=True)
 class Examples:
     train: Sequence[Example]
     valid: Sequence[Example]  # those that validations measure
-    valid_count: int  # of the whole split
 
 
 def read_examples(settings: SftSettings | DmpoSettings) -> Examples:
     """Both splits. Raises UserError for settings that cannot work, and for data that their loss cannot use."""
     refuse(settings)
-    domains = pairwise.with_domains(settings.domains)
+    domains = dict(choose_template(settings, settings.start_adapter).domains)
     train = _read_split(settings, "train", domains)
-    valid = _read_split(settings, "valid", domains)
-    count = len(valid) if settings.val_batches < 0 else settings.val_batches * settings.batch_size
-    return Examples(train, valid[:count], len(valid))
+    valid = validation_sample(settings, _read_split(settings, "valid", domains))
+    if not valid and settings.patience:
+        raise UserError("patience: there is nothing to validate on: give --valid-data, or leave patience out")
+    return Examples(train, valid)
+
+
+def validation_sample(settings: TrainSettings, examples: Sequence[Example]) -> Sequence[Example]:
+    """The examples that validations measure, in the split's order; says so where it is a sample.
+
+    The sample is the same for every seed, so that runs can be compared.
+    """
+    wanted = VALIDATION_GROUPS if settings.val_batches is None else settings.val_batches * settings.batch_size
+    if wanted < 0 or len(examples) <= wanted:
+        return examples
+    if wanted and world().first:
+        console.notice(
+            f"note: validation takes {wanted:,} of {len(examples):,} groups, drawn at random; "
+            "--val-batches -1 takes all"
+        )
+    rows = np.random.default_rng(0).choice(len(examples), wanted, replace=False)
+    return [examples[i] for i in sorted(rows)]
 
 
 def _read_split(settings: SftSettings | DmpoSettings, split: str, domains: dict[str, Domain]) -> list[Example]:
@@ -99,7 +129,7 @@ def encode(
 def open_policy(
     settings: SftSettings | DmpoSettings,
 ) -> tuple[LanguageModelScorer, SftSettings | DmpoSettings]:
-    """The base model with the start adapter, or a new one, ready to train; and the settings with the adapter's shape."""
+    """The base model with the start adapter, or a new one, ready to train; the settings with the adapter's shape."""
     start, resolved = settings.start_adapter, settings
     if start:
         resolved = _with_adapter_shape(settings, adapters.read_adapter_config(start), start)

@@ -64,7 +64,7 @@ def fit(
 ) -> None:
     """Trains from `state` to the end of the schedule.
 
-    One evaluation per micro-batch and one for the update. A micro-batch that does not fit in memory is split in two, once.
+    One evaluation per micro-batch, one for the update. A micro-batch that does not fit in memory is split in two, once.
     A step whose loss, gradient or update is NaN or Inf leaves weights and optimizer as they were.
     Raises `callbacks.interrupted()`, everything saved, where the run is to stop.
     """
@@ -127,7 +127,10 @@ def fit(
 def update(
     model: nn.Module, optimizer: optimizers.Optimizer, gradients: Any, rate: float, max_norm: float, keep: bool
 ) -> bool:
-    """Takes the step, unless `keep` is false or a number is NaN or Inf: then all is as before. -> whether it was taken."""
+    """One optimizer step -> whether it was taken.
+
+    Where `keep` is false, or a number is NaN or Inf, weights and optimizer stay as they were.
+    """
     before = model.trainable_parameters(), tree_map(lambda a: a, optimizer.state)
     clipped = optimizers.clip_grad_norm(gradients, max_norm)[0] if max_norm else gradients
     optimizer.learning_rate = rate

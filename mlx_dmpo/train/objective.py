@@ -16,12 +16,14 @@ def objective(settings: TrainSettings) -> losses.Loss:
         gamma=settings.gamma,
         smoothing=settings.label_smoothing,
         sft_weight=settings.sft_weight,
+        boundary=settings.negatives_select == "boundary",
+        dynamic_beta=settings.dynamic_beta,
     )
 
 
 def needs_reference(settings: TrainSettings) -> bool:
     return (
         isinstance(settings, DmpoSettings)
-        and settings.loss not in losses.LENGTH_NORMALISED
+        and settings.loss not in losses.WITHOUT_REFERENCE
         and not settings.reference_free
     )

@@ -1,32 +1,31 @@
 """The reference is data: the policy's log-probs at step 0, computed once, outside gradient tracing, kept on disk.
 
-One file a (base model, adapter, scorer), one number a token sequence: whatever changes the tokens (data, template,
-truncation) asks for another sequence, whatever changes the weights opens another file. A stale value cannot be met.
+One file per base model, adapter, scorer and environment; one number per token sequence. What changes the tokens (data,
+template, truncation) needs another sequence, what changes the values another file. So no stale value is ever used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from tqdm import tqdm
 
 from ..core.scorer import SCORER_VERSION
 from ..core.tree import EncodedGroup, by_length
 from ..errors import UserError, WriteError
 from ..machine import console, files
+from ..machine.progress import Progress
 from ..machine.ranks import world
 
-CHUNK = 16  # batches a rank scores between two exchanges with the others
-
-
+CHUNK = 16  # batches that a rank scores between two exchanges with the others
 SAVE_SECONDS = 60.0
 
 
@@ -34,12 +33,24 @@ def cache_directory() -> Path:
     return Path(os.environ.get("MLX_DMPO_CACHE", Path.home() / ".cache" / "mlx-dmpo"))
 
 
-def cache_key(base_fingerprint: str, adapter: Path | None, shared_road: bool) -> str:
-    """SHA-256 of everything but the tokens that a reference log-prob depends on. `adapter` is None for the bare base."""
-    digest = hashlib.sha256(f"{base_fingerprint} scorer {SCORER_VERSION} shared {shared_road}".encode())
-    for name in ("adapters.safetensors", "adapter_config.json") if adapter else ():
-        digest.update(files.sha256(adapter / name).encode())  # type: ignore[operator]
-    return digest.hexdigest()
+def adapter_digest(adapter: Path | None) -> str:
+    """SHA-256 of an adapter's weights and config; "" for the bare base."""
+    if adapter is None:
+        return ""
+    both = files.sha256(adapter / "adapters.safetensors") + files.sha256(adapter / "adapter_config.json")
+    return hashlib.sha256(both.encode()).hexdigest()
+
+
+def cache_key(fingerprint: str, adapter: str, shared: bool, environment: Mapping[str, str]) -> str:
+    """SHA-256 of everything but the tokens that can change a reference log-prob.
+
+    fingerprint  of the base model's files, quantisation and dtype
+    adapter      see `adapter_digest`
+    shared       whether the shared-prefix scorer is used
+    environment  versions, device, BLAS: see model.device
+    """
+    parts = [fingerprint, adapter, f"shared {shared}", f"scorer {SCORER_VERSION}", sorted(environment.items())]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def sequences(group: EncodedGroup) -> list[bytes]:
@@ -61,7 +72,7 @@ def _read(path: Path) -> dict[bytes, float]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        console.notice(f"note: {path} cannot be read; the reference is computed anew")
+        console.notice(f"note: {path} cannot be read; the reference is computed again")
         return {}
 
 
@@ -69,7 +80,7 @@ class Reference:
     """Log-probs of token sequences under the policy at step 0.
 
     `add` computes what is not stored yet and writes the file; `logps` looks up one row a group, padded to R with 0.
-    The first rank's file is the one that counts.
+    Only the first rank reads and writes the file.
     """
 
     def __init__(
@@ -84,13 +95,13 @@ class Reference:
         self.computed = 0
 
     def add(self, groups: Sequence[EncodedGroup]) -> None:
-        """Raises UserError for a log-prob that is not finite. What was scored is kept also where this is interrupted."""
+        """Raises UserError for NaN or Inf. What was scored before an error or an interrupt is kept."""
         self._from_first(groups)
-        # cut up before it is asked what is stored: what an interrupted run still has to score then meets in the same batches
+        # batches do not depend on what is stored: so a resumed run scores the rest in the same batches
         batches = [[groups[i] for i in rows] for rows in by_length(groups, self._batch_size)]
         chunk, before, saved = CHUNK * world().size, self.computed, time.monotonic()
         try:
-            with tqdm(total=len(groups), desc="reference", unit="group", disable=None, leave=False) as bar:
+            with Progress(len(groups), "reference", "group", quiet=not world().first) as bar:
                 for start in range(0, len(batches), chunk):
                     together = batches[start : start + chunk]
                     for batch in together if world().size == 1 else [list(itertools.chain(*together))]:

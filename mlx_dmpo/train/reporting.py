@@ -1,4 +1,4 @@
-"""metrics.jsonl, the experiment tracker and the progress bar."""
+"""metrics.jsonl, the experiment tracker and the view of a running training."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from types import TracebackType
 from typing import Any
 
 import mlx.core as mx
-from tqdm import tqdm
 
 from ..machine import console, files
-from ..machine.ranks import world
+from ..report.live import View
 from .checkpoint import State
 
 METRICS = "metrics.jsonl"
-IN_BAR = ("loss", "margin", "pair_accuracy", "groups_per_second", "tokens_per_second", "peak_memory_gb")
 
 
 class Report:
-    """Reports a run's numbers. A context manager: inside, the progress bar is shown.
+    """Reports a run's numbers. A context manager: inside, the view is shown.
 
     path           metrics.jsonl; None on the ranks that write nothing
+    rewards        whether margins are reward margins (scaled by beta) rather than nats; they are then written under both
+                   names, margin and reward_margin
     every          steps between two lines
     learning_rate  of the step just done
     peak           bytes of memory, so far
+    view           makes what is shown meanwhile, from the lines before a resume
     """
 
     def __init__(
@@ -40,11 +41,14 @@ class Report:
         every: int,
         learning_rate: Callable[[], float],
         peak: Callable[[], int],
+        view: Callable[[list[dict[str, Any]]], View],
         tracker: Any = None,
+        rewards: bool = False,
     ):
+        self.rewards = rewards
         self.path, self.state, self.name, self.steps, self.every = path, state, name, steps, every
         self.steps_per_epoch, self.tracker = steps_per_epoch, tracker
-        self._learning_rate, self._peak = learning_rate, peak
+        self._learning_rate, self._peak, self._open_view = learning_rate, peak, view
         self.lines: list[dict[str, Any]] = []
         if path and not state.step:
             path.unlink(missing_ok=True)
@@ -64,33 +68,33 @@ class Report:
         self.lines = files.read_lines(path)
 
     def __enter__(self) -> Report:
-        self._bar = tqdm(total=self.steps, initial=self.state.step, desc=self.name, unit="step", disable=None)
+        self._view = self._open_view(self.lines)
+        self._view.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        self._view.__exit__(kind, error, trace)
 
     def step_done(self, sums: dict[str, float] | None, seconds: float) -> None:
         """Adds a step's sums (None: it was skipped); writes a line when one is due."""
         window, step = self.state.window, self.state.step
         for name, value in {**(sums or {}), "seconds": seconds}.items():
             window[name] = window.get(name, 0.0) + value
-        self._bar.update()
+        self._view.stepped(step)
         if step % self.every == 0 or step == self.steps:
             line = self._line()
             self.state.window = {}
             self._write(line)
-            self._bar.set_postfix({name: f"{line[name]:.3g}" for name in IN_BAR if name in line})
+            self._view.on_step(line)
 
     def validated(self, numbers: dict[str, float], best: bool) -> None:
-        self._write(self._head() | numbers)
-        if world().first:
-            text = f"  step {self.state.step:>4}: validation loss {numbers['valid_loss']:.4f}"
-            if "valid_margin" in numbers:
-                text += f", margin {numbers['valid_margin']:+.3f}, pair accuracy {numbers['valid_pair_accuracy']:.3f}"
-            tqdm.write(text + (" (best)" if best else ""))
+        if self.rewards and "valid_margin" in numbers:
+            numbers = {**numbers, "valid_reward_margin": numbers["valid_margin"]}
+        line = self._head() | numbers
+        self._write(line)
+        self._view.on_validation(line, best)
 
     def _head(self) -> dict[str, Any]:
         return {"step": self.state.step, "epoch": round(self.state.step / self.steps_per_epoch, 4)}
@@ -104,6 +108,7 @@ class Report:
         line["loss"] = total["loss"] / total["groups"]
         if total["pairs"]:
             line |= {"margin": total["margin"] / total["pairs"], "pair_accuracy": total["right"] / total["pairs"]}
+            line |= {"reward_margin": line["margin"]} if self.rewards else {}
         return line | {
             "learning_rate": self._learning_rate(),
             "groups_per_second": total["groups"] / total["seconds"],

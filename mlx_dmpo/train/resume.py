@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from ..config import DmpoSettings, SftSettings, resume_key
+from ..core.scorer import SCORER_VERSION
 from ..core.tree import EncodedGroup
 from ..errors import UserError
-from .reference import sequences
+from ..machine import console
+from ..model.open import LanguageModelScorer
+from .batches import GroupSource
+from .reference import Reference, adapter_digest, sequences
 
 
 def digest(groups: Sequence[EncodedGroup]) -> str:
@@ -21,11 +27,48 @@ def digest(groups: Sequence[EncodedGroup]) -> str:
     return found.hexdigest()
 
 
+FORMAT = 2  # of the identity
+
+
+def run_identity(
+    settings: SftSettings | DmpoSettings,
+    policy: LanguageModelScorer,
+    groups: GroupSource,
+    valid: GroupSource | None,
+    reference: Reference | None,
+) -> dict[str, Any]:
+    """What must stay the same for a run to be resumed, by name."""
+    start = settings.start_adapter if reference else ""
+    return {
+        "checkpoint format": FORMAT,
+        **resume_key(settings),
+        "dtype of the weights": str(policy.base.model.model.norm.weight.dtype).removeprefix("mlx.core."),
+        "model": policy.base.fingerprint,
+        "train data": digest(groups.epoch(0)),
+        "number of validation groups": len(valid.examples) if valid else 0,
+        "valid data": digest(valid.epoch(0) if valid else []),
+        "reference": adapter_digest(Path(start) if start else None) if reference else "none",
+        "scorer": f"{'shared-prefix' if policy.groups.shared else 'plain'} (version {SCORER_VERSION})",
+    }
+
+
 def check_identity(stored: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raises UserError naming the first difference that would change the result of a resumed run."""
+    """Raises UserError naming the first difference that would change the result of a resumed run.
+
+    Another environment changes at most the last digits: it is named in a note.
+    """
+    old, new = stored.get("environment", {}), given.get("environment", {})
+    changes = [
+        f"{name} {old.get(name)} -> {new.get(name)}" for name in {**new, **old} if old.get(name) != new.get(name)
+    ]
+    if stored.get("checkpoint format") == FORMAT and changes:
+        console.notice(
+            f"note: the run continues with {', '.join(changes)}: its result may differ in the last digits from that of "
+            "an uninterrupted run"
+        )
     for name in {**given, **stored}:
         was, now = stored.get(name), given.get(name)
-        if was == now:
+        if was == now or name == "environment":
             continue
         if name in ("model", "train data", "valid data", "reference"):
             raise UserError(

@@ -11,15 +11,16 @@ from signal import SIGTERM
 import mlx.nn as nn
 import mlx.optimizers as optimizers
 
-from ..config import DmpoSettings, SftSettings, resume_key
+from ..config import DmpoSettings, SftSettings
 from ..core.tree import pad_groups
 from ..errors import Interrupted
 from ..machine import commands, files
 from ..machine.interrupts import Stop
 from ..machine.ranks import world
-from ..model import adapters, trackers
+from ..model import adapters, device, fit, trackers
 from ..model.open import LanguageModelScorer
 from ..model.score import score_groups
+from ..report import live
 from .batches import Batches, GroupSource
 from .checkpoint import Checkpoints
 from .inputs import describe_work
@@ -27,9 +28,9 @@ from .loop import Callbacks, Schedule
 from .nan import BadSteps
 from .objective import needs_reference, objective
 from .optimizer import build_optimizer, learning_rate
-from .reference import Reference, cache_key
+from .reference import Reference, adapter_digest, cache_key
 from .reporting import METRICS, Report
-from .resume import check_identity, digest
+from .resume import check_identity, run_identity
 from .step import StepFunction, padding
 from .validation import Validation
 
@@ -54,9 +55,9 @@ def score_reference(
     """Log-probs of all groups under the policy as it starts; None for a loss without a reference."""
     if not needs_reference(settings):
         return None
-    start = Path(settings.start_adapter) if settings.start_adapter else None
-    size, model = 4 * settings.batch_size, policy.base.model
-    key = cache_key(policy.base.fingerprint, start, policy.groups.shared)
+    start, size, model = settings.start_adapter, 4 * settings.batch_size, policy.base.model
+    adapter = adapter_digest(Path(start) if start else None)
+    key = cache_key(policy.base.fingerprint, adapter, policy.groups.shared, device.environment())
     reference = Reference(key, lambda some: score_groups(model, policy.groups, some, size, ""), size)
     reference.add(groups.all_orders() + (valid.epoch(0) if valid else []))
     world().say(f"reference: {start or policy.base.name}; {reference.computed} groups scored, the others were stored")
@@ -72,7 +73,10 @@ def set_up(
     path: Path | None,
     stop: Stop,
 ) -> Training:
-    """Everything of a run, restored from its newest checkpoint where it is resumed. `path` is None on all ranks but one."""
+    """Everything of a run, restored from its newest checkpoint where it is resumed.
+
+    path  the run directory; None on all ranks but the first
+    """
     model, loss, optimizer = policy.base.model, objective(settings), build_optimizer(settings)
     dropout = bool(settings.lora_parameters.dropout)
     batches = Batches(
@@ -101,15 +105,12 @@ def set_up(
         loss,
         settings.grad_checkpoint,
         keep=settings.frozen_cache_gb * 1e9,
+        epoch=len(groups.examples),
         memory_limit=settings.memory_limit,
     )
-    identity = resume_key(settings) | {
-        "model": policy.base.fingerprint,
-        "train data": digest(groups.epoch(0)),
-        "valid data": digest(valid.epoch(0) if valid else []),
-        "reference": reference.path.stem if reference else "",
-    }
+    identity = run_identity(settings, policy, groups, valid, reference)
     world().agree("training", json.dumps(identity))
+    identity["environment"] = device.environment()  # machines may differ in it
     shape = adapters.adapter_config(settings, policy.base)
     checkpoints = Checkpoints(path, model, optimizer, shape, identity, keep=settings.keep_checkpoints)
     if settings.resume and checkpoints.restore(check_identity):
@@ -118,16 +119,27 @@ def set_up(
     tracker = None
     if path:
         tracker = trackers.tracker(settings.report_to, settings.project_name, path, files.plain(settings))
+    name = "sft" if isinstance(settings, SftSettings) else settings.loss
     report = Report(
         path / METRICS if path else None,
         state,
-        name="sft" if isinstance(settings, SftSettings) else settings.loss,
+        name=name,
         steps=steps,
         steps_per_epoch=per_epoch,
         every=settings.steps_per_report,
         learning_rate=lambda: float(optimizer.learning_rate),
         peak=lambda: step_function.peak,
+        view=lambda lines: live.view(
+            name,
+            steps,
+            state.step,
+            memory=fit.machine_memory(),
+            plain=settings.plain,
+            shown=world().first,
+            history=lines,
+        ),
         tracker=tracker,
+        rewards=isinstance(settings, DmpoSettings),
     )
     callbacks = _callbacks(settings, policy, valid, reference, checkpoints, report, stop, steps)
     return Training(model, optimizer, batches, step_function, schedule, callbacks, checkpoints, report)

@@ -42,6 +42,7 @@ class StepFunction:
 
     checkpoint    recompute each layer in the backward pass
     keep          bytes in which outputs of layers below the adapter are kept between epochs
+    epoch         groups per epoch
     compiled      by mx.compile, one program per shape (see `padding`); None means on a GPU. Not with dropout, whose
                   seed a compiled step would fix.
     memory_limit  gigabytes; a micro-batch that takes more fails like one that does not fit. 0 sets no limit.
@@ -55,13 +56,14 @@ class StepFunction:
         checkpoint: bool,
         *,
         keep: float = 0,
+        epoch: int = 0,
         compiled: bool | None = None,
         memory_limit: float = 0.0,
     ):
         self.model, self.memory_limit = model, memory_limit
         self.peak = 0  # bytes, over all micro-batches
         self._compiled = compiles(scorer, compiled)
-        self._frozen = FrozenOutputs(model, keep) if scorer.shared and frozen_layers(model) else None
+        self._frozen = FrozenOutputs(model, keep, epoch) if scorer.shared and frozen_layers(model) else None
         self._shapes: set[Any] = set()
 
         def forward(

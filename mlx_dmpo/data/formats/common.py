@@ -174,8 +174,11 @@ def checked(
     negatives: Sequence[str],
     source: str,
     context: Context,
+    **optional: Sequence[str],
 ) -> RankingExample:
+    """The example of these fields, checked as a row of ranking examples is. Raises UserError."""
     row = {"user": user, "domain": domain, "history": list(history), "positive": positive, "negatives": list(negatives)}
+    row |= {name: list(titles) for name, titles in optional.items() if titles}
     example = RankingExample.from_json(row, source)
     domain_of(example, context.domains)
     return example

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ...errors import UserError
+from ...machine.progress import track
 from ...prompts.pairwise import DOMAINS, Domain
 from ...records import Example, PreferenceGroup, RankingExample
 from ..rows import data_file, read_rows
@@ -119,7 +118,7 @@ def load(
     reasons: Counter[str] = Counter()
     rows = bad = 0
     name = ""
-    bar = tqdm(read_rows(data, split), desc="read", unit="row", disable=None, leave=False, delay=2)
+    bar = track(read_rows(data, split), "read", "row")
     for found, example in _read(bar, columns, context):
         rows += 1
         if isinstance(example, Unconvertible):

@@ -42,7 +42,7 @@ def read_released(row: Row, source: str, context: Context) -> Example:
 
 
 def read_s_dpo(row: Row, source: str, context: Context) -> Example:
-    """{historyList, itemList, trueSelection}: the candidates other than the true one are the negatives."""
+    """{historyList, itemList, trueSelection}: the items other than the true one are the negatives and the candidates."""
     positive = text(row, "trueSelection", source)
 
     def listed(name: str) -> list[str]:
@@ -65,4 +65,5 @@ def read_s_dpo(row: Row, source: str, context: Context) -> Example:
         )
     negatives = [t for t in items if t != positive.strip()]
     user = history_user(context.domain, history)
-    return checked(user, context.domain, history, positive.strip(), negatives, source, context)
+    # all of them stay candidates of the list, also where fewer negatives are trained on
+    return checked(user, context.domain, history, positive.strip(), negatives, source, context, candidates=negatives)

@@ -72,4 +72,6 @@ def read_tallrec(row: Row, source: str, context: Context) -> Example:
         )
     if not negatives:
         raise Unconvertible("no disliked title to be a negative")
-    return checked(context.user, context.domain or found["domain"], history, positive, negatives, source, context)
+    domain = context.domain or found["domain"]
+    old = [t for t in dict.fromkeys(disliked) if t != positive]
+    return checked(context.user, domain, history, positive, negatives, source, context, disliked=old)

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ...errors import UserError
+from ...machine.progress import Progress, Reading
 
 BLOCK = 16 << 20  # bytes read at once
 
@@ -30,10 +29,8 @@ def opened(path: Path, bar: bool = True) -> Iterator[Any]:
             zipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             size = path.stat().st_size
-            counted: Any  # a file as far as gzip and arrow care
-            with tqdm.wrapattr(
-                file, "read", total=size, desc=path.name, unit="B", unit_scale=True, disable=None if bar else True
-            ) as counted:
+            with Progress(size, path.name, "byte", quiet=not bar) as shown:
+                counted: Any = Reading(file, shown)  # a file as far as gzip and arrow care
                 yield gzip.GzipFile(fileobj=counted) if zipped else counted
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: name an existing file") from None

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
-from tqdm import tqdm
 
 from ...config import PrepareSettings, TableSettings
 from ...errors import UserError
+from ...machine.progress import Progress
 from . import dates, files
 from .columns import collect, rows_of, titles_of, whole
 from .contract import BadRows, Ratings
@@ -73,17 +73,16 @@ def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Batch]:
     try:
         with (
             pa.parquet.ParquetFile(path) as file,
-            tqdm(total=file.metadata.num_rows, desc=path.name, unit="row", disable=None) as bar,
+            Progress(file.metadata.num_rows, path.name, "row") as bar,
         ):
             for batch in file.iter_batches(batch_size=max(1, files.BLOCK // 64), columns=list(columns)):
-                begin = int(bar.n)
+                begin = bar.done
 
                 def where(n: int, begin: int = begin) -> str:
                     return f"{path}:row {begin + n + 1}"
 
                 yield Batch([batch.column(c) for c in columns], where)
-                bar.n += len(batch)
-                bar.refresh()
+                bar.update(len(batch))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise UserError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}): write it again") from None
 

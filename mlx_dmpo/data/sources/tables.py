@@ -112,15 +112,21 @@ def _split(line: str, separator: str) -> list[str]:
 
 
 def _separator(first: str, rest: Sequence[str]) -> str:
-    """The separator that gives these lines the same number of cells, and most of them; else the most frequent in the first."""
+    """The separator that gives these lines the same number of cells, of which most columns are numbers, then most cells.
 
-    def cells(separator: str) -> int:
-        counts = {len(_split(line, separator)) for line in [first, *rest] if line.strip()}
-        return counts.pop() if len(counts) == 1 else 0
+    Where none does, it is the most frequent in the first line.
+    """
+    lines = [line for line in (first, *rest) if line.strip()]
 
-    candidates = ("\t", "::", ";", ",", "|")
-    best = max(candidates, key=lambda s: (cells(s) > 1, cells(s)))
-    return best if cells(best) > 1 else max(("\t", ",", ";", "|", "::"), key=first.count)
+    def fit(separator: str) -> tuple[int, int]:
+        cells = [_split(line, separator) for line in lines]
+        if len({len(row) for row in cells}) > 1 or len(cells[0]) < 2:
+            return 0, 0
+        columns = list(zip(*cells[len(cells) > 1 :], strict=True))
+        return 1 + sum(all(numeric(c) for c in column) for column in columns), len(columns)
+
+    best = max(("\t", "::", ";", ",", "|"), key=fit)
+    return best if fit(best)[0] else max(("\t", ",", ";", "|", "::"), key=first.count)
 
 
 def _one_more(header: Sequence[str], lines: Sequence[str], separator: str, quoted: bool, escape: bool) -> bool:

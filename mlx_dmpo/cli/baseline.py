@@ -1,0 +1,46 @@
+"""The command that measures what is no trained language model: `baseline`"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from ..config.baseline import BASELINES, BaselineSettings, check_baseline
+from ..machine import console
+from .options import command_line, say_done, settings_of, settings_options
+
+
+@click.command()
+@click.argument("name", type=click.Choice(BASELINES), metavar="NAME")
+@settings_options(BaselineSettings)
+def baseline(name: str, config_file: str | None, **options: Any) -> None:
+    """Measure a ranker that is no trained language model, and write what `evaluate` writes.
+
+    \b
+    first-listed, popularity, like-ratio            counters
+    als, bpr, item-knn                              of likes, through implicit (pip install 'mlx-dmpo[baselines]')
+    gru4rec, caser, sasrec, dros-sasrec             of item sequences, trained here
+    zero-shot, in-context                           --model as it is, alone or with worked examples in the prompt
+
+    \b
+    mlx-dmpo baseline popularity --data D --fit all
+    mlx-dmpo baseline sasrec --data test.json --train-data train.json --match-titles short
+    mlx-dmpo baseline in-context --model M --data D --prompt direct --shots 4
+    """
+    settings = settings_of(BaselineSettings, "baseline", config_file, options)
+    from ..baselines.open import open_baseline
+    from ..baselines.scorer import ItemScorer
+    from ..judge.evaluate import output_directory, read_examples, write_evaluation
+    from ..report import tables
+
+    check_baseline(name, settings)
+    settings = replace(settings, out=settings.out or f"runs/baselines/{name}")
+    examples = read_examples(settings)
+    scorer, facts = open_baseline(name, settings, examples)
+    result = write_evaluation(scorer, examples, settings, command_line(), baseline=name, **facts)
+    if isinstance(scorer, ItemScorer) and scorer.note():
+        console.notice(scorer.note())
+    out = output_directory(settings)
+    say_done(f"{tables.results_table({name: result})}\ndone: {out}\nnext: mlx-dmpo report {out} --out report.html")

@@ -1,0 +1,174 @@
+"""The finished cells of a comparison -> one table per data set: JSON, Markdown, and a page"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..judge.compare import compare
+from ..machine import console, files, run_directory
+from ..report.tables import told
+from .reproduce import CELL, Cell, Comparison
+
+METRICS = (  # key in metrics.json, heading, format
+    ("pair_accuracy", "pair accuracy", ".3f"),
+    ("pair_accuracy_positive_first", "positive first", ".3f"),
+    ("pair_accuracy_positive_second", "positive second", ".3f"),
+    ("position_bias", "position bias", "+.3f"),
+    ("auc", "AUC", ".3f"),
+    *((f"hr@{k}", f"HR@{k}", ".3f") for k in (1, 3, 5, 10)),
+    *((f"ndcg@{k}", f"NDCG@{k}", ".3f") for k in (5, 10)),
+)
+FACTS = ("system", "model", "prompt", "k", "few_shot", "seed", "fit")
+RESAMPLES = 2000
+
+
+def row_of(cell: Cell) -> dict[str, Any]:
+    """What a finished cell measured, and what it took."""
+    evaluation = cell.steps[-1].directory
+    metrics = files.read_json(evaluation / "metrics.json")
+    manifest = files.read_json(evaluation / run_directory.MANIFEST)
+    noted = files.read_json(cell.path / CELL) if (cell.path / CELL).exists() else {}
+    return {
+        "cell": str(cell.path),
+        "data": cell.data,
+        "system": cell.system,
+        "model": cell.model or None,
+        "prompt": cell.prompt or None,
+        "k": cell.k or None,
+        "few_shot": cell.few_shot or None,
+        "seed": cell.seed,
+        "fit": manifest.get("fit"),
+        "pairs": metrics["n"],
+        "users": metrics["users"],
+        **{key: metrics[key] for key, _, _ in METRICS if key in metrics},
+        "minutes": round(sum(part["seconds"] for part in noted.values()) / 60, 1) if noted else None,
+        "peak_gb": round(max(part["peak_bytes"] for part in noted.values()) / 1e9, 2) if noted else None,
+        "commands": [" ".join(["mlx-dmpo", *step.arguments]) for step in cell.steps],
+    }
+
+
+def opponent(cell: Cell, all_cells: Sequence[Cell], against: str) -> Cell | None:
+    """The finished cell of the system `against` that a cell is compared with: of the same model, prompt, users and seed
+    as far as both have them."""
+    for other in all_cells:
+        if other.system != against or other is cell or other.data != cell.data or not other.done:
+            continue
+        shared = ("model", "prompt", "few_shot", "seed", "k")
+        if all(not getattr(other, n) or not getattr(cell, n) or getattr(other, n) == getattr(cell, n) for n in shared):
+            return other
+    return None
+
+
+def difference(cell: Cell, other: Cell) -> dict[str, Any]:
+    """Pair accuracy of the cell minus that of the other on the same pairs, with a paired interval over users."""
+    found = compare([cell.steps[-1].directory, other.steps[-1].directory], resamples=RESAMPLES)
+    row = next(d for d in found["differences"] if d["metric"] == "pair_accuracy")
+    kept = {key: row[key] for key in ("difference", "low", "high", "p")}
+    return {"against": str(other.path), "pairs": found["n"], **kept}
+
+
+def collect(plan: Comparison, all_cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
+    """Data set -> rows, of the finished cells in their order."""
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in plan.data}
+    for cell in all_cells:
+        if cell.done:
+            row = row_of(cell)
+            other = opponent(cell, all_cells, plan.against) if plan.against else None
+            if other:
+                row["paired"] = difference(cell, other)
+            tables[cell.data].append(row)
+    return tables
+
+
+def text_rows(rows: Sequence[Mapping[str, Any]], against: str) -> list[list[str]]:
+    """A head and a line for each row; columns that no row fills are left out."""
+    facts = [name for name in FACTS if any(row.get(name) not in (None, "") for row in rows)]
+    measured = [m for m in METRICS if any(m[0] in row for row in rows)]
+    head = [*(name.replace("_", " ") for name in facts), "users", *(heading for _, heading, _ in measured)]
+    paired = any("paired" in row for row in rows)
+    head += [*([f"minus {against}, paired", "p"] if paired else []), "minutes", "peak GB"]
+    lines = [head]
+    for row in rows:
+        line = ["" if row.get(name) is None else console.printable(str(row[name])) for name in facts]
+        line += [str(row["users"]), *(told(row.get(key, {}), form) for key, _, form in measured)]
+        if paired:
+            d = row.get("paired")
+            interval = {} if not d or d["low"] is None else {"low": d["low"], "high": d["high"]}
+            line.append(told({"value": d["difference"], **interval}, "+.3f") if d else "-")
+            line.append("-" if not d or d["p"] is None else f"{d['p']:.3f}")
+        line += ["-" if row[name] is None else f"{row[name]:g}" for name in ("minutes", "peak_gb")]
+        lines.append(line)
+    return lines
+
+
+def missing(all_cells: Sequence[Cell], data: str) -> list[Cell]:
+    return [cell for cell in all_cells if cell.data == data and not cell.done]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|")
+
+
+def markdown(plan: Comparison, data: str, rows: Sequence[Mapping[str, Any]], left: Sequence[Cell]) -> str:
+    """A table, what is missing, and the command of each cell."""
+    parts = [f"# {plan.name}: {data}\n"]
+    if rows:
+        head, *lines = [[_escaped(cell) for cell in line] for line in text_rows(rows, plan.against)]
+        table = [f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines]]
+        parts += ["\n".join(table) + "\n", "In brackets: 95 % intervals, bootstrap over users.\n"]
+    if left:
+        names = "\n".join(f"- {cell.path}" for cell in left)
+        parts.append(f"Not run yet ({len(left)} of {len(left) + len(rows)} cells):\n\n{names}\n")
+    commands = "\n".join(command for row in rows for command in row["commands"])
+    if commands:
+        parts.append(f"## Commands\n\n```\n{commands}\n```\n")
+    return "\n".join(parts)
+
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap }
+.wide { overflow-x: auto }
+@media (prefers-color-scheme: dark) { body { color: #ddd; background: #181818 } th, td { border-color: #444 } }
+"""
+
+
+def page(plan: Comparison, tables: Mapping[str, Sequence[Mapping[str, Any]]], all_cells: Sequence[Cell]) -> str:
+    """All tables as one HTML file without scripts or outside parts. Every text is escaped."""
+    body = [f"<h1>{html.escape(plan.name)}</h1>"]
+    for data, rows in tables.items():
+        body.append(f"<h2>{html.escape(data)}</h2>")
+        if rows:
+            head, *lines = text_rows(rows, plan.against)
+            cells = "".join(f"<th scope='col'>{html.escape(c)}</th>" for c in head)
+            lines_ = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines)
+            body.append(
+                f"<div class='wide'><table><thead><tr>{cells}</tr></thead><tbody>{lines_}</tbody></table></div>"
+            )
+        left = missing(all_cells, data)
+        body.append(f"<p>{len(rows)} cells done, {len(left)} not run yet. In brackets: 95 % intervals over users.</p>")
+    title = html.escape(plan.name)
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
+        f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head>"
+        f"<body>{''.join(body)}</body></html>\n"
+    )
+
+
+def write_tables(plan: Comparison, all_cells: Sequence[Cell], out: Path) -> list[Path]:
+    """OUT/{NAME-DATA.json, NAME-DATA.md, NAME.html}; returns their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    tables = collect(plan, all_cells)
+    written = []
+    for data, rows in tables.items():
+        left = missing(all_cells, data)
+        path = out / f"{plan.name}-{data}.json"
+        files.write_json(path, {"name": plan.name, "data": data, "rows": rows, "missing": [str(c.path) for c in left]})
+        files.write_text(path.with_suffix(".md"), markdown(plan, data, rows, left))
+        written += [path, path.with_suffix(".md")]
+    files.write_text(out / f"{plan.name}.html", page(plan, tables, all_cells))
+    return [*written, out / f"{plan.name}.html"]

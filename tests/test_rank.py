@@ -523,6 +523,7 @@ def test_a_terminal_gets_no_control_characters(base):
         (["--history", "river", "--prompt", "direct", "--budget", "5"], "", "--budget: counts pairs"),
         (["--history", "river", "--prompt", "direct", "--start", "items"], "", "--start: says how"),
         (["--history", "river", "--orders", "2"], "", "--orders"),
+        (["--history", "river", "--candidates", "amber", "--start", "items"], "", "--start: every pair"),
         (["--history", "river", "--num-negatives", "2"], "", "num-negatives"),
         (["--history", "river", "--adapter-path", "runs/none"], "", "runs/none"),
     ],

@@ -1,6 +1,7 @@
 """The server: statuses and limits, many clients, hang-ups, draining, an existing client, and the page in a browser."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -394,6 +395,7 @@ def test_items(embedded):
     assert found["total"] == len(data.catalogue.titles)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # its clients leave their connections to the garbage collector
 def test_coheres_client_works_unchanged(embedded):
     """cohere 7.3.1 from PyPI, both of its clients, pointed at this server."""
     cohere = pytest.importorskip("cohere")
@@ -406,6 +408,9 @@ def test_coheres_client_works_unchanged(embedded):
         )
         assert [documents[r.index] for r in found.results] == expected[:3]
         assert all(0 <= r.relevance_score <= 1 for r in found.results)
+        del found
+    del client
+    gc.collect()
 
 
 # --- the process

@@ -16,20 +16,22 @@ from ..machine import console
 GROUPS = {
     "Model": "model quantize quantize_group_size quantize_mode dtype tokenizer base_name",
     "Data": "data split domain domains valid_data skip_bad_rows limit num_negatives max_seq_length candidate_order "
-    "both_orders history title_tokens groups",
-    "Prompt": "prompt allow_other_prompt orders",
+    "both_orders history title_tokens groups user candidates chosen rejected",
+    "Prompt": "prompt allow_other_prompt orders calibrate per_token",
+    "Ranking": "method budget start calibrate per_token top base max_flip",
+    "Server": "host port api_key max_body max_items max_request_tokens max_queue",
     "Adapter": "adapter_path start_adapter fine_tune_type num_layers lora_rank lora_scale lora_dropout lora_keys",
     "Training": "config_file stage preset loss beta gamma negatives_select dynamic_beta label_smoothing sft_weight reference_free epochs iters "
     "learning_rate lr_schedule warmup weight_decay optimizer max_grad_norm grad_accumulation_steps steps_per_eval "
     "val_batches best_metric patience resume save_every keep_checkpoints max_bad_steps debug_nan seed",
     "Memory and speed": "batch_size batch_tokens grad_checkpoint frozen_cache_gb memory_limit memory_check scoring "
     "tflops",
-    "Output": "out overwrite steps_per_report report_to project_name",
+    "Output": "out as_json overwrite steps_per_report report_to project_name",
 }
 # What `--help` shows, the most important first; `--help-all` shows the rest as well.
 FIRST = (
-    "config_file model data adapter_path start_adapter loss beta prompt learning_rate epochs out resume history user "
-    "candidates top method limit split to overwrite n temperature score eval liked_above min_liked examples_per_user order "
+    "config_file model data adapter_path start_adapter chosen rejected loss beta prompt learning_rate epochs out resume history user "
+    "candidates top as_json base method limit split to overwrite n temperature score eval liked_above min_liked examples_per_user order "
     "negatives items user_column item_column rating_column valid test stage num_negatives tflops grad_checkpoint host port "
     "api_key domains train_users test_users num_layers"
 ).split()

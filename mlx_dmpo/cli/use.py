@@ -18,14 +18,13 @@ from .options import SettingsCommand, settings_of, settings_options
 NOT_HERE = ("num_negatives", "skip_bad_rows")  # settings of training and evaluation without a meaning here
 
 
-def _options(cls: type) -> Callable[[Any], Any]:
-    """`settings_options` without those that have no effect on these commands."""
+def _command(cls: type, short_help: str) -> Callable[[Any], click.Command]:
+    """A command with the options of `cls` in groups, without those that have no effect here."""
 
-    def add(command: Any) -> Any:
-        command = settings_options(cls)(command)
-        kept = [o for o in command.__click_params__ if o.name not in NOT_HERE]
-        command.__click_params__ = kept
-        return command
+    def add(function: Any) -> click.Command:
+        function = settings_options(cls)(function)
+        function.__click_params__ = [o for o in function.__click_params__ if o.name not in NOT_HERE]
+        return click.command(cls=SettingsCommand, short_help=short_help)(function)
 
     return add
 
@@ -43,8 +42,7 @@ def _request(settings: Any) -> Any:
     return data, found
 
 
-@click.command(cls=SettingsCommand, short_help="Rank titles for one user.")
-@_options(config.RankSettings)
+@_command(config.RankSettings, "Rank titles for one user.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
     """Rank titles for one user: the catalogue, or your own list.
@@ -68,6 +66,8 @@ def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
     with memory.memory_limits(settings):
         ranker = Ranker.open(settings_for(settings), settings.adapter_path, data.domain)
         job = ranker.job(request.history, request.candidates)
+        if settings.start == "items" and not job.starts_from_items:
+            raise UserError("--start: every pair of these candidates is compared: leave it out, or add a --budget")
         try:
             found = run(job, ranker.scoring)
         except KeyboardInterrupt:
@@ -83,11 +83,12 @@ def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
     return code
 
 
-@click.command(cls=SettingsCommand, short_help="Show why one title ranks above another.")
-@_options(config.ExplainSettings)
+@_command(config.ExplainSettings, "Say why one title ranks above another.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
-    """Say why one title ranks above another: tokens, history items, the smallest set of items that turns the order.
+    """Say why one title ranks above another.
+
+    Tokens of the answers, history items, and the smallest set of items whose removal turns the order.
 
     \b
     mlx-dmpo explain --model M --data D --adapter-path runs/dmpo --user 42 --out why.html
@@ -102,6 +103,10 @@ def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
     from ..use.explain import to_json
     from ..use.ranker import Ranker, check_settings, settings_for, top_pair
 
+    if settings.chosen and settings.rejected:
+        for name in ("candidates", "budget", "method"):
+            if getattr(settings, name):
+                raise UserError(f"--{name}: --chosen and --rejected name the pair, and nothing is ranked: leave it out")
     adapters = list(settings.adapter_path)
     for adapter in adapters or [""]:
         check_settings(settings, adapter)
@@ -131,8 +136,7 @@ def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
         console.notice(f"done: {settings.out}")
 
 
-@click.command(cls=SettingsCommand, short_help="Serve the ranker over HTTP, with a page to try it.")
-@_options(config.ServeSettings)
+@_command(config.ServeSettings, "Serve the ranker over HTTP, with a page.")
 def serve(config_file: str | None, **options: Any) -> None:
     """Serve the ranker over HTTP, with a page to try it out. Needs the extra: pip install 'mlx-dmpo[serve]'.
 

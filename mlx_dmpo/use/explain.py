@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
-from ..core.head import _token_logps
-from ..core.tree import EncodedGroup
+from ..core.tree import EncodedGroup, pad_groups
 from ..errors import UserError
 from ..machine import console
 from ..prompts.groups import build_group
@@ -187,12 +185,9 @@ def _differences(scoring: ModelScoring, example: RankingExample) -> tuple[TokenS
 
 def token_logps(scoring: ModelScoring, group: EncodedGroup) -> list[np.ndarray]:
     """log p of each token of each branch's answer, float64, nats."""
-    found = []
-    for tail, n in zip(group.tails, group.answer_lengths, strict=True):
-        tokens = mx.array(np.concatenate([group.prefix, tail]))
-        logps = _token_logps(scoring.model.base.model(tokens[None, :-1])[0, -n:], tokens[-n:])
-        found.append(np.array(logps, np.float64))
-    return found
+    logps = scoring.model.groups.logps(scoring.model.base.model, pad_groups([group]), per_token=True)
+    by_branch = np.array(logps, np.float64)[0]
+    return [by_branch[r, :n] for r, n in enumerate(group.answer_lengths)]
 
 
 def _sides(tokenizer: Any, tokens: Sequence[int], example: RankingExample) -> list[tuple[str, str]]:

@@ -236,7 +236,8 @@ class Job:
         self._started = time.perf_counter()
         n = len(self._titles)
         budgeted = (self.budget or default_budget(n)) < n * (n - 1) // 2
-        if self.method == "pairs" and not (self.begin_with_items and budgeted):
+        self.starts_from_items = self.begin_with_items and budgeted
+        if self.method == "pairs" and not self.starts_from_items:
             self._pairs = PairRanking(self._titles, self.budget, seed=self.seed)
 
     def item_tasks(self) -> list[tuple[History, str]]:

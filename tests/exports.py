@@ -76,8 +76,32 @@ def goodreads(folder, number=60):
         read = d.strftime("%Y/%m/%d") if shelf == "read" and n % 3 else ""
         isbn = f'="{n:010}"'
         rows.append(
-            (n, name, "A B", "B, A", "", isbn, "", stars, 3.9, "P", "Paperback", 200, year, year, read)
-            + (d.strftime("%Y/%m/%d"), "", "", shelf, "fine,\nreally", "", "", 1, 0)
+            (
+                n,
+                name,
+                "A B",
+                "B, A",
+                "",
+                isbn,
+                "",
+                stars,
+                3.9,
+                "P",
+                "Paperback",
+                200,
+                year,
+                year,
+                read,
+                d.strftime("%Y/%m/%d"),
+                "",
+                "",
+                shelf,
+                "fine,\nreally",
+                "",
+                "",
+                1,
+                0,
+            )
         )
     return write_csv(folder / "goodreads_library_export.csv", GOODREADS, rows)
 

@@ -1,8 +1,9 @@
-"""One step of each contender on the same groups, weights, adapter and precision: ours, the plain scorer, and the neighbours' own functions.
+"""One step of each contender on the same groups, weights, adapter and precision: ours, the plain scorer, and the
+neighbours' own functions.
 
-A contender is a function that does a step's whole work, optimiser included, and returns nothing; `check` gives its loss and gradient.
-What the neighbours do besides (data reading, printing) is left out. `mx.compile`, which they apply to a step, is left out on a CPU,
-where it calls a C++ compiler for every new length; ours goes without too.
+A contender is a function that does a step's whole work, optimiser included, and returns nothing; `check` gives its loss
+and gradient. What the neighbours do besides (data reading, printing) is left out. `mx.compile`, which they apply to a
+step, is left out on a CPU, where it calls a C++ compiler for every new length; ours goes without too.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def optimised(model: nn.Module, differentiate: Callable[..., Any]) -> Step:
 
 
 class References:
-    """Log-probs of groups under the base model, computed once: for ours and for the plain scorer, where they are data."""
+    """Log-probs of groups under the base model, computed once: for ours and for the plain scorer, where they
+    are data.
+    """
 
     def __init__(self, base: nn.Module):
         self.base = base
@@ -137,9 +140,11 @@ def plain(model: nn.Module, references: References) -> Contender:
 
 
 def mlx_lm_lora(model: nn.Module, base: nn.Module) -> Contender:
-    """mlx-lm-lora's DPO step by its own functions, as `train_dpo` puts them together: policy and reference, chosen and rejected.
+    """mlx-lm-lora's DPO step by its own functions, as `train_dpo` puts them together: policy and reference, chosen and
+    rejected.
 
-    Its data set gives it no prompt lengths, so that it scores prompts too; here it is given them, so that the work and the loss are ours.
+    Its data set gives it no prompt lengths, so that it scores prompts too; here it is given them, so that the work and
+    the loss are ours.
     """
     from mlx_lm_lora.trainer import dpo_trainer as peer
 
@@ -214,7 +219,10 @@ def our_sft(model: nn.Module) -> Contender:
 
 
 def mlx_lm_sft(model: nn.Module) -> Contender:
-    """mlx-lm's LoRA step with --mask-prompt. It trains one token of padding in every padded row; only what is compared is corrected."""
+    """mlx-lm's LoRA step with --mask-prompt.
+
+    It trains one token of padding in every padded row; only what is compared is corrected.
+    """
     from mlx_lm.tuner.trainer import default_loss, iterate_batches
 
     def batch(groups: Sequence[EncodedGroup]) -> Any:

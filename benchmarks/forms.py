@@ -1,10 +1,12 @@
 """What each prompt form costs: a training step with k = 1, 3, 5 negatives, and the evaluation of the same pairs.
 
-python benchmarks/forms.py [--model SHAPE] [--data FILE --tokenizer DIR] [--groups 8] [--pairs 1000] [--repeats 5] [--json FILE]
+python benchmarks/forms.py [--model SHAPE] [--data FILE --tokenizer DIR] [--groups 8] [--pairs 1000] [--repeats 5]
+[--json FILE]
 
-All forms take turns on the same examples in one process; times are medians. Training is `dmpo`'s own step, optimiser included.
-`k = 5 / k = 1` is time per group. Evaluation scores each pair as `evaluate` does: pairwise in both printed orders with both answers,
-listwise in 2 orders (all that a pair has; one with assumed lengths), direct in one prompt, pointwise with the answers Yes. and No.
+All forms take turns on the same examples in one process; times are medians. Training is `dmpo`'s own step, optimiser
+included. `k = 5 / k = 1` is time per group. Evaluation scores each pair as `evaluate` does: pairwise in both printed
+orders with both answers, listwise in 2 orders (all that a pair has; one with assumed lengths), direct in one prompt,
+pointwise with the answers Yes. and No.
 """
 
 from __future__ import annotations
@@ -84,7 +86,10 @@ def evaluation(model: Any, source: shapes.Source, pairs: int, repeats: int) -> d
 def table(found: dict[str, Any]) -> str:
     """Both parts in one Markdown table."""
     lines = [
-        "| form | s per group, k = 1 | k = 3 | k = 5 | k = 5 / k = 1 | tokens, k = 5 | evaluation, s | pairwise / this |",
+        (
+            "| form | s per group, k = 1 | k = 3 | k = 5 | k = 5 / k = 1 | tokens, k = 5 | evaluation, s | pairwise / "
+            "this |"
+        ),
         "|---|---|---|---|---|---|---|---|",
     ]
     whole = found["evaluation"]["pairwise"]["seconds"]

@@ -1,7 +1,8 @@
-"""How a step's time and peak memory grow, beside what theory says: python benchmarks/growth.py [--out docs/images] [--json FILE]
+"""How a step's time and peak memory grow, beside what theory says: python benchmarks/growth.py [--out docs/images]
+[--json FILE]
 
-Each axis is varied alone around one base: 3 layers of 512 with 8,192 columns, one group, k = 5, 22 titles. Theory has one free
-factor for time (a rate, fitted over all points) and none for memory (plan's prediction).
+Each axis is varied alone around one base: 3 layers of 512 with 8,192 columns, one group, k = 5, 22 titles. Theory has
+one free factor for time (a rate, fitted over all points) and none for memory (plan's prediction).
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def main() -> None:
         print(f"\n| {name} | CPU s a step | FLOPs at one rate | peak MB | plan |\n|---|---|---|---|---|")
         for value, p in zip(r["values"], r["points"], strict=True):
             print(
-                f"| {value:,} | {p['cpu_seconds']:.3f} | {p['flop'] / rate:.3f} | {p['memory_mb']:.0f} | {p['plan_mb']:.0f} |"
+                f"| {value:,} | {p['cpu_seconds']:.3f} | {p['flop'] / rate:.3f} | {p['memory_mb']:.0f} | "
+                f"{p['plan_mb']:.0f} |"
             )
     Path(options.out).mkdir(parents=True, exist_ok=True)
     draw(results, rate, Path(options.out) / "growth.png")

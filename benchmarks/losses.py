@@ -2,8 +2,9 @@
 
 python benchmarks/losses.py --model MODEL --data DIR [--test FILE] [--seeds 3] [--out runs/losses]
 
-Nothing is tuned on the data that is measured: no validation is read, and the last adapter counts. Prints a Markdown table of the
-order-debiased pair accuracy and the AUC, mean and spread (smallest to largest) over the seeds. A finished part is not run again.
+Nothing is tuned on the data that is measured: no validation is read, and the last adapter counts. Prints a Markdown
+table of the order-debiased pair accuracy and the AUC, mean and spread (smallest to largest) over the seeds. A finished
+part is not run again.
 """
 
 from __future__ import annotations

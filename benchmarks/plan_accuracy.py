@@ -1,4 +1,5 @@
-"""What `mlx-dmpo plan` predicts beside measured peaks, and the table of docs/plan.md: python benchmarks/plan_accuracy.py [--json FILE]
+"""What `mlx-dmpo plan` predicts beside measured peaks, and the table of docs/plan.md: python
+benchmarks/plan_accuracy.py [--json FILE]
 
 Each configuration is one real training step, optimiser included, in a process that holds nothing else.
 """
@@ -102,7 +103,9 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     print(
-        "| configuration | peak measured (MB) | predicted | off by | above the model measured (MB) | predicted | off by |"
+        "| configuration | peak measured (MB) | predicted | off by | above the model measured (MB) | predicted | "
+        "off "
+        "by |"
     )
     print("|---|---|---|---|---|---|---|")
     for configuration in CONFIGURATIONS:
@@ -115,7 +118,8 @@ def main() -> None:
             flush=True,
         )
     print(
-        f"\nlargest error of the peak {100 * max(abs(r['error']) for r in rows):.1f} %, above the model {100 * max(abs(r['error_above']) for r in rows):.1f} %"
+        f"\nlargest error of the peak {100 * max(abs(r['error']) for r in rows):.1f} %, above the model "
+        f"{100 * max(abs(r['error_above']) for r in rows):.1f} %"
     )
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")

@@ -1,4 +1,5 @@
-"""Times `mlx-dmpo prepare movielens` on generated ratings in the form of MovieLens 25M, and says how much memory it took.
+"""Times `mlx-dmpo prepare movielens` on generated ratings in the form of MovieLens 25M, and says how much memory it
+took.
 
 python benchmarks/prepare.py [--ratings 25000000] [--folder DIR]
 """

@@ -1,4 +1,5 @@
-"""What sharing saves when ranking: all pairs of one list, and a whole catalogue, against one sequence or title at a time.
+"""What sharing saves when ranking: all pairs of one list, and a whole catalogue, against one sequence or title at a
+time.
 
     python benchmarks/rank.py [--model M] [--history 30] [--candidates 20] [--titles 2000] [--alone 0] [--json FILE]
 
@@ -9,8 +10,8 @@ Four measurements in one run, on the same model and the same titles, each after 
     items    every title by `rank --method items --prompt direct`
     one by one  the same titles, a score each in its own call, the history run again each time
 
-`--alone N` times only N of the sequences and titles of the slow side, spread evenly, and scales up; 0 times all of them.
-The aims are 8 times (pairs) and 20 times (items).
+`--alone N` times only N of the sequences and titles of the slow side, spread evenly, and scales up; 0 times all of
+them. The aims are 8 times (pairs) and 20 times (items).
 """
 
 from __future__ import annotations

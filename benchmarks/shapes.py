@@ -1,4 +1,6 @@
-"""Models and groups that benchmarks run: shapes with random weights, and real groups or generated ones of the same lengths."""
+"""Models and groups that benchmarks run: shapes with random weights, and real groups or generated ones of the same
+lengths.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,10 @@ SHAPES: dict[str, ModelShape] = {
 def build(
     shape: ModelShape, *, lora_layers: int = -1, rank: int = 8, dtype: mx.Dtype | None = None, seed: int = 0
 ) -> nn.Module:
-    """A random Qwen3 of the shape with a non-zero LoRA adapter on all linear layers. Without `dtype` float32 on a CPU, bfloat16 on a GPU."""
+    """A random Qwen3 of the shape with a non-zero LoRA adapter on all linear layers.
+
+    Without `dtype` float32 on a CPU, bfloat16 on a GPU.
+    """
     mx.random.seed(seed)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     model = random_qwen3(shape, dtype or (mx.float32 if on_cpu else mx.bfloat16), lora_layers, rank)

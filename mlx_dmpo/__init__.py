@@ -1,4 +1,5 @@
-"""Fine-tune a language model into a personal ranker with MLX: SFT, then DMPO; then evaluate it, rank and explain with it.
+"""Fine-tune a language model into a personal ranker with MLX: SFT, then DMPO; then evaluate it, rank and explain with
+it.
 
     from mlx_dmpo import Ranker
     ranker = Ranker.load("models/qwen3-0.6b", "runs/dmpo")
@@ -67,7 +68,10 @@ def sft(settings: SftSettings) -> str:
 
 
 def dmpo(settings: DmpoSettings) -> str:
-    """Stage two: trains an adapter by DMPO (Bai et al., arXiv 2405.16127), or another loss. Returns its directory. Raises UserError."""
+    """Stage two: trains an adapter by DMPO (Bai et al., arXiv 2405.16127), or another loss.
+
+    Returns its directory. Raises UserError.
+    """
     return str(importlib.import_module(".train.run", __name__).train(settings, "mlx_dmpo.dmpo"))
 
 

@@ -32,7 +32,8 @@ class RankingExample:
     disliked        titles the user disliked before, oldest first
     ratings         the user's rating of each title of the history
     times           when the user rated each title of the history, in seconds since 1970
-    candidates      titles among which the positive is ranked when a whole list is evaluated, the positive not among them
+    candidates      titles among which the positive is ranked when a whole list is evaluated, the positive not among
+                    them
     """
 
     user: str

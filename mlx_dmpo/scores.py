@@ -51,5 +51,8 @@ class Scorer(Protocol):
     name: str
 
     def score(self, examples: Sequence[Example]) -> Iterator[Scores]:
-        """One Scores per example. Raises UserError for an example it cannot score, and for a score that is NaN or Inf."""
+        """One Scores per example.
+
+        Raises UserError for an example it cannot score, and for a score that is NaN or Inf.
+        """
         ...

@@ -1,4 +1,5 @@
-"""Builds the embedded tiny model and its fictional catalogue, users and data: everything under mlx_dmpo/assets but its code and settings.
+"""Builds the embedded tiny model and its fictional catalogue, users and data: everything under mlx_dmpo/assets but its
+code and settings.
 
     python scripts/build_assets.py [--seed 0] [--out DIR] [--data-only]
 
@@ -55,9 +56,14 @@ USERS = {"train": 200, "valid": 80, "test": 450}
 NEGATIVES = {"train": 5, "valid": 1, "test": 1}
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # Qwen2's
+# Qwen2's
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 CHAT_TEMPLATE = (
-    "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}{%- endfor %}"
+    "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' "
+    "}}{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
 )
 
@@ -67,7 +73,9 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Catalogue:
-    """titles (N,) text; genres (N,) int: the genre of each; quality (N,): how much it is liked for, whatever the taste."""
+    """titles (N,) text; genres (N,) int: the genre of each; quality (N,): how much it is liked for, whatever
+    the taste.
+    """
 
     titles: tuple[str, ...]
     genres: np.ndarray
@@ -99,7 +107,8 @@ def make_catalogue(seed: int) -> Catalogue:
 def make_user(
     rng: np.random.Generator, catalogue: Catalogue, name: str, liked: int, disliked: int, quality: float = 0.0
 ) -> User:
-    """Two or three genres to the user's taste; the liked titles are of them and the disliked of the others, but for NOISE.
+    """Two or three genres to the user's taste; the liked titles are of them and the disliked of the others, but for
+    NOISE.
 
     quality  how much more often good titles are liked and poor ones disliked: odds of e**quality a standard deviation
     """
@@ -178,7 +187,9 @@ COPY_PROMPTS = (
 
 
 def copy_document(rng: np.random.Generator, catalogue: Catalogue, user: User) -> str:
-    """A chat that repeats two to four titles, drawn from the whole catalogue, in a random order: copying without ranking."""
+    """A chat that repeats two to four titles, drawn from the whole catalogue, in a random order: copying without
+    ranking.
+    """
     history = user.liked[: rng.integers(4, 11)]
     others = np.setdiff1d(np.arange(len(catalogue.titles)), history)
     some = [TITLE.format(catalogue.titles[i]) for i in rng.choice(others, rng.choice((2, 2, 3, 4)), replace=False)]
@@ -214,7 +225,9 @@ def tokenize(tokenizer: Any, text: str) -> tuple[list[int], int]:
 
 
 def batches(seed: int, rows: Iterator[tuple[list[int], int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endless padded (BATCH, T) tokens and masks of what is learned, rows of like length, in a random order: little is padding."""
+    """Endless padded (BATCH, T) tokens and masks of what is learned, rows of like length, in a random order: little is
+    padding.
+    """
     rng = np.random.default_rng([seed, 4])
     while True:
         pool = sorted(itertools.islice(rows, 16 * BATCH), key=lambda row: len(row[0]))

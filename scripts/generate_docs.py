@@ -32,7 +32,8 @@ PACKAGE = ROOT / "mlx_dmpo"
 
 # The order in which a stranger reads: the method first, then what feeds it, what runs it, and what uses it.
 READING_ORDER = (
-    "core prompts data model train judge use baselines report machine tools cli config records.py scores.py errors.py assets"
+    "core prompts data model train judge use baselines report machine tools cli config records.py scores.py errors.py "
+    "assets"
 ).split()
 FIRST = "core/losses.py core/tree.py core/attention.py core/head.py core/scorer.py train/loop.py train/run.py".split()
 
@@ -207,7 +208,10 @@ def benchmark_table() -> str:
 def plan_table() -> str:
     """From docs/results/plan.json, as `benchmarks/plan_accuracy.py --json` wrote it."""
     rows = [
-        "| configuration | peak measured (MB) | predicted | error | above the model, measured (MB) | predicted | error |",
+        (
+            "| configuration | peak measured (MB) | predicted | error | above the model, measured (MB) | predicted | "
+            "error |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     found = result("plan")

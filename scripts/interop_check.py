@@ -1,6 +1,7 @@
 """Exports to PEFT and to a fused directory, loaded by transformers and peft on torch's CPU: log-probs against ours.
 
-Run by scripts/interop, in an environment that has torch and peft. Exits 1 where the largest difference exceeds TOLERANCE.
+Run by scripts/interop, in an environment that has torch and peft. Exits 1 where the largest difference exceeds
+TOLERANCE.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ def in_torch(network: Any, groups: list[EncodedGroup]) -> np.ndarray:
 
 
 def largest(case: Case, directory: Path) -> tuple[float, float, float]:
-    """Largest difference of PEFT, of the fused directory, and (for scale) of the base without the adapter from ours, in nats."""
+    """Largest difference of PEFT, of the fused directory, and (for scale) of the base without the adapter from ours, in
+    nats.
+    """
     adapter = tiny.save_adapter(case.model, directory / "adapter", **case.adapter)
     settings = ExportSettings(
         model=str(case.model), adapter_path=str(adapter), data=str(case.data), examples=0, dtype="float32"
@@ -127,7 +130,8 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)
     print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}; largest difference, nats"
+        f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}; largest "
+        "difference, nats"
     )
     print(f"{'':<52}{'PEFT':>10}{'fused':>10}{'base alone':>12}")
     worst = 0.0

@@ -1,4 +1,6 @@
-"""Generated exports of one person, in the layouts of each service: 400 ratings whose taste depends on the first word of a title."""
+"""Generated exports of one person, in the layouts of each service: 400 ratings whose taste depends on the first word of
+a title.
+"""
 
 import csv
 import gzip
@@ -33,7 +35,9 @@ def write_csv(path, header, rows):
 
 
 def letterboxd(folder, number=400, unrated=20):
-    """ratings.csv and watched.csv, as the unpacked export has them; the last `unrated` films of watched.csv have no rating."""
+    """ratings.csv and watched.csv, as the unpacked export has them; the last `unrated` films of watched.csv have no
+    rating.
+    """
     found = films(number + unrated)
     rows = [(d.isoformat(), name, year, f"https://boxd.it/{n:04x}") for n, (name, year, _, d) in enumerate(found)]
     stars = [f"{s:g}" for _, _, s, _ in found]
@@ -64,7 +68,8 @@ def imdb(folder, number=60):
 
 GOODREADS = (
     "Book Id,Title,Author,Author l-f,Additional Authors,ISBN,ISBN13,My Rating,Average Rating,Publisher,Binding,"
-    "Number of Pages,Year Published,Original Publication Year,Date Read,Date Added,Bookshelves,Bookshelves with positions,"
+    "Number of Pages,Year Published,Original Publication Year,Date Read,Date Added,Bookshelves,Bookshelves with "
+    "positions,"
     "Exclusive Shelf,My Review,Spoiler,Private Notes,Read Count,Owned Copies"
 ).split(",")
 

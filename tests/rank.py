@@ -1,7 +1,8 @@
-"""One process of a run: `python rank.py [--at STEP kill|stop|term|nan] ARGUMENTS OF mlx-dmpo`, struck at a step when asked.
+"""One process of a run: `python rank.py [--at STEP kill|stop|term|nan] ARGUMENTS OF mlx-dmpo`, struck at a step when
+asked.
 
-As a server (`python rank.py serve`) it imports once, then forks a child for each line of JSON on its stdin (a file to tell
-the phase in, environment, arguments of mlx-dmpo) and prints "pid PID" and later "end STATUS".
+As a server (`python rank.py serve`) it imports once, then forks a child for each line of JSON on its stdin (a file to
+tell the phase in, environment, arguments of mlx-dmpo) and prints "pid PID" and later "end STATUS".
 """
 
 import json

@@ -101,8 +101,9 @@ def upward(tree, name, modules=MODULES):
 
 
 def unsafe(tree):
-    """`trust_remote_code` or `allow_pickle` that is not plainly False, `yaml.load` without a loader made from SafeLoader in
-    the same file, text that is run, and archives that are unpacked whole (a member's name may lead out of the directory).
+    """`trust_remote_code` or `allow_pickle` that is not plainly False, `yaml.load` without a loader made from
+    SafeLoader in the same file, text that is run, and archives that are unpacked whole (a member's name may lead out of
+    the directory).
     """
     safe = {
         n.name

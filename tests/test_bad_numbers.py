@@ -89,7 +89,10 @@ def test_too_many_in_a_row_end_the_run_with_what_was_good(settings, monkeypatch,
     poison(monkeypatch, {2, 3}, nan_gradients)
     with pytest.raises(
         UserError,
-        match=r"step 3: 2 steps in a row had NaN or Inf .*train.jsonl:\d+.*--learning-rate.*--start-adapter .*0000003.*--resume",
+        match=(
+            r"step 3: 2 steps in a row had NaN or Inf .*train.jsonl:\d+.*--learning-rate.*--start-adapter "
+            r".*0000003.*--resume"
+        ),
     ):
         train_run.train(replace(settings, max_bad_steps=2), "test")
     run = checkpoint.Path(settings.adapter_path)

@@ -73,7 +73,10 @@ def test_an_answer_that_begins_with_white_space(start):
 
 def test_a_prompt_that_ends_with_a_space():
     """A tokenizer that writes a space into the next word, and puts one before a text: `▁The` is one token."""
-    template = "{%- for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{%- endfor %}{%- if add_generation_prompt %}{{ 'assistant: ' }}{%- endif %}"
+    template = (
+        "{%- for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{%- endfor %}{%- if "
+        "add_generation_prompt %}{{ 'assistant: ' }}{%- endif %}"
+    )
     pre = pre_tokenizers.Metaspace(prepend_scheme="first")
     texts = ["assistant: The river. user: Which? A lamp."] * 20
     encoder = encode.Encoder(tokenizer_of(pre, decoders.Metaspace(prepend_scheme="first"), texts, template))
@@ -100,8 +103,11 @@ def test_answers_that_the_template_makes_equal_are_refused():
 @pytest.mark.parametrize(
     "check, messages, expected",
     [
-        ("{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}", "su", 'system, user; "No system"'),
-        ("{% if messages[0].role != 'user' %}{{ raise_exception('User first.') }}{% endif %}", "au", 'assistant, user; "User first"'),
+        (("{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif "
+"%}"), "su", 'system, user; "No system"'),
+        (("{% if messages[0].role != 'user' %}{{ raise_exception('User first.') }}{% endif "
+"%}"), "au", ('assistant, user; "User '
+'first"')),
         ("{% if messages | length > 2 %}{{ raise_exception('One turn') }}{% endif %}", "uau", '"One turn"'),
         ("{{ messages[0].content + messages[0].name }}", "u", "user; "),
         ("{{ messages[0].tools[0].name }}", "u", "user; "),

@@ -1,4 +1,6 @@
-"""Tokens: the prompt is a prefix, the mask is the answer and its end-of-turn token, nothing but old history is ever cut."""
+"""Tokens: the prompt is a prefix, the mask is the answer and its end-of-turn token, nothing but old history is ever
+cut.
+"""
 
 from dataclasses import replace
 
@@ -27,9 +29,11 @@ PLAIN = (
 )
 # as Qwen3's hybrid models do: an empty think block before the answer, and in the prompt only when thinking is off
 HYBRID = (
-    "{%- for m in messages %}{%- if m.role == 'assistant' and loop.last %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + m.content + '<|im_end|>\n' }}"
+    "{%- for m in messages %}{%- if m.role == 'assistant' and loop.last %}{{ "
+    "'<|im_start|>assistant\n<think>\n\n</think>\n\n' + m.content + '<|im_end|>\n' }}"
     "{%- else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- if enable_thinking is defined and "
+    "enable_thinking is false %}"
     "{{ '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
 )
 TEMPLATES = {
@@ -102,7 +106,10 @@ def test_a_template_that_changes_the_prompt_is_refused(with_template):
 
 
 def test_a_template_without_end_of_turn_is_refused(with_template):
-    template = "{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{%- endfor %}{%- if add_generation_prompt %}assistant: {%- endif %}"
+    template = (
+        "{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{%- endfor %}{%- if add_generation_prompt "
+        "%}assistant: {%- endif %}"
+    )
     with pytest.raises(UserError, match="no end-of-turn"):
         Encoder(with_template(template)).encode(EXAMPLE, [(True,)] * 2)
 

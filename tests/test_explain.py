@@ -1,4 +1,6 @@
-"""Explanations: strips that add up, leave-one-out against scoring from scratch, flip sets against brute force, the command."""
+"""Explanations: strips that add up, leave-one-out against scoring from scratch, flip sets against brute force, the
+command.
+"""
 
 import importlib.util
 import itertools
@@ -298,7 +300,9 @@ def genres():
 
 @pytest.mark.slow
 def test_a_planted_favourite_genre_comes_out_on_top(trained):
-    """Three histories a genre: its unseen titles rank above others, and its items, not the mixed-in ones, speak for them."""
+    """Three histories a genre: its unseen titles rank above others, and its items, not the mixed-in ones, speak for
+    them.
+    """
     catalogue, ranker, rng = genres(), Ranker.load("", trained, batch_size=32), np.random.default_rng(0)
     places, own_effects, other_effects = [], [], []
     for genre in [*range(8)] * 3:
@@ -313,7 +317,9 @@ def test_a_planted_favourite_genre_comes_out_on_top(trained):
         own_effects += [e.effect for e in why.history[::2]]
         other_effects += [e.effect for e in why.history[1::2]]
     print(
-        f"mean place {np.mean(places):.2f} of 12 (chance 6.5, best 2.5); effects {np.mean(own_effects):+.2f} of the genre's items, {np.mean(other_effects):+.2f} of others"
+        f"mean place {np.mean(places):.2f} of 12 (chance 6.5, best 2.5); effects {np.mean(own_effects):+.2f} of "
+        "the "
+        f"genre's items, {np.mean(other_effects):+.2f} of others"
     )
     assert np.mean(places) < 5
     assert np.mean(own_effects) > np.mean(other_effects)

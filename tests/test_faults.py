@@ -219,7 +219,10 @@ def test_a_full_disk_and_a_read_only_one(model_directory, data, tmp_path):
 
 
 def readable(directory):
-    """Every file under its final name is whole: parsed to its end. -> how many. One that is removed meanwhile is fine."""
+    """Every file under its final name is whole: parsed to its end.
+
+    -> how many. One that is removed meanwhile is fine.
+    """
     found = 0
     for place, names, found_files in os.walk(directory):
         names[:] = [name for name in names if not name.startswith(".")]
@@ -303,7 +306,9 @@ def server():
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "kills"), [("sft", 15), ("dmpo", 15)])
 def test_thirty_kills(kind, kills, server, model_directory, data, tmp_path):
-    """SIGKILL at random moments, aimed in turn at each phase; the resumed run ends bit for bit like an undisturbed one."""
+    """SIGKILL at random moments, aimed in turn at each phase; the resumed run ends bit for bit like an
+    undisturbed one.
+    """
     rng = np.random.default_rng(len(kind))
     home = tmp_path / "home"
     home.mkdir()
@@ -374,7 +379,8 @@ def test_thirty_kills(kind, kills, server, model_directory, data, tmp_path):
         over.set()
         watcher.join()
     print(
-        f"{kind}: {equal} of {kills} equal bit for bit; killed in {dict(died)}; {looks[0]} files read meanwhile, {len(failures)} unreadable"
+        f"{kind}: {equal} of {kills} equal bit for bit; killed in {dict(died)}; {looks[0]} files read meanwhile, "
+        f"{len(failures)} unreadable"
     )
     assert equal == kills and not failures, failures[:3]
 
@@ -437,7 +443,8 @@ def test_memory_stays_flat_over_2000_steps(model_directory, data, tmp_path, monk
         max(v for k, v in resident.items() if low <= k <= high) for low, high in ((100, 500), (1500, 2000))
     )
     print(
-        f"MLX peak: steps 100-500 {early / 1e6:.2f} MB, last 500 {late / 1e6:.2f} MB ({late / early:.4f}); process {before:.0f} -> {after:.0f} MB ({after / before:.3f})"
+        f"MLX peak: steps 100-500 {early / 1e6:.2f} MB, last 500 {late / 1e6:.2f} MB ({late / early:.4f}); process "
+        f"{before:.0f} -> {after:.0f} MB ({after / before:.3f})"
     )
     assert late <= 1.02 * early and after <= 1.05 * before
     assert len(adapter(path)) > 0

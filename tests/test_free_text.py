@@ -1,4 +1,6 @@
-"""Preferences in free text through encoding, both training stages, evaluation and report: one prompt, no printed orders."""
+"""Preferences in free text through encoding, both training stages, evaluation and report: one prompt, no printed
+orders.
+"""
 
 import json
 import re

@@ -1,6 +1,7 @@
 """Whatever stands in a file, its reader returns or raises UserError: no other exception reaches a user.
 
-Half of the inputs are arbitrary, half are sound ones with a few parts replaced. A few hundred by default; `-m slow` runs 10,000.
+Half of the inputs are arbitrary, half are sound ones with a few parts replaced. A few hundred by default; `-m slow`
+runs 10,000.
 """
 
 import json

@@ -295,7 +295,8 @@ def test_smollm2_scores_as_mlx_lm_alone_does(smollm2):
         history = "".join(f" <Title:{t}> " for t in example.history)
         good, bad = f" <Title:{example.positive}> ", f" <Title:{example.negatives[0]}> "
         question = (
-            f"You are an assistant working on {example.domain} recommendations. Here is the user's history of movies they "
+            f"You are an assistant working on {example.domain} recommendations. Here is the user's history of movies "
+            "they "
             f"have watched: {history}. Rank the likelihood of the user watching the two movies {good} and {bad}."
         )
         prompt = f"{system}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"

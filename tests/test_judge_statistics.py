@@ -316,7 +316,9 @@ HASHED = {"model.loading", "train.setup", "tools.export", "judge.pooling", "data
 
 
 def dumps_that_allow_nan(tree):
-    """Lines of json.dumps and json.dump that would write NaN; what is encoded at once is hashed or sent, not written."""
+    """Lines of json.dumps and json.dump that would write NaN; what is encoded at once is hashed or sent, not
+    written.
+    """
     encoded = {
         id(n.func.value)
         for n in ast.walk(tree)

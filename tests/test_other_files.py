@@ -101,7 +101,9 @@ def test_lines_that_end_in_a_lone_carriage_return(tmp_path):
 
 
 def quoted(separator, style):
-    """A table with awkward titles, as pandas (doubled, where needed), R (escaped or doubled, everywhere) and nobody quotes."""
+    """A table with awkward titles, as pandas (doubled, where needed), R (escaped or doubled, everywhere) and nobody
+    quotes.
+    """
     titles = ['The "Red" Lamp', f"With {separator} inside", '"Quoted" whole', "plain", "C:\\new"]
     rows = [(f"u{n % 4}", titles[n % 5], 1 + n % 5) for n in range(40)]
 

@@ -1,4 +1,6 @@
-"""Every format of docs/data.md: read, recognised on the whole file, converted, refused where it is broken. All samples are invented."""
+"""Every format of docs/data.md: read, recognised on the whole file, converted, refused where it is broken.
+All samples are invented.
+"""
 
 import json
 import random

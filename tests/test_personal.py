@@ -80,7 +80,10 @@ def test_an_episode_counts_as_its_series(title, of):
 
 
 def test_netflix_by_profile_without_trailers(tmp_path):
-    header = "Profile Name,Start Time,Duration,Attributes,Title,Supplemental Video Type,Device Type,Bookmark,Latest Bookmark,Country"
+    header = (
+        "Profile Name,Start Time,Duration,Attributes,Title,Supplemental Video Type,Device Type,Bookmark,Latest "
+        "Bookmark,Country"
+    )
     rows = [
         "Ann,2024-05-01 19:00:00,00:50:00,,Amber,,TV,x,x,AU",
         "Ann,2024-05-02 19:00:00,00:50:00,,Amber,,TV,x,x,AU",

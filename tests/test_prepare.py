@@ -207,7 +207,10 @@ def test_the_seven_released_files_byte_for_byte(shared, tmp_path, capsys):
 
 
 def ten_users(folder):
-    """Users 10, 9, ... 1 in the file, each with a line for items 1 to 50: 43 to 50 liked except 46; of the first 40 only odd ones."""
+    """Users 10, 9, ...
+
+    1 in the file, each with a line for items 1 to 50: 43 to 50 liked except 46; of the first 40 only odd ones.
+    """
     rated = [(u, i, 5 if (i > 42 and i != 46) or i % 2 else 3, 0) for u in range(10, 0, -1) for i in range(1, 51)]
     invented.write(folder / "ratings.dat", invented.lines(rated, "::"))
     movies = [(i, f"Caf\u00e9 {i}, The (19{i:02})", "Drama") for i in range(1, 51)]
@@ -640,7 +643,10 @@ main()
     "place", ["columns.codes_of:1", "columns.numbers_of:1", *(f"files.atomic:{n}" for n in range(7))]
 )
 def test_killed_anywhere_it_looks_unfinished(place, tmp_path, capsys):
-    """While reading, and before each write: config, train, valid, test, items, picture, manifest. Then the command again does it all."""
+    """While reading, and before each write: config, train, valid, test, items, picture, manifest.
+
+    Then the command again does it all.
+    """
     invented.movielens_100k(tmp_path / "raw")
     arguments = ["prepare", "movielens", str(tmp_path / "raw"), *SMALL, "--out", str(tmp_path / "out")]
     done = subprocess.run(

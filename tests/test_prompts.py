@@ -18,7 +18,8 @@ def prompt(example, positive_first):
 
 def test_movie_wording():
     assert prompt(MOVIE, False) == (
-        "You are an assistant working on movie recommendations. Here is the user's history of movies they have watched:  <Title:Heat >  "
+        "You are an assistant working on movie recommendations. Here is the user's history of movies they have "
+        "watched:  <Title:Heat >  "
         "<Title:Ronin> . Rank the likelihood of the user watching the two movies  <Title:Tarzan >  and  <Title:Gigi > ."
     )
     assert prompt(MOVIE, True).endswith("the two movies  <Title:Gigi >  and  <Title:Tarzan > .")
@@ -26,7 +27,8 @@ def test_movie_wording():
 
 def test_game_wording():
     assert prompt(GAME, True) == (
-        "You are an assistant working on Video Games recommendations. Here is the user's history of Video Games they have shopped:  <Title:Doom> . "
+        "You are an assistant working on Video Games recommendations. Here is the user's history of Video Games they "
+        "have shopped:  <Title:Doom> . "
         "Rank the likelihood of the user shopping the two Video Games  <Title:Quake>  and  <Title:Myst> ."
     )
 

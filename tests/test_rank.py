@@ -1,4 +1,6 @@
-"""Ranking: Bradley-Terry against choix, planted orders, order independence, budgets, items and pairs, titles, the command."""
+"""Ranking: Bradley-Terry against choix, planted orders, order independence, budgets, items and pairs, titles, the
+command.
+"""
 
 import contextlib
 import io
@@ -29,7 +31,9 @@ from mlx_dmpo.use.scoring import Scoring
 
 
 class Planted:
-    """A scorer with a known strength of every title, noise drawn for each pair, and a liking for the title printed first."""
+    """A scorer with a known strength of every title, noise drawn for each pair, and a liking for the title printed
+    first.
+    """
 
     name = "planted"
 
@@ -96,14 +100,17 @@ def test_bradley_terry_recovers_what_made_the_probabilities():
     np.fill_diagonal(p, 0)
     found = bradley_terry.fit(1000 * p)
     assert found.strength == pytest.approx(s, abs=2e-3)
-    # two items, n = 1000 at p = sigmoid(.8): information n p (1 - p) = 213.9; the variance of the difference is its inverse
+    # two items, n = 1000 at p = sigmoid(.8): information n p (1 - p) = 213.9; the variance of the difference is its
+    # inverse
     two = np.array([[0, 689.97], [310.03, 0]])
     pair = bradley_terry.fit(two, prior=1e-9)
     assert pair.strength[0] - pair.strength[1] == pytest.approx(0.8, abs=1e-3)
 
 
 def test_standard_errors_are_those_of_the_inverse_information():
-    """Two items, w comparisons at p = 1/2, prior t: H = [[w/4 + t, -w/4], [-w/4, w/4 + t]]; inv(H)_00 = (w/4 + t) / (t (w/2 + t))."""
+    """Two items, w comparisons at p = 1/2, prior t: H = [[w/4 + t, -w/4], [-w/4, w/4 + t]]; inv(H)_00 = (w/4 + t) / (t
+    (w/2 + t)).
+    """
     w, t = 20.0, 0.1
     found = bradley_terry.fit(np.array([[0, w / 2], [w / 2, 0]]), prior=t)
     assert found.error == pytest.approx(math.sqrt((w / 4 + t) / (t * (w / 2 + t))), rel=1e-9)

@@ -1,7 +1,8 @@
-"""Real inputs: MovieLens and Amazon files of the DMPO release, a Qwen3 pretrained on MovieLens, Qwen3's own tokenizer and vocabulary.
+"""Real inputs: MovieLens and Amazon files of the DMPO release, a Qwen3 pretrained on MovieLens, Qwen3's own tokenizer
+and vocabulary.
 
-They may not be redistributed and are no part of the repository: these tests skip where they are absent. By default the first
-rows of each file are run; `scripts/test -m slow` runs whole files.
+They may not be redistributed and are no part of the repository: these tests skip where they are absent. By default the
+first rows of each file are run; `scripts/test -m slow` runs whole files.
 """
 
 import json
@@ -90,7 +91,9 @@ def test_whole_released_files(shared, tmp_path, kind):
 
 @pytest.fixture(scope="module")
 def real_vocabulary(shared, tmp_path_factory):
-    """Two random layers under Qwen3's own tokenizer and 151,936 columns: once in float32, once as `mlx_lm.convert` writes 4 bits."""
+    """Two random layers under Qwen3's own tokenizer and 151,936 columns: once in float32, once as `mlx_lm.convert`
+    writes 4 bits.
+    """
     from mlx_lm import convert
     from mlx_lm.models import qwen3
 

@@ -161,7 +161,9 @@ def test_a_directory_named_like_a_repository_is_used_and_told(model_directory, t
      "export --model", "export --adapter-path", "plan --tokenizer", "sample --model"],
 )  # fmt: skip
 def test_a_mistyped_path_is_no_repository(name, command, model_directory, tmp_path, monkeypatch, capsys):
-    """One rule for models, adapters and data: a name in a directory that is here is a path, whatever is missing in it."""
+    """One rule for models, adapters and data: a name in a directory that is here is a path, whatever is
+    missing in it.
+    """
     monkeypatch.chdir(tmp_path)
     for hubs in ("mlx_lm.utils.snapshot_download", "datasets.load_dataset"):
         monkeypatch.setattr(hubs, lambda *a, **k: pytest.fail(f"asked the hub for {a}"))

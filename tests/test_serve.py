@@ -214,7 +214,10 @@ def test_a_client_that_hangs_up_frees_its_place():
 
         def send(query):
             body = json.dumps({"query": [query], "documents": ["a", "bb"]}).encode()
-            head = f"POST /v1/rerank HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = (
+                f"POST /v1/rerank HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: "
+                f"{len(body)}\r\n\r\n"
+            )
             s = socket.create_connection((host, int(port)))
             s.sendall(head.encode() + body)
             return s

@@ -1,4 +1,6 @@
-"""Every source reads the same invented ratings from its own form, for any block size; real samples where there are some."""
+"""Every source reads the same invented ratings from its own form, for any block size; real samples where there are
+some.
+"""
 
 import gzip
 
@@ -129,7 +131,10 @@ def test_a_bare_table_with_a_bom(tmp_path):
 
 
 def test_dates_and_quoted_newlines(tmp_path):
-    text = 'user,title,rating,date\n1,"Lantern\nNine",4,2020-01-02\n1,"a, b",3,2020-01-01T00:00:01+00:00\n1,c,3,2019-12-31 23:59:59.5\n'
+    text = (
+        'user,title,rating,date\n1,"Lantern\nNine",4,2020-01-02\n1,"a, '
+        'b",3,2020-01-01T00:00:01+00:00\n1,c,3,2019-12-31 23:59:59.5\n'
+    )
     invented.write(tmp_path / "r.csv", text)
     ratings = sources.table(tmp_path / "r.csv", config.TableSettings(), sources.BadRows(False))
     assert ratings.interactions.items == ["Lantern\nNine", "a, b", "c"]
@@ -148,9 +153,14 @@ def test_guessed_columns_are_told_and_can_be_named(tmp_path):
 
 
 def test_the_book_dumps_escapes(tmp_path):
-    """Quotes behind backslashes in the dump; a title that ends in one swallows its separator, which is a bad row, not a wrong title."""
+    """Quotes behind backslashes in the dump; a title that ends in one swallows its separator, which is a bad row, not a
+    wrong title.
+    """
     invented.bookcrossing_dump(tmp_path)
-    books = '"ISBN";"Book-Title";"Book-Author"\n"100";"The \\"Red\\"; Lamp";"x"\n"101";"Ending in\\";x"\n"102";"Amber";"y"\n'
+    books = (
+        '"ISBN";"Book-Title";"Book-Author"\n"100";"The \\"Red\\"; Lamp";"x"\n"101";"Ending '
+        'in\\";x"\n"102";"Amber";"y"\n'
+    )
     invented.write(tmp_path / "BX-Books.csv", books, "latin-1")
     with pytest.raises(UserError, match=r"BX-Books\.csv:3: 2 columns instead of 3: fix the row"):
         sources.bookcrossing(tmp_path, config.PrepareSettings(), sources.BadRows(False))

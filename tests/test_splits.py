@@ -71,7 +71,9 @@ def run(rows, s, scores=None, taken=None):
 
 
 def plainly(rows, s):
-    """user -> [(title, liked, time, row)] of all the user's interactions, in order: the rules in dictionaries and lists."""
+    """user -> [(title, liked, time, row)] of all the user's interactions, in order: the rules in dictionaries and
+    lists.
+    """
     keys = np.random.PCG64(s.seed).random_raw(len(rows))
     titled = [(u, RAW[i], r, t, n) for n, (u, i, r, t) in enumerate(rows) if i in RAW]
     titled.sort(
@@ -242,7 +244,10 @@ def test_what_liked_means_is_told(scale, given, told):
 
 
 def test_quantile_by_hand():
-    """Of 1 2 3 4 the median (inverted_cdf) is 2: 3 and 4 are liked. Of 7 7 9 it is 7. A lone rating is never above itself."""
+    """Of 1 2 3 4 the median (inverted_cdf) is 2: 3 and 4 are liked.
+
+    Of 7 7 9 it is 7. A lone rating is never above itself.
+    """
     user, rating, start = (
         np.array([0, 0, 0, 0, 1, 1, 1, 2]),
         np.array([4.0, 1, 3, 2, 7, 9, 7, 5]),
@@ -253,7 +258,9 @@ def test_quantile_by_hand():
 
 
 def test_scores_choose_the_hardest(tmp_path):
-    """The lowest margins come first; what has none comes after, as it was drawn; a user without scores keeps the draw."""
+    """The lowest margins come first; what has none comes after, as it was drawn; a user without scores keeps
+    the draw.
+    """
     _, _, before = run(ROWS, replace(SETTINGS, num_negatives=0))
     a, b = before["train"][0], before["train"][1]
     margins = {a.negatives[4]: -2.0, a.negatives[1]: 0.5}

@@ -104,7 +104,9 @@ def test_the_rules_hold_in_every_table(rows, s):
 @settings(max_examples=60, deadline=None)
 @given(tables, rules)
 def test_more_examples_leave_users_and_splits_as_they_are(rows, s):
-    """`all` gives each user of N examples at least these positives' users, in the same split; the last liked item is always one."""
+    """`all` gives each user of N examples at least these positives' users, in the same split; the last liked item is
+    always one.
+    """
     if all(i == "i13" for _, i, _, _ in rows):
         return
     s = replace(s, split="user", negatives="disliked")
@@ -120,7 +122,9 @@ ROWS = [("u0", f"i{n}", 5 if n % 2 else 1, 10 * n) for n in range(11)]
 
 
 def test_the_nearest_in_time_by_hand():
-    """Likes at 10, 30, 50, 70, 90, dislikes at 0, 20, ..., 100: the two nearest of each positive, equals by the draw."""
+    """Likes at 10, 30, 50, 70, 90, dislikes at 0, 20, ..., 100: the two nearest of each positive, equals by
+    the draw.
+    """
     s = config.PrepareSettings(examples_per_user="all", split="time", order="time", min_liked=2, num_negatives=2)
     found, _ = made(ROWS, s)
     assert [[e.positive for e in found[split]] for split in SPLITS] == [

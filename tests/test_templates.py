@@ -272,7 +272,10 @@ def test_golden_prompts():
 
 
 def test_the_wording_of_the_built_in_forms_is_fixed():
-    """Adapters keep these hashes. Whoever changes a wording makes a new form of it, or every adapter of it is refused."""
+    """Adapters keep these hashes.
+
+    Whoever changes a wording makes a new form of it, or every adapter of it is refused.
+    """
     assert {form: built_in(form).hash for form in FORMS} == HASHES
 
 

@@ -482,7 +482,10 @@ def test_a_compiled_step_equals_the_plain_scorer(layers):
 
 
 def test_the_number_of_compiled_shapes_is_bounded(monkeypatch):
-    """Past the bound a new shape is not compiled; a known shape still has its program. Values are the plain scorer's."""
+    """Past the bound a new shape is not compiled; a known shape still has its program.
+
+    Values are the plain scorer's.
+    """
     met = []
     monkeypatch.setattr(train_step, "COMPILED_SHAPES", 2)
     monkeypatch.setattr(

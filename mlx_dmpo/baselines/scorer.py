@@ -53,12 +53,16 @@ class ItemScorer:
             return ""
         return (
             f"note: {self.unknown:,} of {self.candidates:,} candidates are no item that {self.name} was fitted on, and "
-            "rank last: give more training users, --fit all, or --match-titles short where titles are written in two ways"
+            "rank last: give more training users, --fit all, or --match-titles short where titles are written in two "
+            "ways"
         )
 
 
 class FirstListed:
-    """A `Scorer` that always prefers what is printed first. Without a printed order in the file, every pair is a tie."""
+    """A `Scorer` that always prefers what is printed first.
+
+    Without a printed order in the file, every pair is a tie.
+    """
 
     name = "first-listed"
 

@@ -25,9 +25,9 @@ def prepare() -> None:
         --train-domains movie --test-domains game --out data/cross
 
     In an example, a liked item is to be ranked above items that the user disliked, given the liked items before it.
-    There is one example per user, or --examples-per-user. Users of train, valid and test are different people, also across
-    domains; a single person's ratings are split by time instead. To read a PATH with another source, write its name
-    before it: table:FILE.
+    There is one example per user, or --examples-per-user. Users of train, valid and test are different people, also
+    across domains; a single person's ratings are split by time instead. To read a PATH with another source, write its
+    name before it: table:FILE.
     """
 
 

@@ -21,7 +21,8 @@ GROUPS = {
     "Ranking": "method budget start calibrate per_token top base max_flip",
     "Server": "host port api_key max_body max_items max_request_tokens max_queue",
     "Adapter": "adapter_path start_adapter fine_tune_type num_layers lora_rank lora_scale lora_dropout lora_keys",
-    "Training": "config_file stage preset loss beta gamma negatives_select dynamic_beta label_smoothing sft_weight reference_free epochs iters "
+    "Training": "config_file stage preset loss beta gamma negatives_select dynamic_beta label_smoothing sft_weight "
+    "reference_free epochs iters "
     "learning_rate lr_schedule warmup weight_decay optimizer max_grad_norm grad_accumulation_steps steps_per_eval "
     "val_batches best_metric patience resume save_every keep_checkpoints max_bad_steps debug_nan seed",
     "Memory and speed": "batch_size batch_tokens grad_checkpoint frozen_cache_gb memory_limit memory_check scoring "
@@ -30,9 +31,12 @@ GROUPS = {
 }
 # What `--help` shows, the most important first; `--help-all` shows the rest as well.
 FIRST = (
-    "config_file model data adapter_path start_adapter chosen rejected loss beta prompt learning_rate epochs out resume history user "
-    "candidates top as_json base method limit split to overwrite n temperature score eval liked_above min_liked examples_per_user order "
-    "negatives items user_column item_column rating_column valid test stage num_negatives tflops grad_checkpoint host port "
+    "config_file model data adapter_path start_adapter chosen rejected loss beta prompt learning_rate epochs out "
+    "resume history user "
+    "candidates top as_json base method limit split to overwrite n temperature score eval liked_above min_liked "
+    "examples_per_user order "
+    "negatives items user_column item_column rating_column valid test stage num_negatives tflops grad_checkpoint host "
+    "port "
     "api_key domains train_users test_users num_layers"
 ).split()
 ALL = "mlx_dmpo.help_all"  # in click's context: whether every option is shown

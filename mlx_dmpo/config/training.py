@@ -117,7 +117,8 @@ class DmpoSettings(TrainSettings):
     gamma: float = setting(0.5, "Target reward margin of simpo; other losses have none.", low=0)
     negatives_select: str = setting(
         "all",
-        "boundary trains, in each group, on negatives that the policy prefers to the liked title, or else on those that "
+        "boundary trains, in each group, on negatives that the policy prefers to the liked title, or else on those "
+        "that "
         "come nearest to it (DynamicPO); try it with many negatives.",
         choices=("all", "boundary"),
     )
@@ -145,8 +146,8 @@ class DmpoSettings(TrainSettings):
 # What may change when a run is resumed: paths (their contents are compared), reports, and how a step's work is cut up.
 _FREE = frozenset(
     """model data valid_data skip_bad_rows prompt allow_other_prompt domains adapter_path start_adapter batch_size
-    batch_tokens grad_accumulation_steps val_batches grad_checkpoint steps_per_report report_to plain project_name save_every
-    keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check""".split()
+    batch_tokens grad_accumulation_steps val_batches grad_checkpoint steps_per_report report_to plain project_name
+    save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check""".split()
 )
 
 

@@ -58,8 +58,8 @@ def _first_cluster(difference: mx.array, mask: mx.array) -> mx.array:
 def dynamic_factor(difference: mx.array, mask: mx.array, selected: mx.array) -> mx.array:
     """What beta is multiplied by, pair by pair.  difference, mask, selected (G, K) -> (G, K), between 1/2 and 3/2.
 
-    1 + tanh((a - b - 2) / (|a| + |b|)) / 2. a = difference: from the chosen answer to the negative. b: from the negative
-    to the mean of those not selected, or of the selected ones where none is left.
+    1 + tanh((a - b - 2) / (|a| + |b|)) / 2. a = difference: from the chosen answer to the negative. b: from the
+    negative to the mean of those not selected, or of the selected ones where none is left.
     """
     rest = mask * (1 - selected)
     rest = mx.where(rest.sum(axis=-1, keepdims=True) > 0, rest, selected)

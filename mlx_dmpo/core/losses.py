@@ -116,9 +116,9 @@ def mult_dpo(reward: mx.array, chosen: mx.array, mask: mx.array) -> mx.array:
     """sum over chosen c of -log softmax(reward)_c: several chosen answers (Zhu et al., arXiv 2606.10078).
 
     reward, chosen, mask (G, R) -> (G,). reward: beta (log pi - log ref) of all answers to one prompt; chosen and mask
-    are 1 for chosen and for real answers. It is -log of the chance that n draws from softmax(reward) are the n chosen ones,
-    each once, without the constant log n!, and bounds the Plackett-Luce loss over all orders of the chosen ones from
-    above. With one chosen answer it is S-DPO.
+    are 1 for chosen and for real answers. It is -log of the chance that n draws from softmax(reward) are the n chosen
+    ones, each once, without the constant log n!, and bounds the Plackett-Luce loss over all orders of the chosen ones
+    from above. With one chosen answer it is S-DPO.
     """
     total = mx.logsumexp(mx.where(mask > 0, reward, -1e30), axis=-1, keepdims=True)
     return ((total - reward) * chosen).sum(axis=-1)

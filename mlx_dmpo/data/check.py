@@ -97,7 +97,9 @@ def own_domains(data: Sequence[str]) -> dict[str, dict[str, str]]:
         for domain, wording in (worded if isinstance(worded, dict) else {}).items():
             if found.setdefault(domain, wording) != wording:
                 raise UserError(
-                    f'{name}: words the domain "{domain}" in another way than the directories before it: check them apart'
+                    f'{name}: words the domain "{domain}" in another way than the directories before it: check '
+                    "them "
+                    "apart"
                 )
     return found
 
@@ -166,7 +168,8 @@ def check_titles(examples: Sequence[RankingExample]) -> Iterator[Finding]:
         ("titles hold control or invisible characters, such as {}: take them out", _invisible),
         ("titles hold stray white space, such as {}: fold it", lambda t: t != " ".join(t.split())),
         ("titles hold \ufffd, a decoding fault, such as {}: decode the source anew", lambda t: "\ufffd" in t),
-        ("titles hold < or >, which the prompt marks titles with, such as {}: rename them", lambda t: "<" in t or ">" in t),
+        (("titles hold < or >, which the prompt marks titles with, such as {}: rename "
+"them"), lambda t: "<" in t or ">" in t),
     )  # fmt: skip
     where: dict[str, str] = {}
     for e in examples:
@@ -229,7 +232,8 @@ def check_structure(name: str, examples: Sequence[Example]) -> Iterator[Finding]
     kind = "users" if isinstance(examples[0], RankingExample) else "prompts"
     yield Finding(
         NOTE,
-        f"{name}: {len(examples)} groups of {len(users)} {kind} ({rows[0]} to {rows[-1]} each, median {median(rows):g}); {k}"
+        f"{name}: {len(examples)} groups of {len(users)} {kind} ({rows[0]} to {rows[-1]} each, median "
+        f"{median(rows):g}); {k}"
         f"{', …' if len(ks) > 8 else ''}{' (ragged)' if len(ks) > 1 else ''}",
         len(examples),
     )
@@ -239,8 +243,8 @@ def check_structure(name: str, examples: Sequence[Example]) -> Iterator[Finding]
 
 
 def check_text(name: str, groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
-    """Preferences in free text: repeated pairs, control characters, answers that differ in white space, a length that tells
-    the answer."""
+    """Preferences in free text: repeated pairs, control characters, answers that differ in white space, a length that
+    tells the answer."""
     seen: set[tuple[str, str, str]] = set()
     twice, control, same = [], [], []
     longer = pairs = 0
@@ -267,7 +271,9 @@ def check_text(name: str, groups: Sequence[PreferenceGroup]) -> Iterator[Finding
 
 
 def same_user(first: Sequence[RankingExample], second: Sequence[RankingExample]) -> list[str]:
-    """Sources of those of `second` whose history shares ALIKE of the shorter one's titles, and at least two, with one of `first`."""
+    """Sources of those of `second` whose history shares ALIKE of the shorter one's titles, and at least two, with one
+    of `first`.
+    """
     histories = list(dict.fromkeys((e.domain, frozenset(e.history)) for e in first))
     sizes = np.array([len(titles) for _, titles in histories])
     where: dict[tuple[str, str], list[int]] = defaultdict(list)

@@ -20,7 +20,8 @@ from .rows import data_file, hub_inputs
 def split_users(
     examples: Sequence[RankingExample], valid: float, test: float, seed: int
 ) -> dict[str, list[RankingExample]]:
-    """Disjoint users by seed: `valid` and `test` shares of them (rounded, at least one each where the share is not 0), the others train.
+    """Disjoint users by seed: `valid` and `test` shares of them (rounded, at least one each where the share is not 0),
+    the others train.
 
     Examples keep their order. Raises UserError where the users do not suffice.
     """
@@ -30,7 +31,8 @@ def split_users(
     }
     if sum(counts.values()) >= len(users):
         raise UserError(
-            f"--valid, --test: {counts['valid']} + {counts['test']} of {len(users)} users leave none to train on: take smaller shares"
+            f"--valid, --test: {counts['valid']} + {counts['test']} of {len(users)} users leave none to train on: "
+            "take smaller shares"
         )
     drawn = np.random.default_rng(seed).permutation(len(users))
     split_of = {
@@ -43,7 +45,10 @@ def split_users(
 
 
 def convert(file: str, settings: ConvertSettings, command: str, notice: Callable[[str], None]) -> Path:
-    """Writes the directory, the manifest last. Raises UserError for what the user can mend, before anything is written."""
+    """Writes the directory, the manifest last.
+
+    Raises UserError for what the user can mend, before anything is written.
+    """
     if not settings.out:
         raise UserError("--out: is missing: name the directory to write")
     for split in ("valid", "test"):
@@ -81,7 +86,8 @@ def convert(file: str, settings: ConvertSettings, command: str, notice: Callable
                 "pairs": sum(len(e.negatives) for e in examples),
             }
             print(
-                f"{split + '.jsonl':<12} {facts[split]['examples']} examples, {facts[split]['users']} users, {facts[split]['pairs']} pairs"
+                f"{split + '.jsonl':<12} {facts[split]['examples']} examples, {facts[split]['users']} users, "
+                f"{facts[split]['pairs']} pairs"
             )
         run.finish("cpu", splits=facts)
         return run.path

@@ -101,7 +101,8 @@ class Rankings:
     def of_user(self, user: int) -> dict[str, list[tuple[RankingExample, bool]]]:
         """A user's examples, oldest first, each with whether scores chose its negatives.
 
-        By user they are all under ""; by time, under the split they belong to. A positive without a single negative gives none.
+        By user they are all under ""; by time, under the split they belong to. A positive without a single negative
+        gives none.
         """
         if is_one(self.settings):
             places = self.histories.of(user, self.settings.max_interactions)
@@ -201,7 +202,9 @@ class Rankings:
 
 
 def _cut(positives: Sequence[int]) -> dict[str, list[int]]:
-    """One user's positives, oldest first, in train, valid and test: 70, 10 and 20 per cent, at least one of each from 3."""
+    """One user's positives, oldest first, in train, valid and test: 70, 10 and 20 per cent, at least one of each from
+    3.
+    """
     n = len(positives)
     test = max(round(SHARES["test"] * n), int(n >= 2))
     valid = max(round(SHARES["valid"] * n), int(n >= 3))

@@ -1,4 +1,6 @@
-"""Raw ratings given where training rows are expected: what they look like, and the `prepare` command that reads them."""
+"""Raw ratings given where training rows are expected: what they look like, and the `prepare` command that
+reads them.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def _advice(path: Path, source: str, what: str) -> str:
 
 
 def ratings_beside(directory: Path) -> str:
-    """What a directory without training files holds instead, as the second half of a message; "" where it is not known."""
+    """What a directory without training files holds instead, as the second half of a message; "" where it is
+    not known.
+    """
     names = {p.name for p in directory.iterdir()}
     bare = {name.removesuffix(".gz") for name in names}
     for wanted, source, what in FILES:
@@ -90,7 +94,9 @@ def separator(text: str) -> str:
 
 
 def ratings_in(path: Path, start: str) -> str:
-    """`ratings` for the first lines of a text file; also for ratings without a header line, as in MovieLens' own files."""
+    """`ratings` for the first lines of a text file; also for ratings without a header line, as in MovieLens'
+    own files.
+    """
     first = start.lstrip().split("\n", 1)[0].strip()
     if first.startswith("{"):
         row: Any = None

@@ -1,7 +1,7 @@
 """A file's bytes -> rows: JSON lines, a JSON array, objects one after another, a table that pandas wrote, CSV, Parquet.
 
-A row is (source, value): the source is `file:line` (JSON lines, CSV) or `file:row N`, for messages; the value of a row that
-cannot be parsed is the UserError that says so.
+A row is (source, value): the source is `file:line` (JSON lines, CSV) or `file:row N`, for messages; the value of a row
+that cannot be parsed is the UserError that says so.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def _is_row(value: Any) -> bool:
 
 
 def _table(value: Any) -> list[Any] | None:
-    """The rows of a table that is one JSON object, as pandas' `to_json` writes it by each `orient`; None for anything else.
+    """The rows of a table that is one JSON object, as pandas' `to_json` writes it by each `orient`; None for anything
+    else.
 
     columns  {"prompt": {"0": "a", "1": "b"}, "chosen": {"0": ...}}     (also with lists, as `to_dict("list")`)
     index    {"0": {"prompt": "a", "chosen": ...}, "1": {...}}

@@ -1,4 +1,6 @@
-"""The body of `prepare`: sources -> histories -> splits -> train, valid, test and items.jsonl, a picture and a manifest."""
+"""The body of `prepare`: sources -> histories -> splits -> train, valid, test and items.jsonl, a picture and a
+manifest.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +124,8 @@ def _domain(
         rule, order = splits.liked_rule(settings, ratings), splits.choose_order(settings, ratings)
         if (titles.of_item[ratings.interactions.item] < 0).all():
             raise UserError(
-                f"{ratings.files[-1]}: no title for any item of {ratings.files[0].name}: use the two files of one download"
+                f"{ratings.files[-1]}: no title for any item of {ratings.files[0].name}: use the two files of one "
+                "download"
             )
         histories = splits.histories(ratings, titles, rule, order, settings.seed)
         settings = splits.for_this(settings, int((np.diff(histories.start) > 0).sum()), ratings.personal)
@@ -149,7 +152,8 @@ def _domain(
             )
     if scores and not scored.total():
         raise UserError(
-            f"{scores.path}: no pair of it belongs to a chosen user: score the data that these settings give, then choose by it"
+            f"{scores.path}: no pair of it belongs to a chosen user: score the data that these settings give, then "
+            "choose by it"
         )
     told = [*ratings.notes, *([further[1]] if further else [])]
     told += summary.notes(bad, titles, histories, examples, scored if scores else None)
@@ -175,7 +179,10 @@ def _domain(
 
 
 def _rated(ratings: Ratings, settings: PrepareSettings) -> Ratings:
-    """Without the rows that --unrated names; with a note on a value that may mean the same. Raises UserError if none is left."""
+    """Without the rows that --unrated names; with a note on a value that may mean the same.
+
+    Raises UserError if none is left.
+    """
     i, notes = ratings.interactions, list(ratings.notes)
     if settings.unrated is not None:
         keep = i.rating != settings.unrated

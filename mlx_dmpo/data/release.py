@@ -1,10 +1,11 @@
 """The DMPO release's recipe: its seven MovieLens-1M files, byte for byte, from MovieLens-1M.
 
-As found by comparing with the files: ratings are taken in file order, not by time; each user's last 42 lines for training and last
-40 for evaluation; liked are ratings >= 4. A user with 5 of each is eligible; the first liked item is the positive, the other liked
-ones are the history, the first disliked ones the negatives. The first 100 eligible users by id train, the next 1000 evaluate.
-Python's generator, seeded with 1234 for each file, draws which title is printed first. Training titles end at the first comma or
-bracket, evaluation titles are whole; movies.dat, which is latin-1, is read as UTF-8 with replacement characters.
+As found by comparing with the files: ratings are taken in file order, not by time; each user's last 42 lines for
+training and last 40 for evaluation; liked are ratings >= 4. A user with 5 of each is eligible; the first liked item is
+the positive, the other liked ones are the history, the first disliked ones the negatives. The first 100 eligible users
+by id train, the next 1000 evaluate. Python's generator, seeded with 1234 for each file, draws which title is printed
+first. Training titles end at the first comma or bracket, evaluation titles are whole; movies.dat, which is latin-1, is
+read as UTF-8 with replacement characters.
 """
 
 from __future__ import annotations

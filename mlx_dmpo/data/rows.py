@@ -35,7 +35,10 @@ def data_file(data: str | Path, split: str) -> Path | None:
 
 
 def has_split(data: str | Path, split: str) -> bool:
-    """Whether a directory or a data set of the hub has a split of its own. A file, or one named split, is only itself."""
+    """Whether a directory or a data set of the hub has a split of its own.
+
+    A file, or one named split, is only itself.
+    """
     found = hub_name(data)
     if found:
         return not found["split"] and any(name in _hub(found) for name in SPLITS[split])

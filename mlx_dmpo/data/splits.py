@@ -1,7 +1,9 @@
-"""Interactions -> histories -> users of train, valid and test, by the paper's rules (Bai et al., arXiv 2405.16127), each settable.
+"""Interactions -> histories -> users of train, valid and test, by the paper's rules (Bai et al., arXiv 2405.16127),
+each settable.
 
-Everything random is a hash of the seed and of names (`unit`), so it is the same on every machine, for any order of work, and
-what a user gets does not depend on the other users. Only random order is drawn by row (PCG64's raw stream, fixed in numpy).
+Everything random is a hash of the seed and of names (`unit`), so it is the same on every machine, for any order of
+work, and what a user gets does not depend on the other users. Only random order is drawn by row (PCG64's raw stream,
+fixed in numpy).
 """
 
 from __future__ import annotations
@@ -55,8 +57,10 @@ def liked_rule(settings: PrepareSettings, ratings: Ratings) -> LikedRule:
         if settings.negatives in DRAWN:
             return LikedRule(-np.inf, None, f"liked: every row (all ratings are {low:g})")
         raise UserError(
-            f"{ratings.files[0]}: every rating is {low:g}, so nothing separates liked from disliked: where every row is a "
-            "like, add --negatives popularity --catalogue FILE (titles not met, to draw negatives from; several users have "
+            f"{ratings.files[0]}: every rating is {low:g}, so nothing separates liked from disliked: where every row "
+            "is a "
+            "like, add --negatives popularity --catalogue FILE (titles not met, to draw negatives from; several users "
+            "have "
             "those of each other); else use another rating column"
         )
     if quantile is None:
@@ -86,7 +90,8 @@ def is_liked(rule: LikedRule, user: np.ndarray, rating: np.ndarray, start: np.nd
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Histories:
-    """M interactions, user by user, each user's in order, each title once; user u's stand from start[u] to start[u + 1].
+    """M interactions, user by user, each user's in order, each title once; user u's stand from start[u] to start[u +
+    1].
 
     title, liked, rating  (M,) int32, bool, float64
     row                   (M,) int64: where the interaction stands in the source, whatever its order here
@@ -152,7 +157,10 @@ def is_one(settings: PrepareSettings) -> bool:
 
 
 def for_this(settings: PrepareSettings, users: int, personal: bool) -> PrepareSettings:
-    """The settings with `split` and `examples_per_user` decided: by time and all for a single person. Raises UserError."""
+    """The settings with `split` and `examples_per_user` decided: by time and all for a single person.
+
+    Raises UserError.
+    """
     number = settings.examples_per_user
     if number not in ("", "all") and not (number.isdecimal() and int(number)):
         raise UserError(f"--examples-per-user: {number!r} does not fit: give a number from 1, or all")
@@ -185,8 +193,8 @@ def least_disliked(settings: PrepareSettings, all_liked: bool) -> int:
 def eligible_users(h: Histories, settings: PrepareSettings, titles: int) -> tuple[list[int], dict[str, int]]:
     """Users with enough liked and disliked items, and how many fail for which reason.
 
-    With one example a user, items are counted among the last ones (--max-interactions), else among all. Negatives that are
-    disliked items need at least one; drawn ones, a title that the user has not met.
+    With one example a user, items are counted among the last ones (--max-interactions), else among all. Negatives that
+    are disliked items need at least one; drawn ones, a title that the user has not met.
     """
     counts = np.diff(h.start)
     user = np.repeat(np.arange(len(counts)), counts)
@@ -214,7 +222,9 @@ def eligible_users(h: Histories, settings: PrepareSettings, titles: int) -> tupl
 
 
 def sizes(eligible: int, settings: PrepareSettings, trains: bool = True, tests: bool = True) -> dict[str, int]:
-    """Users of each split of a domain: as given, the paper's, or scaled to how many are eligible; training gets the rest."""
+    """Users of each split of a domain: as given, the paper's, or scaled to how many are eligible; training gets the
+    rest.
+    """
     wanted: dict[str, int] = {}
     for split, here in (("valid", trains), ("test", tests)):
         given = getattr(settings, f"{split}_users")
@@ -230,10 +240,12 @@ def sizes(eligible: int, settings: PrepareSettings, trains: bool = True, tests: 
 def assign(
     users: Sequence[str], wanted: Mapping[str, int], settings: PrepareSettings, taken: dict[str, str]
 ) -> dict[str, list[str]]:
-    """The users of each split, `wanted` of each, drawn by hash. `taken` (user -> split) keeps people apart across domains, and grows.
+    """The users of each split, `wanted` of each, drawn by hash. `taken` (user -> split) keeps people apart across
+    domains, and grows.
 
-    Training users come from one end of the draw, validation and then test users from the other: with any number of training
-    users the others stay as they are, and fewer are a subset of more. With --few-shot the others still avoid all --train-users.
+    Training users come from one end of the draw, validation and then test users from the other: with any number of
+    training users the others stay as they are, and fewer are a subset of more. With --few-shot the others still avoid
+    all --train-users.
     """
     drawn = sorted(users, key=lambda u: (unit(settings.seed, "user", u), u))
     reserved = max(wanted["train"], settings.train_users or 0) if wanted["train"] else 0

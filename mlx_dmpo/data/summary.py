@@ -1,4 +1,6 @@
-"""What `prepare` writes beside the examples and prints: rules, counts, notes, items, users, the numbers of the picture."""
+"""What `prepare` writes beside the examples and prints: rules, counts, notes, items, users, the numbers of
+the picture.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,10 @@ def rules(rule: splits.LikedRule, order: str, s: PrepareSettings, all_liked: boo
         f"positive: {positive}; history: the liked before it",
         f"negatives: {number} {source}",
         apart,
-        f"titles: articles {'first' if s.title_articles else 'as they are'}, years {'kept' if s.title_years else 'dropped'}",
+        (
+            f"titles: articles {'first' if s.title_articles else 'as they are'}, years "
+            f"{'kept' if s.title_years else 'dropped'}"
+        ),
     ]
 
 
@@ -158,8 +163,8 @@ def users(
     attributes: Mapping[str, Mapping[str, Any]],
     examples: dict[str, list[RankingExample]],
 ) -> list[dict[str, Any]]:
-    """What is known about the users of the examples: gender and age band where the source has them, and, where a user has
-    several examples, all liked titles (oldest first) and all titles met, so that rankings can leave these out."""
+    """What is known about the users of the examples: gender and age band where the source has them, and, where a user
+    has several examples, all liked titles (oldest first) and all titles met, so that rankings can leave these out."""
     h, titles = rankings.histories, rankings.titles
     several = not splits.is_one(rankings.settings)
     if not several and not attributes:
@@ -220,11 +225,15 @@ def lines(domains: Sequence[Domain]) -> Iterator[str]:
                 users = len({e.user for e in d.examples[split]})
                 several = f", {n:,} examples" if n != users else ""
                 yield (
-                    f"  {split:<5} {people(users, 5)}{several}  history {h['min']} to {h['max']}, median {h['median']:g}"
+                    f"  {split:<5} {people(users, 5)}{several}  history {h['min']} to {h['max']}, median "
+                    f"{h['median']:g}"
                     f"  k = {k}"
                 )
         if c["users_left_over"]:
-            yield f"  {c['users_left_over']:,} eligible users are in no split (--train-users, --valid-users, --test-users)"
+            yield (
+                f"  {c['users_left_over']:,} eligible users are in no split (--train-users, --valid-users, "
+                "--test-users)"
+            )
     train = [e for d in domains for e in d.examples["train"]]
     pairs = sum(len(e.negatives) for e in train)
     yield f"training sees {len(train):,} examples ({pairs:,} pairs) an epoch"
@@ -242,7 +251,8 @@ def following(domains: Sequence[Domain], run: Path) -> Iterator[str]:
     unworded = [d.name for d in domains if d.name not in DOMAINS]
     if unworded:
         yield (
-            f"next: word the domain {', '.join(unworded)} under `domains:` in a config (configs/songs.yaml shows how), then "
+            f"next: word the domain {', '.join(unworded)} under `domains:` in a config (configs/songs.yaml shows "
+            "how), then "
             "train with -c"
         )
     else:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# As MovieLens has them. An article that ends in an apostrophe is joined without a space: "Avventura, L'" -> "L'Avventura".
+# As MovieLens has them. An article that ends in an apostrophe is joined without a space: "Avventura, L'" ->
+# "L'Avventura".
 ARTICLES = (
     "The A An Le La Les L' Un Une El Los Las Una Il Lo Gli I O Os Der Die Das Ein Eine Den Det De Het En Ett".split()
 )
@@ -34,7 +35,8 @@ _SPELT = re.compile("[\u200c\u200d\u0600-\u0605\u06dd\u070f\u08e2]|\U0001f3f4[\U
 
 
 def without_hidden(text: str) -> str:
-    """The text without control and invisible characters; white space stays, and so does what a script or an emoji is spelt with.
+    """The text without control and invisible characters; white space stays, and so does what a script or an emoji is
+    spelt with.
 
     Characters that Python's tables do not know stay, so that a title does not depend on the version of Python.
     """
@@ -48,7 +50,8 @@ def without_hidden(text: str) -> str:
 def normalise(title: str, articles: bool = True, years: bool = True) -> str:
     """Entities unescaped, white space folded, control characters gone, NFC; < and > as ‹ and ›. May leave nothing: "".
 
-    articles  "Sixth Sense, The (1999)" -> "The Sixth Sense (1999)", also within the brackets of another language's title
+    articles  "Sixth Sense, The (1999)" -> "The Sixth Sense (1999)", also within the brackets of another language's
+              title
     years     False drops the year that ends the title
     """
     title, before = _clean(title), title

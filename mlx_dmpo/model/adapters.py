@@ -24,7 +24,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def add_lora(model: nn.Module, settings: TrainSettings) -> None:
-    """LoRA (or DoRA) on the linear layers of the last `num_layers`. Raises UserError for a key that matches no layer."""
+    """LoRA (or DoRA) on the linear layers of the last `num_layers`.
+
+    Raises UserError for a key that matches no layer.
+    """
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
     lora = settings.lora_parameters
@@ -47,7 +50,9 @@ def add_lora(model: nn.Module, settings: TrainSettings) -> None:
     ]
     if settings.fine_tune_type == "dora" and packed:
         raise UserError(
-            f"lora_parameters.keys: mlx-lm has no DoRA on a quantised embedding ({packed[0]}): use lora, or leave the key out"
+            f"lora_parameters.keys: mlx-lm has no DoRA on a quantised embedding ({packed[0]}): use lora, or leave "
+            "the "
+            "key out"
         )
     mx.random.seed(settings.seed)
     try:
@@ -81,8 +86,8 @@ def _mlx_lm_lora(lora: Lora) -> dict[str, Any]:
 
 
 def adapter_config(settings: TrainSettings, base: Loaded) -> dict[str, Any]:
-    """What mlx-lm reads beside the weights (fine_tune_type, num_layers, lora_parameters), what the adapter belongs to, and
-    the day that its prompts show, where the chat template prints one."""
+    """What mlx-lm reads beside the weights (fine_tune_type, num_layers, lora_parameters), what the adapter belongs to,
+    and the day that its prompts show, where the chat template prints one."""
     return {
         "model": base.name,
         "fine_tune_type": settings.fine_tune_type,
@@ -107,7 +112,8 @@ def read_adapter_config(path: str | Path) -> dict[str, Any]:
     config = files.read_json(path / ADAPTER_CONFIG)
     if not isinstance(config, dict) or "lora_parameters" not in config or "num_layers" not in config:
         raise UserError(
-            f"{path / ADAPTER_CONFIG}: no LoRA adapter (num_layers or lora_parameters is missing): name a LoRA or DoRA adapter"
+            f"{path / ADAPTER_CONFIG}: no LoRA adapter (num_layers or lora_parameters is missing): name a LoRA or "
+            "DoRA adapter"
         )
     lora = config["lora_parameters"]
     day = config.get("template_date", "2000-01-01")
@@ -129,7 +135,9 @@ def read_adapter_config(path: str | Path) -> dict[str, Any]:
     for name in (name for name, fit in fits.items() if not fit):
         value = repr({**config, **lora}.get(name) if isinstance(lora, dict) else config.get(name))
         raise UserError(
-            f"{path / ADAPTER_CONFIG}: {name} {value[:60]} is not that of a LoRA or DoRA adapter: write what mlx-lm writes there"
+            f"{path / ADAPTER_CONFIG}: {name} {value[:60]} is not that of a LoRA or DoRA adapter: write what "
+            "mlx-lm "
+            "writes there"
         )
     return config
 
@@ -141,7 +149,10 @@ def _is_day(text: str) -> bool:
 
 
 def load_adapter(base: Loaded, path: str | Path) -> dict[str, Any]:
-    """Puts an adapter on a freshly loaded base and returns its config. Raises UserError where it belongs to another model."""
+    """Puts an adapter on a freshly loaded base and returns its config.
+
+    Raises UserError where it belongs to another model.
+    """
     from mlx_lm.tuner.utils import load_adapters
 
     config = read_adapter_config(path)
@@ -180,7 +191,10 @@ def template_date(run: str | Path) -> str:
 
 
 def save_arrays(path: Path, tree: Any) -> None:
-    """A tree of arrays as safetensors under exactly this name. Raises OSError with its number, which mlx itself does not."""
+    """A tree of arrays as safetensors under exactly this name.
+
+    Raises OSError with its number, which mlx itself does not.
+    """
     with open(path, "wb") as file:
         mx.save_safetensors(file, dict(tree_flatten(tree)))
 

@@ -25,7 +25,8 @@ def prints_date(tokenizer: Any) -> bool:
     return "strftime_now" in str(tokenizer.chat_template)
 
 
-# A chat template's `strftime_now`, of a given day. transformers takes no function from a caller, so it is a macro before
+# A chat template's `strftime_now`, of a given day. transformers takes no function from a caller, so it is a macro
+# before
 # the template; the line break after it is not printed (transformers sets trim_blocks).
 STRFTIME = (
     "{%- macro strftime_now(format) -%}{%- set filled = namespace(text=format) -%}"
@@ -102,7 +103,9 @@ class Encoder:
             full = next((t for t in self._apart(prompt, whole[len(text) :]) if self._same_text(t, full)), full)
         if full[: len(prompt)] != prompt:
             raise UserError(
-                f"{source}: the chat template renders the prompt in another way when an answer follows: use another model"
+                f"{source}: the chat template renders the prompt in another way when an answer follows: use "
+                "another "
+                "model"
             )
         end = self._end(full, len(prompt))
         if end == len(prompt):
@@ -131,7 +134,8 @@ class Encoder:
     def usable(
         self, examples: Sequence[Example], notice: Callable[[str], None], *, chosen_only: bool = False
     ) -> list[Example]:
-        """The examples whose tokens can be made in every printed order; each other's error goes to `notice` (--skip-bad-rows).
+        """The examples whose tokens can be made in every printed order; each other's error goes to `notice`
+        (--skip-bad-rows).
 
         Raises UserError where none is left.
         """
@@ -149,7 +153,9 @@ class Encoder:
             raise UserError(f"{reason} (none of the {len(examples)} rows can be used)")
         if reason:
             notice(
-                f"note: {len(examples) - len(kept)} of {len(examples)} rows were left out: no tokens can be made of them"
+                f"note: {len(examples) - len(kept)} of {len(examples)} rows were left out: no tokens can be made "
+                "of "
+                "them"
             )
         return kept
 
@@ -176,7 +182,8 @@ class Encoder:
         for chosen_row, rejected_row in () if chosen_only else group.pairs:
             if np.array_equal(sequences[chosen_row], sequences[rejected_row]):
                 raise UserError(
-                    f"{group.source}: chosen and rejected are the same tokens in this model's chat template: give answers "
+                    f"{group.source}: chosen and rejected are the same tokens in this model's chat template: give "
+                    "answers "
                     "that differ in more than white space"
                 )
         # the last prompt token stays with each tail: its position predicts the answer's first
@@ -215,7 +222,8 @@ class Encoder:
         return self._fitting(example, attempt)
 
     def encode_spellings(self, example: RankingExample, spellings: Sequence[Sequence[int]]) -> EncodedGroup:
-        """Pointwise prompts of an example's candidates, each followed by each spelling as its answer, without end of turn.
+        """Pointwise prompts of an example's candidates, each followed by each spelling as its answer, without end of
+        turn.
 
         Branch c x S + s is candidate c with spelling s. Raises UserError as `encode` does.
         """
@@ -261,8 +269,8 @@ class _Prompt:
     """A prompt's text and tokens, and the tokens of its answers.
 
     Tokenizers cut a text at control tokens first and make tokens of each part on its own. So of many answers to one
-    prompt only what stands after the prompt's last control token is tokenised for each. That this gives the same tokens is
-    checked on the first answer; an answer that a chat template might change (white space around it, brackets) is
+    prompt only what stands after the prompt's last control token is tokenised for each. That this gives the same tokens
+    is checked on the first answer; an answer that a chat template might change (white space around it, brackets) is
     rendered and tokenised whole.
     """
 

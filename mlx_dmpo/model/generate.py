@@ -14,7 +14,10 @@ from .loading import Loaded
 
 @dataclass(frozen=True)
 class Answer:
-    """A sampled answer. logp is the policy's, in nats, of the tokens and the end-of-turn token, before temperature, top-p and top-k."""
+    """A sampled answer.
+
+    logp is the policy's, in nats, of the tokens and the end-of-turn token, before temperature, top-p and top-k.
+    """
 
     tokens: tuple[int, ...]  # without the end-of-turn token
     logp: float
@@ -32,7 +35,8 @@ def sample_answers(
     max_tokens: int,
     seed: int,
 ) -> list[list[Answer]]:
-    """n answers to each prompt (of at least two tokens), through mlx-lm's batch generator, all at once; each prompt is read once.
+    """n answers to each prompt (of at least two tokens), through mlx-lm's batch generator, all at once; each prompt is
+    read once.
 
     Raises UserError for a model whose caches mlx-lm cannot batch.
     """

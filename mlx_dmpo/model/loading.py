@@ -40,7 +40,10 @@ class Loaded:
 
 
 def _fingerprint(path: Path, extra: str) -> str:
-    """SHA-256 over the files that decide a log-prob. Hub blobs are links named by their own hash, which is taken as it is."""
+    """SHA-256 over the files that decide a log-prob.
+
+    Hub blobs are links named by their own hash, which is taken as it is.
+    """
     digest = hashlib.sha256(extra.encode())
     patterns = ("*.safetensors", "config.json", "tokenizer*", "*.jinja", "vocab.json", "merges.txt")
     for file in sorted({f for pattern in patterns for f in path.glob(pattern)}):
@@ -67,7 +70,8 @@ def _is_directory(source: str) -> bool:
 
 
 def load(settings: CommonSettings) -> Loaded:
-    """A local directory, or a hub repository (fetched only when named as one). Raises UserError for anything mlx-lm cannot load.
+    """A local directory, or a hub repository (fetched only when named as one). Raises UserError for anything mlx-lm
+    cannot load.
 
     Python files that a model brings are never run.
     """
@@ -89,14 +93,17 @@ def load(settings: CommonSettings) -> Loaded:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if re.search(r"custom (code|module)", first):
             raise UserError(
-                f"{source}: asks to run Python code of its own, which is never done here: name a model that mlx-lm knows"
+                f"{source}: asks to run Python code of its own, which is never done here: name a model that mlx-lm "
+                "knows"
             ) from error
         raise UserError(
             f"{source}: cannot be loaded as a causal language model ({first}): name a model that mlx-lm loads"
         ) from error
     if not hasattr(model, "layers") or tokenizer.chat_template is None:
         raise UserError(
-            f"{source}: has no {'chat template' if hasattr(model, 'layers') else 'layers'}: name an instruction-tuned model"
+            f"{source}: has no {'chat template' if hasattr(model, 'layers') else 'layers'}: name an "
+            "instruction-tuned "
+            "model"
         )
     if settings.quantize is not None:
         if "quantization" in config:

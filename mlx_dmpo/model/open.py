@@ -83,7 +83,8 @@ class LanguageModelScorer:
         return yes_and_no(self.base.tokenizer, self.template.answer_yes, self.template.answer_no, (yes, no))
 
     def score(self, examples: Sequence[Example]) -> Iterator[Scores]:
-        """Pairwise: every pair in both printed orders; other forms: one score per candidate; free text in its one prompt.
+        """Pairwise: every pair in both printed orders; other forms: one score per candidate; free text in its one
+        prompt.
 
         Raises UserError for an example that cannot be encoded, and for a score that is NaN or Inf.
         """
@@ -109,9 +110,9 @@ class LanguageModelScorer:
     ) -> np.ndarray:
         """One score per candidate after one history; a higher score ranks higher.  -> (N,) float64, nats.
 
-        direct: log p(title); pointwise: log-odds of Yes. The candidates are one prefix tree, run in parts under the token
-        budget; each score equals that of the candidate alone. Raises UserError for another form, a candidate that is
-        given twice, and for NaN or Inf.
+        direct: log p(title); pointwise: log-odds of Yes. The candidates are one prefix tree, run in parts under the
+        token budget; each score equals that of the candidate alone. Raises UserError for another form, a candidate that
+        is given twice, and for NaN or Inf.
         """
         if self.template.form not in ("direct", "pointwise"):
             raise UserError(f"--prompt: {self.template.form} does not score a title by itself: use direct or pointwise")
@@ -136,7 +137,9 @@ class LanguageModelScorer:
         return self._numbers([example], "")[0]
 
     def _numbers(self, examples: Sequence[RankingExample], describe: str) -> list[np.ndarray]:
-        """What each example's scores are made of: pairwise (K, 2, 2) log-probs, else (printed orders, 1 + K) item scores."""
+        """What each example's scores are made of: pairwise (K, 2, 2) log-probs, else (printed orders, 1 + K) item
+        scores.
+        """
         form = self.template.form
         orders = [
             [(True, False)] * len(e.negatives)

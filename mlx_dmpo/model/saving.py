@@ -31,7 +31,9 @@ def mlx_writes() -> Iterator[None]:
 
 
 def _floating(base: Loaded) -> mx.Dtype:
-    """The type that the base computes in: that of most of its floating-point parameters, scales and adapter left out."""
+    """The type that the base computes in: that of most of its floating-point parameters, scales and adapter
+    left out.
+    """
     names = re.compile(r"(^|\.)(scales|biases|lora_[ab]|m)$")
     found = [v.dtype for name, v in tree_flatten(base.model.parameters()) if not names.search(name)]
     return Counter(d for d in found if mx.issubdtype(d, mx.floating)).most_common(1)[0][0]
@@ -71,7 +73,9 @@ COMPANIONS = tuple(
 
 
 def _companions(base: Loaded) -> list[Path]:
-    """Raises UserError for a link to something that is no part of the model: its contents would be given away with the copy."""
+    """Raises UserError for a link to something that is no part of the model: its contents would be given away with the
+    copy.
+    """
     files = sorted({f for pattern in COMPANIONS for f in base.path.glob(pattern) if f.is_file() and f.suffix != ".py"})
     root = base.path.resolve()
     if root.parent.name == "snapshots":  # the hub's cache: snapshots/REVISION/file links to blobs/HASH
@@ -95,7 +99,8 @@ def save_model(base: Loaded, path: Path, *, keep_dtypes: bool) -> None:
 
     keep_dtypes  weights take the types that the base has on disk, not those it was loaded in
 
-    The weights are given away as they are written, so that one file's worth is in memory at a time: `base.model` is spent.
+    The weights are given away as they are written, so that one file's worth is in memory at a time: `base.model` is
+    spent.
     """
     from mlx_lm import utils
 

@@ -60,7 +60,9 @@ def _check_marks(before: str, after: str, where: str, name: str) -> None:
     before, after = before.rstrip(), after.lstrip()
     if not before or before[-1].isalnum() or not after or after[0].isalnum():
         raise UserError(
-            f'{where}: nothing marks where {{{name}}} begins and ends: put marks around it, such as <{{{name}}}> or "{{{name}}}"'
+            f"{where}: nothing marks where {{{name}}} begins and ends: put marks around it, such as <{{{name}}}> "
+            "or "
+            f'"{{{name}}}"'
         )
 
 
@@ -95,7 +97,9 @@ def _check_yes_no(template: Template, at: At) -> None:
             raise UserError(f"{at(key)}: is missing: form pointwise needs answer_yes and answer_no")
     if yes.startswith(no) or no.startswith(yes):
         raise UserError(
-            f"{at('answer_no')}: {template.answer_yes!r} and {template.answer_no!r} begin alike: give two different answers"
+            f"{at('answer_no')}: {template.answer_yes!r} and {template.answer_no!r} begin alike: give two "
+            "different "
+            "answers"
         )
 
 

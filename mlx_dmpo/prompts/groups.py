@@ -18,7 +18,9 @@ def candidates(example: RankingExample) -> tuple[str, ...]:
 
 
 def shortened(example: RankingExample, drop: int) -> RankingExample:
-    """The example without `drop` of its oldest titles, each from the longer of history and disliked; one liked title stays."""
+    """The example without `drop` of its oldest titles, each from the longer of history and disliked; one liked title
+    stays.
+    """
     liked, disliked = len(example.history), len(example.disliked or ())
     for _ in range(drop):
         if liked > max(1, disliked) or not disliked:
@@ -37,7 +39,10 @@ def droppable(example: RankingExample, template: Template) -> int:
 
 
 def context(example: RankingExample, template: Template, **places: Any) -> tuple[Message, ...]:
-    """The prompt of an example, `places` filled in. Disliked titles that are candidates are left out: they give the answer."""
+    """The prompt of an example, `places` filled in.
+
+    Disliked titles that are candidates are left out: they give the answer.
+    """
     domain: Domain = template.domain(example.domain, example.source)
     if template.prints_disliked:
         known = set(candidates(example))

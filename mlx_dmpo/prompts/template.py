@@ -274,7 +274,8 @@ def choose(
     if named.hash != stored.hash and not allow_other:
         same = named.form == stored.form
         raise UserError(
-            f"--prompt: {adapter} was trained with prompt {stored.name}, and {prompt} is {'worded otherwise' if same else 'another form'}: "
+            f"--prompt: {adapter} was trained with prompt {stored.name}, and {prompt} is "
+            f"{'worded otherwise' if same else 'another form'}: "
             "leave --prompt out, or add --allow-other-prompt"
         )
     if named.hash == stored.hash:

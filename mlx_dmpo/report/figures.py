@@ -114,7 +114,7 @@ def slices(family: str, name: str, found: Sequence[Metric], overall: float, axis
     """Accuracy of each slice of one family; dashed: the accuracy on all pairs. `axis` is shared by all evaluations."""
     rows: list[Group] = [(f"{s['name']} (n = {s['n']:,})", [(s["pair_accuracy"], family)]) for s in found]
     how = {"width": SMALL, "heading": f"{family.replace('_', ' ')}: {name}", "axis": axis}
-    return _rows(rows, overall, "share of pairs ranked right", f"accuracy of {name} by {family}", **how)  # type: ignore[arg-type]
+    return _rows(rows, overall, "share of pairs ranked right", (f"accuracy of {name} by {family}"), **how)  # type: ignore[arg-type]
 
 
 def calibration(name: str, found: Metric) -> str:

@@ -2,7 +2,8 @@
 
 RUN/checkpoints/0000050/   adapters.safetensors, adapter_config.json   an mlx-lm adapter directory
                            optimizer.safetensors                       the optimiser's state
-                           manifest.json                               the rest of the state, and the other files' hashes
+                           manifest.json                               the rest of the state, and the other files'
+                                                                       hashes
 
 A checkpoint is written under another name and renamed when it is whole. Seed and step determine the data order, the
 learning rate and the dropout; a step is never saved half done.

@@ -22,8 +22,8 @@ class Report:
     """Reports a run's numbers. A context manager: inside, the view is shown.
 
     path           metrics.jsonl; None on the ranks that write nothing
-    rewards        whether margins are reward margins (scaled by beta) rather than nats; they are then written under both
-                   names, margin and reward_margin
+    rewards        whether margins are reward margins (scaled by beta) rather than nats; they are then written under
+                   both names, margin and reward_margin
     every          steps between two lines
     learning_rate  of the step just done
     peak           bytes of memory, so far

@@ -10,7 +10,8 @@ Line = tuple[int | None, int | None]  # a place in the chosen answer, a place in
 def align(chosen: Sequence[int], rejected: Sequence[int]) -> list[Line]:
     """Pairs equal tokens of two answers, the longest common stretch first, also where stretches have changed places.
 
-    Every token of both answers is in exactly one line. In the order of the chosen answer, then what only the rejected one holds.
+    Every token of both answers is in exactly one line. In the order of the chosen answer, then what only the rejected
+    one holds.
 
         chosen 1 2 3 9, rejected 3 1 2 9   ->   (0, 1) (1, 2) (2, 0) (3, 3)
     """

@@ -24,8 +24,10 @@ from .scoring import History
 class TokenScore:
     """One token of the answers.
 
-    side        "chosen" or "rejected": the title that it belongs to; "both" for what stands between titles and ends an answer
-    chosen      its log-prob in the answer that prefers the chosen title, None where that answer does not hold it, in nats
+    side        "chosen" or "rejected": the title that it belongs to; "both" for what stands between titles and ends an
+                answer
+    chosen      its log-prob in the answer that prefers the chosen title, None where that answer does not hold it, in
+                nats
     rejected    the same in the answer that prefers the rejected title
     difference  what it adds to the margin
     """
@@ -39,7 +41,9 @@ class TokenScore:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """A history item, and the margin minus the margin without it: above 0 where the item speaks for the chosen title."""
+    """A history item, and the margin minus the margin without it: above 0 where the item speaks for the chosen
+    title.
+    """
 
     title: str
     effect: float
@@ -138,9 +142,14 @@ def _tokens(scoring: ModelScoring, example: RankingExample, margin: float) -> tu
         return with_history
     without = _differences(scoring, replace(example, history=(), disliked=None))
     return tuple(
-        replace(a, chosen=_minus(a.chosen, b.chosen), rejected=_minus(a.rejected, b.rejected), difference=a.difference - b.difference)
+        replace(
+            a,
+            chosen=_minus(a.chosen, b.chosen),
+            rejected=_minus(a.rejected, b.rejected),
+            difference=a.difference - b.difference,
+        )
         for a, b in zip(with_history, without, strict=True)
-    )  # fmt: skip
+    )
 
 
 def _minus(a: float | None, b: float | None) -> float | None:

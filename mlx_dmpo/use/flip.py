@@ -18,9 +18,9 @@ def flip_set(
 
     n        items of the history; at least one is always left
     margins  the margins without each of several sets of items
-    Single items first. Then greedily: the item that moves the margin most, and what moves it most together with that. Then
-    every set of two and of three, the likeliest first by the sum of the single effects, so that a greedy set of three is
-    given only if no set of two does it.
+    Single items first. Then greedily: the item that moves the margin most, and what moves it most together with that.
+    Then every set of two and of three, the likeliest first by the sum of the single effects, so that a greedy set of
+    three is given only if no set of two does it.
     """
     known: dict[Removed, float] = {(): base}
 

@@ -34,13 +34,15 @@ class DataSet:
         """Raises UserError for a user who is not in the data set."""
         if user not in self.users:
             raise UserError(
-                f"--user: {user} is not in {self.source}: name one of its users, such as {next(iter(self.users), '(none)')}"
+                f"--user: {user} is not in {self.source}: name one of its users, such as "
+                f"{next(iter(self.users), '(none)')}"
             )
         return self.users[user]
 
 
 def read_data(data: str, domain: str = "", domains: Any = None) -> DataSet:
-    """The titles of items.jsonl, or, where there is none, all titles of the splits. Raises UserError where there are none.
+    """The titles of items.jsonl, or, where there is none, all titles of the splits. Raises UserError where there are
+    none.
 
     A data set of several domains needs `domain`: only its titles and users are taken.
     """
@@ -134,7 +136,8 @@ def read_request(
     stdin: str | None = None,
     notice: Callable[[str], None] = lambda message: None,
 ) -> Request:
-    """The history of --history, --user or standard input, and the candidates: the catalogue without the history if none are given.
+    """The history of --history, --user or standard input, and the candidates: the catalogue without the history if none
+    are given.
 
     stdin  JSON: {"history": [titles], "candidates": [titles]}; the candidates may be left out
     Raises UserError for none or several of the three, and for JSON of another shape.

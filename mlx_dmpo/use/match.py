@@ -15,7 +15,10 @@ _YEAR = re.compile(r"\(\d{4}\)\s*$")
 
 
 def _same_numbers(typed: str, title: str) -> bool:
-    """Whether two titles hold the same numbers: "Heat 2" is not "Heat". A year in brackets at the end may be left out."""
+    """Whether two titles hold the same numbers: "Heat 2" is not "Heat".
+
+    A year in brackets at the end may be left out.
+    """
     if not _YEAR.search(typed):
         title = _YEAR.sub("", title)
     return sorted(re.findall(r"\d+", typed)) == sorted(re.findall(r"\d+", title))
@@ -37,7 +40,10 @@ class Catalogue:
             self._folded.setdefault(title.casefold(), title)
 
     def match(self, typed: str, notice: Callable[[str], None] = lambda message: None) -> str:
-        """The catalogue's title that `typed` means; an unknown title is kept as typed. `notice` gets a line about either."""
+        """The catalogue's title that `typed` means; an unknown title is kept as typed.
+
+        `notice` gets a line about either.
+        """
         from rapidfuzz import fuzz, process, utils
 
         if typed in self._known:

@@ -1,4 +1,6 @@
-"""Scoring by a language model: pairs that share a history, and histories that differ in one item, run as one prefix tree"""
+"""Scoring by a language model: pairs that share a history, and histories that differ in one item, run as one prefix
+tree
+"""
 
 from __future__ import annotations
 

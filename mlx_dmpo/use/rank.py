@@ -78,7 +78,10 @@ class Ranking:
 
 
 def check_candidates(candidates: Sequence[str]) -> tuple[str, ...]:
-    """The candidates in one fixed order, so that theirs cannot matter. Raises UserError for none, an empty one, a duplicate."""
+    """The candidates in one fixed order, so that theirs cannot matter.
+
+    Raises UserError for none, an empty one, a duplicate.
+    """
     if not candidates:
         raise UserError("candidates: there are none: give at least one title")
     if any(not title.strip() for title in candidates):
@@ -109,11 +112,13 @@ def _places(titles: Sequence[str], score: np.ndarray) -> list[tuple[int, int]]:
 
 @dataclass
 class PairRanking:
-    """Ranks by comparing pairs: `next_pairs` says which to compare next, `add` takes the results, `ranking` is the best so far.
+    """Ranks by comparing pairs: `next_pairs` says which to compare next, `add` takes the results, `ranking` is the best
+    so far.
 
     titles  in any order
-    budget  pairs to compare; default_budget for 0. Where it is not all of them: first `start` scores or a random tournament
-            (two random cycles, so that everything is connected), then neighbours in the order so far, round by round
+    budget  pairs to compare; default_budget for 0. Where it is not all of them: first `start` scores or a random
+            tournament (two random cycles, so that everything is connected), then neighbours in the order so far, round
+            by round
     start   (N,) scores of the titles as given, to begin from
     """
 
@@ -153,7 +158,9 @@ class PairRanking:
         return bradley_terry.fit(self.counts).strength
 
     def _neighbours(self) -> list[tuple[int, int]]:
-        """Pairs not yet compared that are closest in the order so far: next neighbours first, then those two places apart, ..."""
+        """Pairs not yet compared that are closest in the order so far: next neighbours first, then those two places
+        apart, ...
+        """
         n = len(self.titles)
         score = self.start if self.start is not None and not self.done else self._strength()
         order = [i for _, i in _places(self.titles, np.asarray(score))]
@@ -211,7 +218,8 @@ class PairRanking:
 class Job:
     """A ranking in steps, so that it can be interrupted, and so that several can share the model.
 
-    Each step: `tasks()` says what to score, `give(scores)` takes it; no tasks are left at the end. `ranking()` is the best so far.
+    Each step: `tasks()` says what to score, `give(scores)` takes it; no tasks are left at the end. `ranking()` is the
+    best so far.
     """
 
     history: History

@@ -86,7 +86,10 @@ class Ranker:
         return sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
 
     def job(self, history: Iterable[str], candidates: Iterable[str], budget: int = 0) -> Job:
-        """A ranking that is run in steps (see `use.rank.step`). Raises UserError for an empty history and for duplicates."""
+        """A ranking that is run in steps (see `use.rank.step`).
+
+        Raises UserError for an empty history and for duplicates.
+        """
         return Job(
             tuple(history),
             list(candidates),
@@ -126,14 +129,19 @@ class Ranker:
         return margins
 
     def explain(self, history: Iterable[str], chosen: str, rejected: str, *, max_flip: int = 3) -> Explanation:
-        """Why `chosen` is put above `rejected`, or below it: tokens, history items, the smallest set of items that turns it."""
+        """Why `chosen` is put above `rejected`, or below it: tokens, history items, the smallest set of items that
+        turns it.
+        """
         return explain(self.scoring, tuple(history), chosen, rejected, max_flip)
 
 
 def top_pair(
     ranker: Ranker, history: Sequence[str], candidates: Sequence[str], chosen: str, rejected: str
 ) -> tuple[str, str]:
-    """The pair to explain: what is named, and for the rest the best of a ranking. Raises UserError for too few candidates."""
+    """The pair to explain: what is named, and for the rest the best of a ranking.
+
+    Raises UserError for too few candidates.
+    """
     if chosen and rejected:
         return chosen, rejected
     pool = list(dict.fromkeys([*candidates, *filter(None, (chosen, rejected))]))

@@ -75,7 +75,10 @@ class Rerank:
     return_documents: bool
 
     def results(self, found: Ranking) -> list[dict[str, Any]]:
-        """Best first; ties in the order in which the documents came. relevance_score is between 0 and 1, `score` the method's own."""
+        """Best first; ties in the order in which the documents came.
+
+        relevance_score is between 0 and 1, `score` the method's own.
+        """
         relevance = dict(zip(found.titles, relevances(found), strict=True))
         score = {r.title: r.score for r in found.ranking}
         place = {r.title: r.rank for r in found.ranking}
@@ -91,7 +94,9 @@ class Rerank:
 
 
 def relevances(found: Ranking) -> list[float]:
-    """Numbers from 0 to 1 in the order of the ranking: pairs give the mean win probability, items the softmax of the scores."""
+    """Numbers from 0 to 1 in the order of the ranking: pairs give the mean win probability, items the softmax of the
+    scores.
+    """
     if all(r.win_probability is not None for r in found.ranking):
         return [float(r.win_probability or 0.0) for r in found.ranking]
     if found.method == "pairs":  # one candidate, nothing to compare it with

@@ -32,7 +32,8 @@ class Cost:
 class Scoring:
     """Scores (history, title) and (history, a, b), each once: a repeated history finds its scores here.
 
-    Margins are those of `Scores.margins`: above 0 where a is put above b; for prompts in two printed orders the sum over both.
+    Margins are those of `Scores.margins`: above 0 where a is put above b; for prompts in two printed orders the sum
+    over both.
     """
 
     scorer: Scorer
@@ -55,7 +56,9 @@ class Scoring:
         return np.exp(-np.logaddexp(0, -margins / orders))
 
     def fresh_margins(self, tasks: Sequence[tuple[History, str, str]]) -> np.ndarray:
-        """Margins of tasks whose histories are alike, such as one history with an item left out: nothing of them is kept."""
+        """Margins of tasks whose histories are alike, such as one history with an item left out: nothing of them is
+        kept.
+        """
         self.cost.pairs += len(tasks)
         return np.array([margin for margin, _ in self._score_pairs(tasks)], np.float64)
 

@@ -53,7 +53,10 @@ def ranking_text(found: Ranking) -> str:
         rows.append(row)
     cost = f"method {found.method}, prompt {found.prompt}: "
     if pairs:
-        cost += f"{found.pairs_scored:,} of {found.possible:,} pairs in both printed orders, {found.cyclic_triples:,} cyclic triples, "
+        cost += (
+            f"{found.pairs_scored:,} of {found.possible:,} pairs in both printed orders, {found.cyclic_triples:,} "
+            "cyclic triples, "
+        )
     cost += f"{found.tokens:,} tokens, {found.seconds:.1f} s"
     return _text(_table(headings, rows, (0, 2, 3, 4, 5))) + "\n" + cost
 
@@ -64,7 +67,9 @@ def strip_scale(explanations: Sequence[Explanation]) -> float:
 
 
 def _strip(tokens: Sequence[TokenScore], scale: float) -> Any:
-    """The answers' tokens on one line, blue where they speak for the chosen title and red where they speak against it."""
+    """The answers' tokens on one line, blue where they speak for the chosen title and red where they speak
+    against it.
+    """
     from rich.text import Text
 
     line = Text()

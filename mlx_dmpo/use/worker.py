@@ -37,8 +37,8 @@ class Task:
 class Worker:
     """Loads the ranker and answers tasks, in one thread: MLX work stays where the model was loaded.
 
-    Rankings that wait at the same time advance together, a round of pairs or the items of each at a time, so that the scorer
-    batches them. Other tasks run alone, one after another.
+    Rankings that wait at the same time advance together, a round of pairs or the items of each at a time, so that the
+    scorer batches them. Other tasks run alone, one after another.
     """
 
     def __init__(self, load: Callable[[], Ranker], max_queue: int = 64, max_tokens: int = 100_000):
@@ -73,7 +73,9 @@ class Worker:
         return task
 
     def cancel(self, task: Task) -> None:
-        """Gives up a task whose client has gone: its place in the queue is free at once; one that runs ends after its round."""
+        """Gives up a task whose client has gone: its place in the queue is free at once; one that runs ends after its
+        round.
+        """
         with self._changed:
             task.cancelled = True
             if task in self._waiting:
@@ -122,7 +124,9 @@ class Worker:
             self._fail(task, error)
 
     def _advance(self, ranker: Ranker) -> None:
-        """One step of all rankings together; where that fails, of each alone, so that one request cannot spoil another."""
+        """One step of all rankings together; where that fails, of each alone, so that one request cannot spoil
+        another.
+        """
         running = [t for t in self._active if t.job is not None and not t.cancelled]
         try:
             self._step(running, ranker)

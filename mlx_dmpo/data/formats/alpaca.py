@@ -22,7 +22,9 @@ def _alpaca_prompt(row: Row, source: str) -> list[Message]:
 
 
 def read_alpaca(row: Row, source: str, context: Context) -> Example:
-    """{instruction, input, output} of one answer, or [chosen, rejected, ...]; or {instruction, input, chosen, rejected}."""
+    """{instruction, input, output} of one answer, or [chosen, rejected, ...]; or {instruction, input, chosen,
+    rejected}.
+    """
     prompt = _alpaca_prompt(row, source)
     if is_preference(row):
         answers = [row["chosen"], *rejected_of(row, source)]

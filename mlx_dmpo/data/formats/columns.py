@@ -30,9 +30,11 @@ TAGS = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assist
 
 
 def column_map(path: Path) -> Callable[[Any, str], Any] | None:
-    """What the `dataset_info.json` beside a file says of its columns, as a function (row, source) -> row in the standard names.
+    """What the `dataset_info.json` beside a file says of its columns, as a function (row, source) -> row in the
+    standard names.
 
-    None where there is no such file, or it says nothing of this one. Raises UserError for a map that cannot be followed.
+    None where there is no such file, or it says nothing of this one. Raises UserError for a map that cannot be
+    followed.
     """
     info = path.parent / "dataset_info.json"
     if path == info or not info.is_file():

@@ -126,7 +126,9 @@ def group(prompt: Sequence[Message], chosen: str, rejected: Sequence[str], sourc
 
 
 def ranking(prompt: str, answers: Sequence[str], source: str, context: Context) -> RankingExample | None:
-    """(prompt, [chosen, rejected] or [chosen]) as an example with one negative; None where it is not in the release's wording."""
+    """(prompt, [chosen, rejected] or [chosen]) as an example with one negative; None where it is not in the release's
+    wording.
+    """
     parsed = parse_prompt(prompt, context.domains)
     if parsed is None:
         return None

@@ -1,7 +1,7 @@
 """Files of data -> RankingExamples or PreferenceGroups, whatever their format (see known.py).
 
-The format is decided on the whole file: every row must be of the kind of the first. A row that cannot be read is named as
-`file:line` (JSON lines) or `file:row N` (an array, objects one after another, Parquet).
+The format is decided on the whole file: every row must be of the kind of the first. A row that cannot be read is named
+as `file:line` (JSON lines) or `file:row N` (an array, objects one after another, Parquet).
 """
 
 from __future__ import annotations
@@ -108,8 +108,9 @@ def load(
 ) -> DataFile:
     """A data file, `split` of a prepared directory, or of a data set of the hub (`owner/name[:config][@split]`).
 
-    `domain` is that of rows which name none. Raises UserError at the first row that cannot be read; under `skip_bad_rows`
-    each goes to `notice` instead, and it is an error only if none is left. `notice` gets the format too.
+    `domain` is that of rows which name none. Raises UserError at the first row that cannot be read; under
+    `skip_bad_rows` each goes to `notice` instead, and it is an error only if none is left. `notice` gets the format
+    too.
     """
     path = data_file(data, split)
     columns = column_map(path) if path else None
@@ -163,6 +164,8 @@ def load_examples(
     loaded = load(data, split, domains, skip_bad_rows, notice, domain)
     if not loaded.ranking:
         raise UserError(
-            f"{loaded.name}: holds {loaded.format}, no titles to rank: give ranking examples, as docs/data.md shows them"
+            f"{loaded.name}: holds {loaded.format}, no titles to rank: give ranking examples, as docs/data.md "
+            "shows "
+            "them"
         )
     return loaded.examples

@@ -42,7 +42,9 @@ def read_released(row: Row, source: str, context: Context) -> Example:
 
 
 def read_s_dpo(row: Row, source: str, context: Context) -> Example:
-    """{historyList, itemList, trueSelection}: the items other than the true one are the negatives and the candidates."""
+    """{historyList, itemList, trueSelection}: the items other than the true one are the negatives and the
+    candidates.
+    """
     positive = text(row, "trueSelection", source)
 
     def listed(name: str) -> list[str]:

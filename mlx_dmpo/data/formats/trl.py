@@ -18,7 +18,9 @@ def _common(texts: Sequence[Sequence[Any]]) -> int:
 
 
 def read_trl(row: Row, source: str, context: Context) -> Example:
-    """{prompt, chosen, rejected}; without a prompt it is what chosen and rejected begin with, as in TRL's extract_prompt."""
+    """{prompt, chosen, rejected}; without a prompt it is what chosen and rejected begin with, as in TRL's
+    extract_prompt.
+    """
     chosen, rejected = row["chosen"], rejected_of(row, source)
     if chosen in rejected:
         raise fail(source, "chosen and rejected are identical", "a pair needs two different answers")

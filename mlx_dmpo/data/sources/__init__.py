@@ -1,7 +1,8 @@
 """Rating files as they are downloaded -> interactions and titles, one module a data set.
 
-A source is a function (path, settings, bad rows) -> Ratings. Files are read in blocks; the result is the same for any block
-size. A row that cannot be read stops the command with its line, unless bad rows are to be skipped; then each is counted.
+A source is a function (path, settings, bad rows) -> Ratings. Files are read in blocks; the result is the same for any
+block size. A row that cannot be read stops the command with its line, unless bad rows are to be skipped; then each is
+counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""A file of further titles, with their popularity: what negatives and rankings may take that the ratings do not hold."""
+"""A file of further titles, with their popularity: what negatives and rankings may take that the ratings
+do not hold.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,15 @@ from .table import open_table
 from .tables import number, plain
 
 POPULARITY = (
-    "ratings numratings ratingcount ratingscount numvotes votes votecount popularity plays playcount count users members "
+    "ratings numratings ratingcount ratingscount numvotes votes votecount popularity plays playcount count users "
+    "members "
     "listeners owners liked"
 ).split()
 
 
 def read_catalogue(path: Path, encoding: str = "") -> tuple[dict[str, int], str]:
-    """(raw title -> popularity, at least 1; a note) of items.jsonl, of a prepared directory's, or of any table with titles.
+    """(raw title -> popularity, at least 1; a note) of items.jsonl, of a prepared directory's, or of any table with
+    titles.
 
     Raises UserError.
     """
@@ -39,7 +43,8 @@ def read_catalogue(path: Path, encoding: str = "") -> tuple[dict[str, int], str]
     if not title:
         what = looks_like(table.names)
         raise UserError(
-            f"--catalogue: {path} has no title column (it has {', '.join(table.names)}{f'; {what[1]}' if what else ''}): "
+            f"--catalogue: {path} has no title column (it has "
+            f"{', '.join(table.names)}{f'; {what[1]}' if what else ''}): "
             'name one "title"'
         )
     counts = next((c for p in POPULARITY for c in table.names if plain(c) == p and c != title), "")

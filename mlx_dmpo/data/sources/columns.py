@@ -17,7 +17,10 @@ from .tables import Batch, number
 
 
 def codes_of(column: pa.Array, index: dict[str, int]) -> np.ndarray:
-    """Each value's place in `index`, which grows in the order of first appearance; -1 for an empty value.  (N,) -> (N,) int32"""
+    """Each value's place in `index`, which grows in the order of first appearance; -1 for an empty value.
+
+    (N,) -> (N,) int32
+    """
     encoded = as_text(column).fill_null("").dictionary_encode()
     values = [value.strip() for value in encoded.dictionary.to_pylist()]
     codes = np.array([index.setdefault(v, len(index)) if v else -1 for v in values], np.int32)
@@ -25,7 +28,9 @@ def codes_of(column: pa.Array, index: dict[str, int]) -> np.ndarray:
 
 
 def as_text(column: pa.Array) -> pa.Array:
-    """Ids and titles as text; whole numbers without a point, as in a column of ids that pandas made floating because of a gap."""
+    """Ids and titles as text; whole numbers without a point, as in a column of ids that pandas made floating because of
+    a gap.
+    """
     if pa.types.is_floating(column.type):
         try:
             return column.cast(pa.int64()).cast(pa.string())

@@ -62,7 +62,9 @@ class Ratings:
 
 
 class BadRows:
-    """Rows that cannot be read: the first raises UserError, unless they are to be skipped; then they are counted by reason."""
+    """Rows that cannot be read: the first raises UserError, unless they are to be skipped; then they are counted by
+    reason.
+    """
 
     def __init__(self, skip: bool):
         self.skip = skip
@@ -70,7 +72,9 @@ class BadRows:
         self.first: dict[str, str] = {}
 
     def add(self, where: str | Callable[[], str], what: str, fix: str, value: str = "") -> None:
-        """`where` may be a function, since finding the line of a row can take a pass over the file; `value` is the cell."""
+        """`where` may be a function, since finding the line of a row can take a pass over the file; `value` is the
+        cell.
+        """
         if self.skip and what in self.first:
             self.counts[what] += 1
             return

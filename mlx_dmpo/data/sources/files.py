@@ -166,7 +166,10 @@ def encoding_of(path: Path, given: str = "") -> Encoding:
     if wide >= wrong:
         place = _around(text, "utf-8")
         lines = "1 line is" if wrong == 1 else f"{wrong:,} lines are"
-        note = f"{path.name}: {lines} not UTF-8, the others are: read there as Windows-1252 (first: {path}:{number}: {place})"
+        note = (
+            f"{path.name}: {lines} not UTF-8, the others are: read there as Windows-1252 (first: {path}:{number}: "
+            f"{place})"
+        )
         return Encoding("utf-8", "mlx_dmpo.cp1252", note)
     note = (
         f"{path.name} is not UTF-8: read as Windows-1252 (first at {path}:{number}: {_around(text, 'cp1252')}); "
@@ -187,7 +190,9 @@ def _around(line: bytes, codec: str) -> str:
 
 
 class _Utf8(io.RawIOBase):
-    """Any text as UTF-8 bytes without a byte order mark, checked as it is read, with \\n where lines end by a lone \\r."""
+    """Any text as UTF-8 bytes without a byte order mark, checked as it is read, with \\n where lines end by a
+    lone \\r.
+    """
 
     def __init__(self, file: Any, path: Path, encoding: Encoding):
         self.file, self.path, self.encoding, self.line = file, path, encoding, 1

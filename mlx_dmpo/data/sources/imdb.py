@@ -10,7 +10,10 @@ from .personal import Entry, Export, find, need, rating_of, ratings_of, read_csv
 
 
 def imdb(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
-    """Const, Your Rating (1 to 10), Date Rated, Title, Title Type, Year, ... Episodes of series are left out and counted."""
+    """Const, Your Rating (1 to 10), Date Rated, Title, Title Type, Year, ...
+
+    Episodes of series are left out and counted.
+    """
     file = find(path, ("ratings.csv",), "IMDb export")
     need(file, ("Const", "Your Rating", "Title"), "an IMDb ratings export")
     export = Export()

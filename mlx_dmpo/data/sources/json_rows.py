@@ -34,8 +34,8 @@ def json_batches(
 ) -> Iterator[Batch]:
     """These fields (name -> TEXT, NUMBER or TIME) of JSON lines.
 
-    A block in which all values have the types of `sample` is read by arrow. Any other is read line by line, so that types may
-    change from row to row, and Python literals (Amazon's of 2014) are read too.
+    A block in which all values have the types of `sample` is read by arrow. Any other is read line by line, so that
+    types may change from row to row, and Python literals (Amazon's of 2014) are read too.
     """
     schema = pa.schema([(name, _fast(kind, (sample or {}).get(name))) for name, kind in fields.items()])
     optional = set(optional)
@@ -178,7 +178,10 @@ def is_document(path: Path, encoding: Encoding = UTF8) -> bool:
 
 
 def document(path: Path, known: Iterable[str] = (), encoding: Encoding = UTF8) -> tuple[list[str], list[Any], bool]:
-    """(column names, objects, whether names are real) of a JSON array or of any layout of pandas' to_json. Raises UserError."""
+    """(column names, objects, whether names are real) of a JSON array or of any layout of pandas' to_json.
+
+    Raises UserError.
+    """
     with files.text(path, encoding) as file:
         raw = file.read(LARGEST)
         if file.read(1):

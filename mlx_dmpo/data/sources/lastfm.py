@@ -14,7 +14,10 @@ from .tables import csv_batches, dialect
 
 
 def lastfm(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
-    """User, artist, plays, with or without a header line. The file is sorted by plays: its order says nothing of time."""
+    """User, artist, plays, with or without a header line.
+
+    The file is sorted by plays: its order says nothing of time.
+    """
     found = {p.name: p for p in listed(path, "Last.fm")}
     file, artists = (
         one([p for n, p in found.items() if n.removesuffix(".gz") == name], path, what, name)

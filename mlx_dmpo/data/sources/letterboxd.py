@@ -10,7 +10,8 @@ from .personal import Entry, Export, find, need, rating_of, ratings_of, read_csv
 
 
 def letterboxd(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
-    """PATH is the unpacked export or one file of it: Date, Name, Year, Letterboxd URI and, where films were rated, Rating.
+    """PATH is the unpacked export or one file of it: Date, Name, Year, Letterboxd URI and, where films were rated,
+    Rating.
 
     Films of watched.csv without a rating are seen: they are never negatives.
     """

@@ -19,7 +19,10 @@ AGES = {1: "under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "
 
 
 def movielens_files(path: Path) -> tuple[str, Path, Path]:
-    """("100K" | "1M" | "20M", ratings file, titles file) of a MovieLens folder, by what lies in it. Raises UserError."""
+    """("100K" | "1M" | "20M", ratings file, titles file) of a MovieLens folder, by what lies in it.
+
+    Raises UserError.
+    """
     files = listed(path, "MovieLens")
     names = {p.name: p for p in files}
     if "u.data" in names:

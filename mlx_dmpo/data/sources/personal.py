@@ -39,7 +39,10 @@ class Export:
 
 
 def find(path: Path, names: Sequence[str], what: str) -> Path:
-    """PATH itself where it is a file, else the first of these names in the folder, whatever its case. Raises UserError."""
+    """PATH itself where it is a file, else the first of these names in the folder, whatever its case.
+
+    Raises UserError.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder: name the unpacked {what}")
     if path.is_file():
@@ -112,7 +115,10 @@ def titled(title: str, year: str) -> str:
 def ratings_of(
     export: Export, name: str, domain: str, scale: tuple[float, float] | None, liked_quantile: float | None = None
 ) -> Ratings:
-    """The export's rated entries as interactions, the others as seen. Where nothing is rated, every entry is a like of rating 1."""
+    """The export's rated entries as interactions, the others as seen.
+
+    Where nothing is rated, every entry is a like of rating 1.
+    """
     rated = [e for e in export.entries if e.title and e.rating is not None]
     notes = list(export.notes)
     if not rated and export.entries:

@@ -18,7 +18,8 @@ from .tables import dialect, plain, rows
 def scrobbles(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     """uts, utc_time, artist, ..., track, ...; or artist, album, track and date without a header line.
 
-    An artist's rating is the number of plays, and its time the first play, so that a history is what was discovered before.
+    An artist's rating is the number of plays, and its time the first play, so that a history is what was discovered
+    before.
     """
     file = find(path, ("scrobbles.csv", "recenttracks.csv", "lastfm.csv"), "export of scrobbles")
     encoding = encoding_of(file, settings.encoding)
@@ -32,7 +33,9 @@ def scrobbles(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
         artist, time = (0, len(first) - 1) if first and is_date(first[-1]) else (-1, -1)
     if artist < 0 or time < 0:
         raise UserError(
-            f"{file}:1: not scrobbles: no artist or time among {', '.join(how.names)}: name a CSV with artist and uts or date"
+            f"{file}:1: not scrobbles: no artist or time among {', '.join(how.names)}: name a CSV with artist and "
+            "uts "
+            "or date"
         )
     export = Export(files=[file], notes=[*how.notes, *([encoding.note] if encoding.note else [])])
     plays: Counter[str] = Counter()

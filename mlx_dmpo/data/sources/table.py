@@ -108,7 +108,8 @@ def _document_table(path: Path, known: list[str], encoding: Encoding) -> Table:
 
 
 def _columns(source: Table, s: TableSettings, drawn: bool) -> dict[str, str]:
-    """role -> column: the one given, else the first guess that the table has, else its place where there is no header line.
+    """role -> column: the one given, else the first guess that the table has, else its place where there is no header
+    line.
 
     Raises UserError, naming the flag, for a role that is needed and not found.
     """
@@ -240,7 +241,10 @@ def _day_first(source: Table, column: str, s: TableSettings) -> tuple[bool, list
             f"dates such as {example} begin with the {'day' if day_first else 'month'}, as other rows show"
         ]
     return False, [
-        f"dates such as {example} are read with the month first; no row shows which (--date-order day-first is the other)"
+        (
+            f"dates such as {example} are read with the month first; no row shows which (--date-order day-first is the "
+            "other)"
+        )
     ]
 
 
@@ -253,7 +257,10 @@ def _items(
     bad: BadRows,
     notes: list[str],
 ) -> dict[str, str]:
-    """item -> title of the items file. Raises UserError where its columns cannot be found or no id is one of the ratings'."""
+    """item -> title of the items file.
+
+    Raises UserError where its columns cannot be found or no id is one of the ratings'.
+    """
     if not s.encoding:
         encoding = files.encoding_of(path) if _is_text(path) else UTF8
     given = [s.items_id_column, s.item_column, s.title_column]

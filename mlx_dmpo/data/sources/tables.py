@@ -69,7 +69,9 @@ def number(value: Any) -> float:
 
 
 def plain(name: str) -> str:
-    """A column name without case, accents, punctuation and RecBole's type: "User-ID" and "user_id:token" are "userid"."""
+    """A column name without case, accents, punctuation and RecBole's type: "User-ID" and "user_id:token" are
+    "userid".
+    """
     name = re.sub(r":(token|float)(_seq)?$", "", name.strip())
     name = unicodedata.normalize("NFKD", name.casefold())
     return "".join(c for c in name if c.isalnum())
@@ -78,7 +80,8 @@ def plain(name: str) -> str:
 def dialect(path: Path, *, encoding: Encoding = UTF8, known: Iterable[str] = ()) -> Dialect:
     """Recognises how a table is written from its first 64 KiB and its quotes.
 
-    The first line is a header where two of its cells are `known` names, or none is a number or a date. Raises UserError.
+    The first line is a header where two of its cells are `known` names, or none is a number or a date. Raises
+    UserError.
     """
     lines = files.start(path, encoding=encoding.codec if encoding.codec != "utf-8" else "").splitlines()
     sep = re.fullmatch(r'"?sep=(.)"?[\s,;]*', lines[0], re.IGNORECASE)  # Excel's hint; not data
@@ -112,7 +115,8 @@ def _split(line: str, separator: str) -> list[str]:
 
 
 def _separator(first: str, rest: Sequence[str]) -> str:
-    """The separator that gives these lines the same number of cells, of which most columns are numbers, then most cells.
+    """The separator that gives these lines the same number of cells, of which most columns are numbers, then most
+    cells.
 
     Where none does, it is the most frequent in the first line.
     """
@@ -137,7 +141,9 @@ def _one_more(header: Sequence[str], lines: Sequence[str], separator: str, quote
 
 
 def _quotes(path: Path, separator: str, encoding: Encoding) -> tuple[bool, bool]:
-    """Whether quotes belong to the format, and whether a backslash escapes one: what most lines with quotes agree with."""
+    """Whether quotes belong to the format, and whether a backslash escapes one: what most lines with quotes
+    agree with.
+    """
     s = re.escape(separator)
     pattern = r"\s*(?:{0}|[^\"{1}]*)\s*(?:{1}\s*(?:{0}|[^\"{1}]*)\s*)*"
     doubled = re.compile(pattern.format(r'"(?:[^"]|"")*"', s))
@@ -166,7 +172,9 @@ def _quotes(path: Path, separator: str, encoding: Encoding) -> tuple[bool, bool]
 
 
 def rows(path: Path, how: Dialect) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of each row after the header, by the standard library: slow, for messages and small files."""
+    """(line number, cells) of each row after the header, by the standard library: slow, for messages and small
+    files.
+    """
     lines = files.all_lines(path, how.encoding)
     for number, row in _cells(lines, how):
         if number > how.skip + how.header:

@@ -15,7 +15,8 @@ from .personal import Entry, Export, ratings_of, titled
 
 
 def trakt(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
-    """Objects of rated_at, rating (1 to 10), type and a movie or show with title and year; those of watched lists are seen.
+    """Objects of rated_at, rating (1 to 10), type and a movie or show with title and year; those of watched lists are
+    seen.
 
     PATH is the unpacked export or one file of it. Ratings of seasons and episodes are left out and counted.
     """

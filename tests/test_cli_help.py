@@ -81,7 +81,7 @@ def test_help_shows_ten_flags_and_help_all_every_one(path, capsys):
 def test_help_is_in_groups(capsys):
     _, out, _ = run(capsys, "dmpo", "--help-all")
     titles = re.findall(r"^([A-Z][\w ]+):$", out, re.MULTILINE)
-    assert titles == [*options.GROUPS, "Help"]
+    assert titles == [*(t for t in options.GROUPS if t not in ("Ranking", "Server")), "Help"]
     section = out[out.index("Memory and speed:") : out.index("Output:")]
     assert "--batch-size" in section and "--beta" not in section
 
@@ -114,6 +114,8 @@ IDLE = [
     ("dmpo", ["--loss", "simpo", "--reference-free"], "--reference-free"),
     ("dmpo", ["--loss", "simpo", "--no-reference-free"], "--reference-free"),
     ("dmpo", ["--preset", "released-code", "--gamma", "1"], "--gamma"),
+    ("dmpo", ["--loss", "mppo", "--beta", "0.2"], "--beta"),
+    ("dmpo", ["--dynamic-beta"], "--dynamic-beta"),
     ("sft", ["--quantize-group-size", "32"], "--quantize-group-size"),
     ("evaluate", ["--quantize-mode", "mxfp4"], "--quantize-mode"),
     ("evaluate", ["--data", "{file}", "--split", "valid"], "--split"),

@@ -12,7 +12,7 @@ from ..machine import console
 from .options import command_line, say_done, settings_of, settings_options
 
 
-@click.command()
+@click.command(short_help="Measure popularity, ALS, SASRec and other baselines.")
 @click.argument("name", type=click.Choice(BASELINES), metavar="NAME")
 @settings_options(BaselineSettings)
 def baseline(name: str, config_file: str | None, **options: Any) -> None:

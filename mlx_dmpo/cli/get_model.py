@@ -9,7 +9,7 @@ import click
 from ..machine import console
 
 
-@click.command("get-model")
+@click.command("get-model", short_help="Download a small pretrained model, without a hub.")
 @click.argument("name", default="smollm2-135m")
 @click.option("--float32", is_flag=True, help="Write dequantised float32 weights: larger, fast on a CPU.")
 @click.option(

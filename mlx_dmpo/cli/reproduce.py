@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..machine import console
 
 
-@click.command()
+@click.command(short_help="Run a comparison that a YAML file describes.")
 @click.argument("file", metavar="FILE.yaml")
 @click.option("--dry-run", is_flag=True, help="Print the cells, which of them are done, and the hours of the others.")
 @click.option(

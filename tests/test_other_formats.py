@@ -406,7 +406,7 @@ def test_tallrec_books(tmp_path):
 @pytest.mark.parametrize(
     "change, expected",
     [
-        (('User Preference: "', "User Preference: x "), "the titles in .* cannot be told apart"),
+        (('User Preference: "', "User Preference: x "), "the titles in .* cannot be separated"),
         (('"river"?', '"river" and more?'), "is not one title"),
         (("will like", "may like"), "not worded as in TALLRec"),
     ],

@@ -143,10 +143,10 @@ def model_card(
         + tables.markdown_table([["setting", "value"], *([str(k), str(v)] for k, v in (shown | facts).items())])
         + "\n"
     )
-    told = str(found) if found else "Not compared."
+    text = str(found) if found else "Not compared."
     parts.append(
         "## What the export changed\n\nAgainst base and adapter, read back from this directory: "
-        + f"{tables.markdown_text(told)}.\n".replace("..", ".")
+        + f"{tables.markdown_text(text)}.\n".replace("..", ".")
     )
     if settings.to == "peft" and "quantization" in base.config:
         parts.append(

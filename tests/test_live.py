@@ -1,10 +1,12 @@
 """The view of a running training: a panel, plain lines, and nothing lost."""
 
+import contextlib
 import io
 import sys
 
 import pytest
 
+from mlx_dmpo.machine import console, progress
 from mlx_dmpo.report import live
 
 rich_console = pytest.importorskip("rich.console")

@@ -191,7 +191,7 @@ def test_a_ranking_leaves_out_all_that_was_seen(tmp_path, capsys):
 def test_a_catalogue_without_unseen_titles_says_what_to_add(tmp_path, capsys):
     exports.letterboxd(tmp_path / "raw")
     prepare(capsys, "letterboxd", tmp_path / "raw", "--out", tmp_path / "out")
-    with pytest.raises(UserError, match="me has seen every title .* prepare with --catalogue FILE"):
+    with pytest.raises(UserError, match=r"me has seen every title .* prepare with --catalogue FILE"):
         read_request(read_data(str(tmp_path / "out")), (), "me", ())
 
 
@@ -200,7 +200,7 @@ def test_a_broken_users_file_is_an_error_with_its_line(row, tmp_path, capsys):
     exports.letterboxd(tmp_path / "raw")
     prepare(capsys, "letterboxd", tmp_path / "raw", "--out", tmp_path / "out")
     (tmp_path / "out" / "users.jsonl").write_text(row + "\n")
-    with pytest.raises(UserError, match="users.jsonl:1: "):
+    with pytest.raises(UserError, match=r"users\.jsonl:1: "):
         read_data(str(tmp_path / "out"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 
 from .. import config
 from ..machine import console
-from .options import Group, command_line, settings_command, settings_of
+from .options import Group, command_line, given, settings_command, settings_of
 
 
 @click.group(cls=Group, short_help="Turn ratings into train, valid and test examples.")
@@ -33,10 +34,14 @@ def prepare() -> None:
 
 def _prepare(source: str, cls: type, paths: tuple[str, ...], config_file: str | None, options: dict[str, Any]) -> None:
     settings = settings_of(cls, "prepare", config_file, options)
+    from ..data import release
     from ..data.prepare import prepare as run
 
+    if getattr(settings, "recipe", "") == "dmpo-release":
+        release.refuse_rules(settings, given(options))
+
     for line in run(source, tuple(map(_home, paths)), settings, command_line()):
-        click.echo(console.printable(line))
+        click.echo(console.folded(console.printable(line), sys.stdout))
 
 
 def _home(path: str) -> str:

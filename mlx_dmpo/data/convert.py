@@ -47,7 +47,7 @@ def split_users(
 def convert(file: str, settings: ConvertSettings, command: str, notice: Callable[[str], None]) -> Path:
     """Writes the directory, the manifest last.
 
-    Raises UserError for what the user can mend, before anything is written.
+    Raises UserError for what the user can fix, before anything is written.
     """
     if not settings.out:
         raise UserError("--out: is missing: name the directory to write")

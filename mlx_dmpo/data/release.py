@@ -96,7 +96,7 @@ def released_files(
 
 
 def write_release(path: Path, settings: MovielensSettings, command: str) -> list[str]:
-    """Writes the seven files and a manifest to --out; returns lines to tell. Raises UserError."""
+    """Writes the seven files and a manifest to --out; returns the lines to print. Raises UserError."""
     for spec in fields(settings):
         if spec.name not in FREE and getattr(settings, spec.name) != default_of(spec):
             raise UserError(f"--{spec.name.replace('_', '-')}: recipe dmpo-release fixes every rule: leave it out")
@@ -129,7 +129,7 @@ def write_release(path: Path, settings: MovielensSettings, command: str) -> list
         for source in (file, movies):
             run.input(source)
         run.finish("cpu", recipe="dmpo-release", left_out=dict(bad.counts))
-        told = [
+        lines = [
             f"{reason}: {count:,} rows left out (first: {bad.first[reason]})" for reason, count in bad.counts.items()
         ]
-        return [*told, *(f"wrote {run.path / name}" for name in texts)]
+        return [*lines, *(f"wrote {run.path / name}" for name in texts)]

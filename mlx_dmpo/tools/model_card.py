@@ -104,8 +104,8 @@ def model_card(
     head["tags"] = [settings.to, "lora", "mlx-dmpo", "recommendation", "ranking"]
     kind = "DoRA" if stored.get("fine_tune_type") == "dora" else "LoRA"
     how = {
-        (True, False): "The quantised base stands in model/, the adapter in adapter/.",
-        (False, True): "The adapter was fused into the base, which was then quantised again.",
+        (True, False): "The quantized base stands in model/, the adapter in adapter/.",
+        (False, True): "The adapter was fused into the base, which was then quantized again.",
     }.get((settings.keep_quantized, settings.requantize), "The adapter was fused into the base's weights.")
     what = f"A {kind} adapter in PEFT's format." if settings.to == "peft" else how
     language = "python" if settings.to == "peft" else "sh"
@@ -143,13 +143,13 @@ def model_card(
         + tables.markdown_table([["setting", "value"], *([str(k), str(v)] for k, v in (shown | facts).items())])
         + "\n"
     )
-    told = str(found) if found else "Not compared."
+    comparison = str(found) if found else "Not compared."
     parts.append(
         "## What the export changed\n\nAgainst base and adapter, read back from this directory: "
-        + f"{tables.markdown_text(told)}.\n".replace("..", ".")
+        + f"{tables.markdown_text(comparison)}.\n".replace("..", ".")
     )
     if settings.to == "peft" and "quantization" in base.config:
         parts.append(
-            "Trained on a quantised base; on the unquantised one the log-probs differ by the base's quantising error.\n"
+            "Trained on a quantized base; on the unquantized one the log-probs differ by the base's quantizing error.\n"
         )
     return "\n".join(parts)

@@ -27,7 +27,7 @@ def _titles(text: str, source: str) -> tuple[str, ...]:
     found = list(ITEM.finditer(text))
     if ", ".join(m[0] for m in found) != text:
         raise fail(
-            source, f"the titles in {text[:60]!r} cannot be told apart", 'write each as "Title" or "Title" written by X'
+            source, f"the titles in {text[:60]!r} cannot be separated", 'write each as "Title" or "Title" written by X'
         )
     return tuple(_title(m) for m in found)
 

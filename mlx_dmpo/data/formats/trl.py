@@ -43,7 +43,9 @@ def read_trl(row: Row, source: str, context: Context) -> Example:
         if not prompt[-1]["content"].strip():
             raise fail(source, '"prompt" is not a non-empty text', "give prompt as text")
         return group(with_system(prompt, row, source), chosen, rejected, source, context)
-    told = [messages_of(m, name, source) for name, m in (("chosen", chosen), *(("rejected", r) for r in rejected))]
+    conversations = [
+        messages_of(m, name, source) for name, m in (("chosen", chosen), *(("rejected", r) for r in rejected))
+    ]
     prompt = (
         []
         if given is None
@@ -51,16 +53,16 @@ def read_trl(row: Row, source: str, context: Context) -> Example:
         if isinstance(given, str)
         else messages_of(given, "prompt", source)
     )
-    shared = min(_common(told), min(map(len, told)) - 1)
+    shared = min(_common(conversations), min(map(len, conversations)) - 1)
     if shared:  # the conversations are whole; a prompt beside them only repeats their beginning
-        if prompt and told[0][:shared][-len(prompt) :] != prompt:
+        if prompt and conversations[0][:shared][-len(prompt) :] != prompt:
             raise fail(source, "the prompt is not what chosen and rejected begin with", "give the prompt once")
-        prompt = told[0][:shared]
+        prompt = conversations[0][:shared]
     if not prompt:
         raise fail(source, "chosen and rejected share no prompt to begin with", 'add "prompt"')
     answers = [
         only_answer(m[shared:], name, source)
-        for m, name in zip(told, ["chosen", *["rejected"] * len(rejected)], strict=True)
+        for m, name in zip(conversations, ["chosen", *["rejected"] * len(rejected)], strict=True)
     ]
     return group(with_system(prompt, row, source), answers[0], answers[1:], source, context)
 

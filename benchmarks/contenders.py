@@ -1,7 +1,7 @@
 """One step of each contender on the same groups, weights, adapter and precision: ours, the plain scorer, and the
 neighbours' own functions.
 
-A contender is a function that does a step's whole work, optimiser included, and returns nothing; `check` gives its loss
+A contender is a function that does a step's whole work, optimizer included, and returns nothing; `check` gives its loss
 and gradient. What the neighbours do besides (data reading, printing) is left out. `mx.compile`, which they apply to a
 step, is left out on a CPU, where it calls a C++ compiler for every new length; ours goes without too.
 """
@@ -40,7 +40,7 @@ class Contender:
     check: Step  # loss and gradient of the same groups, in the form that all of a kind are compared in
 
 
-def optimised(model: nn.Module, differentiate: Callable[..., Any]) -> Step:
+def optimized(model: nn.Module, differentiate: Callable[..., Any]) -> Step:
     optimizer = optimizers.AdamW(learning_rate=0.0)  # so that every repetition meets the same weights
 
     def step(*batch: Any) -> None:
@@ -73,7 +73,7 @@ def ours(model: nn.Module, references: References, checkpoint: bool = False) -> 
     compared = train_step.StepFunction(
         model, SHARED, objective.objective(DmpoSettings(beta=BETA, loss="dpo")), checkpoint
     )
-    step = optimised(model, lambda groups: run(PAD(groups), references(groups), 1 / len(groups), None))
+    step = optimized(model, lambda groups: run(PAD(groups), references(groups), 1 / len(groups), None))
 
     def check(groups: Sequence[EncodedGroup]) -> Any:
         (value, *_), gradient = compared(PAD(groups), references(groups), 1 / len(groups), None)
@@ -136,7 +136,7 @@ def plain(model: nn.Module, references: References) -> Contender:
 
     differentiate = nn.value_and_grad(model, lambda groups: loss(groups, losses.dmpo))
     compared = nn.value_and_grad(model, lambda groups: loss(groups, losses.dpo))
-    return Contender("plain scorer", optimised(model, differentiate), compared)
+    return Contender("plain scorer", optimized(model, differentiate), compared)
 
 
 def mlx_lm_lora(model: nn.Module, base: nn.Module) -> Contender:
@@ -188,7 +188,7 @@ def mlx_lm_lora(model: nn.Module, base: nn.Module) -> Contender:
         finally:
             mx.clear_cache = clear
 
-    inner = optimised(model, differentiate)
+    inner = optimized(model, differentiate)
 
     def step(groups: Sequence[EncodedGroup]) -> None:
         with as_compiled():
@@ -215,7 +215,7 @@ def our_sft(model: nn.Module) -> Contender:
         (value, *_), gradient = compared(PAD(groups), None, 1.0, None)
         return value, gradient
 
-    return Contender("mlx-dmpo", optimised(model, lambda groups: run(PAD(groups), None, 1 / len(groups), None)), check)
+    return Contender("mlx-dmpo", optimized(model, lambda groups: run(PAD(groups), None, 1 / len(groups), None)), check)
 
 
 def mlx_lm_sft(model: nn.Module) -> Contender:
@@ -239,7 +239,7 @@ def mlx_lm_sft(model: nn.Module) -> Contender:
         return (nn.losses.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]) * mask).sum() / mask.sum()
 
     differentiate, compared = nn.value_and_grad(model, default_loss), nn.value_and_grad(model, corrected)
-    inner = optimised(model, lambda *arrays: differentiate(model, *arrays))
+    inner = optimized(model, lambda *arrays: differentiate(model, *arrays))
     return Contender("mlx-lm", lambda groups: inner(*batch(groups)), lambda groups: compared(model, *batch(groups)))
 
 

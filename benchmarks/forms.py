@@ -3,7 +3,7 @@
 python benchmarks/forms.py [--model SHAPE] [--data FILE --tokenizer DIR] [--groups 8] [--pairs 1000] [--repeats 5]
 [--json FILE]
 
-All forms take turns on the same examples in one process; times are medians. Training is `dmpo`'s own step, optimiser
+All forms take turns on the same examples in one process; times are medians. Training is `dmpo`'s own step, optimizer
 included. `k = 5 / k = 1` is time per group. Evaluation scores each pair as `evaluate` does: pairwise in both printed
 orders with both answers, listwise in 2 orders (all that a pair has; one with assumed lengths), direct in one prompt,
 pointwise with the answers Yes. and No.

@@ -58,7 +58,7 @@ def measure(point: Point, repeat: int) -> dict[str, float]:
     batch = pad_groups(groups)
     reference = np.zeros(batch.answer_mask.shape[:2], np.float32)
     run = train_step.StepFunction(model, contenders.SHARED, objective.objective(DmpoSettings()), point.checkpoint)
-    step = contenders.optimised(model, lambda groups: run(contenders.PAD(groups), reference, 1 / point.batch, None))
+    step = contenders.optimized(model, lambda groups: run(contenders.PAD(groups), reference, 1 / point.batch, None))
     step(groups)
     mx.reset_peak_memory()
     seconds = []

@@ -1,7 +1,7 @@
 """What `mlx-dmpo plan` predicts beside measured peaks, and the table of docs/plan.md: python
 benchmarks/plan_accuracy.py [--json FILE]
 
-Each configuration is one real training step, optimiser included, in a process that holds nothing else.
+Each configuration is one real training step, optimizer included, in a process that holds nothing else.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def measure(c: Configuration) -> dict[str, Any]:
     batch = pad_groups(groups)
     reference = np.zeros(batch.answer_mask.shape[:2], np.float32)
     run = train_step.StepFunction(model, contenders.SHARED, objective.objective(DmpoSettings()), c.checkpoint)
-    step = contenders.optimised(model, lambda groups: run(contenders.PAD(groups), reference, 1 / c.batch, None))
+    step = contenders.optimized(model, lambda groups: run(contenders.PAD(groups), reference, 1 / c.batch, None))
     resident = mx.get_active_memory() - nothing
     step(groups)
     mx.reset_peak_memory()

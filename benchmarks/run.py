@@ -225,9 +225,9 @@ def measure(name: str, options: argparse.Namespace, peak: float) -> dict[str, An
             "sft_speed_vs_mlx_lm": sft["mlx-lm"]["seconds"] / sft["mlx-dmpo"]["seconds"],
             "sft_memory_vs_mlx_lm": sft["mlx-lm"]["memory_mb"] / sft["mlx-dmpo"]["memory_mb"],
         }
-        told = result["dmpo_k5_speed_vs_mlx_lm_lora_with_reference"]
+        ratio = result["dmpo_k5_speed_vs_mlx_lm_lora_with_reference"]
         print(
-            f"\n  with our reference pass spread over the {DmpoSettings().epochs:.0f} epochs of a run, mlx-lm-lora's step takes {told:.2f}x our time"
+            f"\n  with our reference pass spread over the {DmpoSettings().epochs:.0f} epochs of a run, mlx-lm-lora's step takes {ratio:.2f}x our time"
         )
     print(
         f"\n  our DMPO step: {result['step_gflop']:.0f} GFLOP, {100 * result['flops_share_of_matmul_peak']:.0f} % of the measured matmul peak; "

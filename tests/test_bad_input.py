@@ -16,8 +16,8 @@ GOOD = {"user": "u", "domain": "movie", "history": ["amber"], "positive": "lante
 def run(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in arguments])
-    told = capsys.readouterr()
-    return stop.value.code, told.out, told.err
+    reported = capsys.readouterr()
+    return stop.value.code, reported.out, reported.err
 
 
 def row(**change):
@@ -126,12 +126,12 @@ FLAGS = {
     "sequence does not fit": (["sft", "--max-seq-length", "40"], ["train.jsonl:", "40"]),
     "tracker is not installed": (["sft", "--report-to", "nobody"], ["report_to", "nobody"]),
     "optimizer argument": (["sft", "-c", "{tmp}/optimizer.yaml"], ["optimizer"]),
-    "quantise to 7 bits": (["sft", "--quantize", "7"], ["--quantize", "7"]),
+    "quantize to 7 bits": (["sft", "--quantize", "7"], ["--quantize", "7"]),
     "DoRA on 6 bits": (
         ["sft", "--quantize", "6", "--quantize-group-size", "32", "--fine-tune-type", "dora"],
         ["fine_tune_type", "6-bit"],
     ),
-    "DoRA on a quantised embedding": (
+    "DoRA on a quantized embedding": (
         [
             "sft",
             "--quantize",
@@ -143,9 +143,9 @@ FLAGS = {
             "--lora-keys",
             "model.embed_tokens",
         ],
-        ["model.embed_tokens", "quantised"],
+        ["model.embed_tokens", "quantized"],
     ),
-    "quantised already": (["evaluate", "--model", "{tmp}/quantised", "--quantize", "4"], ["--quantize", "already"]),
+    "quantized already": (["evaluate", "--model", "{tmp}/quantized", "--quantize", "4"], ["--quantize", "already"]),
     "unknown dtype": (["evaluate", "--dtype", "int8"], ["--dtype", "int8"]),
     "unknown split": (["evaluate", "--split", "dev"], ["--split", "dev"]),
     "batch size 0": (["sft", "--batch-size", "0"], ["--batch-size", "0"]),
@@ -188,15 +188,15 @@ FLAGS = {
         ["export", "--adapter-path", "{tmp}/other", "--model", "{model}"],
         ["other", "no adapter of"],
     ),
-    "export kept and quantised": (
+    "export kept and quantized": (
         ["export", "--adapter-path", "{tmp}/fine", "--keep-quantized", "--requantize"],
         ["--requantize", "--keep-quantized"],
     ),
-    "export of an unquantised base, kept": (
+    "export of an unquantized base, kept": (
         ["export", "--adapter-path", "{tmp}/fine", "--keep-quantized"],
-        ["--keep-quantized", "not quantised"],
+        ["--keep-quantized", "not quantized"],
     ),
-    "export to PEFT, quantised": (
+    "export to PEFT, quantized": (
         ["export", "--adapter-path", "{tmp}/fine", "--to", "peft", "--requantize"],
         ["--requantize", "PEFT"],
     ),
@@ -247,7 +247,7 @@ def scene(tmp_path, model_directory):
     (tmp_path / "shapes" / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
     made = {
         "code": {"model_file": "own.py"},
-        "quantised": {"quantization": {"group_size": 32, "bits": 4}},
+        "quantized": {"quantization": {"group_size": 32, "bits": 4}},
         "mute": {},
         "empty": {},
         "noise": {},
@@ -260,7 +260,7 @@ def scene(tmp_path, model_directory):
     (tmp_path / "empty" / "model.safetensors").unlink()
     (tmp_path / "noise" / "model.safetensors").write_bytes(b"no weights at all")
     tiny.save_model(tmp_path / "four", bits=4)
-    shutil.copyfile(tmp_path / "four" / "model.safetensors", tmp_path / "quantised" / "model.safetensors")
+    shutil.copyfile(tmp_path / "four" / "model.safetensors", tmp_path / "quantized" / "model.safetensors")
     shutil.rmtree(tmp_path / "four")
     fine = tiny.save_adapter(model_directory, tmp_path / "fine")
     config = json.loads((fine / "adapter_config.json").read_text())

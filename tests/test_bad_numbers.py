@@ -72,17 +72,18 @@ def test_one_bad_step_is_left_out_counted_and_its_rows_named(spoil, settings, mo
     assert [line.get("bad_steps", 0) for line in lines] == [0, 0, 1, 1]
     assert ["loss" in line for line in lines] == [True, True, False, True]
     assert files.read_json(path / "manifest.json")["bad_steps"] == 1
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     assert (
         len(
             re.findall(
-                r"train\.jsonl:\d+", next(line for line in told.splitlines() if "step 3: NaN or Inf, skipped" in line)
+                r"train\.jsonl:\d+",
+                next(line for line in reported.splitlines() if "step 3: NaN or Inf, skipped" in line),
             )
         )
         == 2
     )
     place = "the gradient of model.layers.2" if spoil is nan_gradients else "the loss"
-    assert "step 3: first in" in told and place in told
+    assert "step 3: first in" in reported and place in reported
 
 
 def test_too_many_in_a_row_end_the_run_with_what_was_good(settings, monkeypatch, capsys):
@@ -194,7 +195,9 @@ def test_reference_values_that_are_not_finite(settings, monkeypatch, capsys):
         sequences=table["sequences"],
         logps=table["logps"] * np.where(np.arange(len(table["logps"])) == 2, np.nan, 1),
     )
-    again = train_run.train(replace(settings, iters=1, adapter_path=settings.adapter_path + "2"), "test")  # scored anew
+    again = train_run.train(
+        replace(settings, iters=1, adapter_path=settings.adapter_path + "2"), "test"
+    )  # scored again
     assert "1 groups scored" in capsys.readouterr().out
     np.testing.assert_allclose(
         *(

@@ -134,13 +134,17 @@ def test_rows_found_bad_in_tokens_are_left_out_by_name():
         group("The <|im_end|>", "A lamp."),
         group("A", "B", messages=({"role": "system", "content": "x"}, *ASK)),
     )
-    told = []
-    assert encoder.usable([good, long, control, good, system], told.append) == [good, good]
-    assert [t.startswith("left out: d.jsonl:7: ") for t in told] == [True] * 3 + [False]
-    assert "tokens, and max_seq_length is 40" in told[0] and "control token <|im_end|>" in told[1] and "No" in told[2]
-    assert told[3].startswith("note: 3 of 5 rows were left out")
+    output = []
+    assert encoder.usable([good, long, control, good, system], output.append) == [good, good]
+    assert [t.startswith("left out: d.jsonl:7: ") for t in output] == [True] * 3 + [False]
+    assert (
+        "tokens, and max_seq_length is 40" in output[0]
+        and "control token <|im_end|>" in output[1]
+        and "No" in output[2]
+    )
+    assert output[3].startswith("note: 3 of 5 rows were left out")
     with pytest.raises(UserError, match="none of the 1 rows can be used"):
-        encoder.usable([control], told.append)
+        encoder.usable([control], output.append)
 
 
 def bad_rows(path, sound):
@@ -271,7 +275,7 @@ def test_an_export_is_compared_on_the_adapters_day(how, dated, tmp_path, capsys,
     adapter = tiny.save_adapter(dated, tmp_path / "a", quantize=4)
     on(monkeypatch, "2027-12-31")
     data = tiny.write_data(tmp_path / "d", users=3)
-    quantised = ["--quantize", 4, "--quantize-group-size", 32]
+    quantized = ["--quantize", 4, "--quantize-group-size", 32]
     arguments = [
         "export",
         "--model",
@@ -282,7 +286,7 @@ def test_an_export_is_compared_on_the_adapters_day(how, dated, tmp_path, capsys,
         data,
         "--out",
         tmp_path / "x",
-        *quantised,
+        *quantized,
     ]
     code, out, err = run(capsys, *arguments, *how)
     assert code == 0 and "2026-01-02" in err, err
@@ -300,8 +304,8 @@ def test_an_end_token_that_only_a_config_names(where, model_directory, tmp_path,
     path = tmp_path / "model"
     shutil.copytree(model_directory, path)
     end = loading.load_tokenizer(str(path)).eos_token_id
-    told = json.loads((path / "tokenizer_config.json").read_text())
-    (path / "tokenizer_config.json").write_text(json.dumps(told | {"eos_token": "<|endoftext|>"}))
+    output = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(output | {"eos_token": "<|endoftext|>"}))
     config = json.loads((path / "config.json").read_text())
     value = [0, end] if "list" in where or where == "both" else end
     (path / "config.json").write_text(json.dumps(config | {"eos_token_id": value if "config" in where else 0}))

@@ -130,9 +130,9 @@ def test_27_rows_twice_and_in_two_files(tmp_path):
     parts = check.read_parts(
         [str(write(tmp_path / "train.json", other + sound[:27])), str(write(tmp_path / "eval.json", sound))]
     )
-    told = [f.what for f in warnings(check.check(parts))]
-    assert any(t.startswith("27 groups") and "27 of them the whole history" in t for t in told)
-    assert any(t.startswith("27 groups") and "(history, pair)" in t for t in told)
+    output = [f.what for f in warnings(check.check(parts))]
+    assert any(t.startswith("27 groups") and "27 of them the whole history" in t for t in output)
+    assert any(t.startswith("27 groups") and "(history, pair)" in t for t in output)
 
 
 def test_a_user_in_two_splits(tmp_path):
@@ -167,8 +167,8 @@ def test_titles_spelt_in_two_ways(tmp_path):
 @pytest.mark.parametrize(("share", "level"), [(0.5, "note"), (0.9, "warning"), (0.1, "warning")])
 def test_order_balance(share, level, tmp_path):
     content = [r | {"positive_first": [u < share * 100] * 2} for u, r in enumerate(rows("u", 100))]
-    told = [f for f in findings(tmp_path, d=content) if "prints the positive first" in f.what]
-    assert [f.level for f in told] == [level] and f"{share:.1%} of 200 pairs" in told[0].what
+    output = [f for f in findings(tmp_path, d=content) if "prints the positive first" in f.what]
+    assert [f.level for f in output] == [level] and f"{share:.1%} of 200 pairs" in output[0].what
 
 
 def test_free_text(tmp_path):
@@ -190,10 +190,10 @@ def test_free_text(tmp_path):
 
 def test_what_cannot_be_converted_is_a_note(tmp_path):
     rows = [KINDS["tallrec"], KINDS["tallrec"] | {"input": KINDS["tallrec"]["input"].replace('"a"', "")}]
-    told = check.check(check.read_parts([str(write(tmp_path / "d.json", rows))]))
+    output = check.check(check.read_parts([str(write(tmp_path / "d.json", rows))]))
     assert (
-        any(f.level == "note" and "1 rows" in f.what and "no liked title" in f.what for f in told)
-        and check.exit_code(told) == 0
+        any(f.level == "note" and "1 rows" in f.what and "no liked title" in f.what for f in output)
+        and check.exit_code(output) == 0
     )
 
 
@@ -285,9 +285,9 @@ def test_released_ml_1m_titles_do_not_match(shared):
     folder = shared / "data" / "dmpo-release"
     for train in ("sft_ranking", "dpo_ranking_5"):
         parts = check.read_parts([str(folder / f"rec_data_ml_1m_{name}.json") for name in (train, "eval_ranking")])
-        told = [f.what for f in warnings(check.check(parts))]
-        assert any("0 of 2029 movie titles" in t and "only in another spelling" in t for t in told)
-        assert not any("that stands in" in t and t.split()[1:3] == ["groups", "of"] for t in told)
+        output = [f.what for f in warnings(check.check(parts))]
+        assert any("0 of 2029 movie titles" in t and "only in another spelling" in t for t in output)
+        assert not any("that stands in" in t and t.split()[1:3] == ["groups", "of"] for t in output)
 
 
 def test_real_samples_without_errors(shared):

@@ -35,8 +35,8 @@ CLASSES = {
 def run(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in arguments])
-    told = capsys.readouterr()
-    return stop.value.code, told.out, told.err
+    output = capsys.readouterr()
+    return stop.value.code, output.out, output.err
 
 
 def every_command(group=cli, path=()):
@@ -244,15 +244,15 @@ def test_every_setting_is_read(model_directory, data_directory, tmp_path):
 
     adapter = tiny.save_adapter(model_directory, tmp_path / "a", quantize=4)
     common = {"model": str(model_directory), "data": str(data_directory)}
-    quantised = {**common, "quantize": 4, "quantize_group_size": 32}
+    quantized = {**common, "quantize": 4, "quantize_group_size": 32}
     short = {"iters": 1, "val_batches": 1, "report_to": ""}
     cases = [
-        (train, config.SftSettings(**quantised, **short, adapter_path=str(tmp_path / "s")), ("x",)),
-        (train, config.DmpoSettings(**quantised, **short, adapter_path=str(tmp_path / "d")), ("x",)),
-        (evaluate, config.EvaluateSettings(**quantised, limit=2, out=str(tmp_path / "e")), ()),
-        (sample, config.SampleSettings(**quantised, limit=1, n=1, max_tokens=2, out=str(tmp_path / "x")), ()),
+        (train, config.SftSettings(**quantized, **short, adapter_path=str(tmp_path / "s")), ("x",)),
+        (train, config.DmpoSettings(**quantized, **short, adapter_path=str(tmp_path / "d")), ("x",)),
+        (evaluate, config.EvaluateSettings(**quantized, limit=2, out=str(tmp_path / "e")), ()),
+        (sample, config.SampleSettings(**quantized, limit=1, n=1, max_tokens=2, out=str(tmp_path / "x")), ()),
         (sample, config.SampleSettings(**common, limit=1, score=True, out=str(tmp_path / "y")), ()),
-        (export, config.ExportSettings(**quantised, adapter_path=str(adapter), examples=2), ()),
+        (export, config.ExportSettings(**quantized, adapter_path=str(adapter), examples=2), ()),
         (plan, config.PlanSettings(tflops=1.0), ()),
         (plan, config.PlanSettings(tflops=1.0, **common), ()),
     ]

@@ -24,9 +24,9 @@ def write(path, rows):
 
 
 def loaded(tmp_path, *rows, **how):
-    told = []
-    found = formats.load(write(tmp_path / "d.jsonl", rows), notice=told.append, **how)
-    return found, told
+    reported = []
+    found = formats.load(write(tmp_path / "d.jsonl", rows), notice=reported.append, **how)
+    return found, reported
 
 
 def prompts(group):
@@ -38,11 +38,11 @@ def prompts(group):
 
 @pytest.mark.parametrize("name", [*columns.PROMPTS[:3], *columns.PROMPTS[4:], "Question", "User Prompt", "PROMPT"])
 def test_a_prompt_of_another_name_is_the_prompt(name, tmp_path):
-    found, told = loaded(tmp_path, {name: "Which river?", **ANSWERS, "source": "a b"})
+    found, reported = loaded(tmp_path, {name: "Which river?", **ANSWERS, "source": "a b"})
     assert prompts(found.examples[0]) == [("user", "Which river?")]
     assert [b.answer for b in found.examples[0].branches] == list(ANSWERS.values())
-    assert name == "PROMPT" or any("is read as the prompt" in t for t in told)
-    assert any(t.endswith("that are not used: source") for t in told)
+    assert name == "PROMPT" or any("is read as the prompt" in t for t in reported)
+    assert any(t.endswith("that are not used: source") for t in reported)
 
 
 @pytest.mark.parametrize("name", ["system", "system_prompt", "System Message"])
@@ -89,8 +89,8 @@ def test_no_text_is_thrown_away(name, case, tmp_path):
     with pytest.raises(UserError, match=rf"d\.jsonl:1: .*{expected}"):
         loaded(tmp_path, row)
     if "instruction" not in row:
-        found, told = loaded(tmp_path, sound, row, sound, skip_bad_rows=True)
-        assert found.bad == 1 and any(t.startswith("left out") and "d.jsonl:2" in t for t in told)
+        found, reported = loaded(tmp_path, sound, row, sound, skip_bad_rows=True)
+        assert found.bad == 1 and any(t.startswith("left out") and "d.jsonl:2" in t for t in reported)
 
 
 def test_columns_that_repeat_or_describe_are_no_prompt(tmp_path):

@@ -34,9 +34,9 @@ def pasted(line):
 def run(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in arguments])
-    told = capsys.readouterr()
-    assert stop.value.code == 0, told.err
-    return told.out, told.err
+    output = capsys.readouterr()
+    assert stop.value.code == 0, output.err
+    return output.out, output.err
 
 
 def following(capsys, line):
@@ -116,7 +116,7 @@ def test_the_printed_resume_command_continues_the_run(name, flags, model_directo
     assert whole.read_bytes() == resumed.read_bytes()
 
 
-# (data, valid_data, files that exist, whether the data set has a test split) -> what evaluate is told to read
+# (data, valid_data, files that exist, whether the data set has a test split) -> what evaluate is output to read
 @pytest.mark.parametrize(
     ("data", "valid", "exist", "has_test", "expected"),
     [
@@ -187,8 +187,8 @@ def test_a_second_data_set_gets_a_directory_of_its_own(model_directory, tmp_path
     assert stop.value.code == 2
     capsys.readouterr()
     for data, out in (("films", "runs/sft/eval"), ("books", "runs/sft/eval-books")):
-        told, _ = run(capsys, "evaluate", "--model", model_directory, "--data", data, "--adapter-path", "runs/sft")
-        assert f"done: {out} " in told and f"next: mlx-dmpo report {out} --out report.html" in told
+        output, _ = run(capsys, "evaluate", "--model", model_directory, "--data", data, "--adapter-path", "runs/sft")
+        assert f"done: {out} " in output and f"next: mlx-dmpo report {out} --out report.html" in output
 
 
 def test_evaluate_says_what_was_trained_on_whatever_the_file_is_called(model_directory, tmp_path, capsys, monkeypatch):

@@ -76,7 +76,7 @@ def test_model_and_directories_are_those_of_the_name(name):
     settings = load(ROOT / "configs" / f"{name}.yaml")
     assert settings.model == f"mlx-community/Qwen3-{size}-4bit"
     assert settings.adapter_path == f"runs/{name.removesuffix('-' + stage)}/{stage}"
-    if stage == "dmpo":  # goes on from what the sft file writes, with adapter shapes that fit
+    if stage == "dmpo":  # continues from what the sft file writes, with adapter shapes that fit
         sft = load(ROOT / "configs" / f"{name.removesuffix('dmpo')}sft.yaml")
         assert settings.start_adapter == sft.adapter_path
         for shared in ("model", "num_layers", "lora_parameters", "fine_tune_type"):

@@ -48,17 +48,17 @@ def start(tmp_path, *rank_arguments):
 
 def finish(processes, timeout=300):
     try:
-        told = [process.communicate(timeout=timeout)[0] for process in processes]
+        output = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [process.returncode for process in processes], told
+    return [process.returncode for process in processes], output
 
 
 def two_ranks(tmp_path, *arguments):
-    codes, told = finish(start(tmp_path, arguments, arguments))
-    assert codes == [0, 0], told
-    return told
+    codes, output = finish(start(tmp_path, arguments, arguments))
+    assert codes == [0, 0], output
+    return output
 
 
 def one_rank(*arguments):
@@ -113,18 +113,18 @@ def same_lines(a, b):
 @pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "dmpo"])
 def test_two_ranks_are_one(command, model_directory, data, tmp_path, monkeypatch):
     one, two, moved = (tmp_path / name for name in ("one", "two", "moved"))
-    code, told = one_rank(*flags(command, model_directory, data, one))
-    assert code == 0, told
+    code, output = one_rank(*flags(command, model_directory, data, one))
+    assert code == 0, output
     monkeypatch.setenv("MLX_DMPO_CACHE", str(tmp_path / "another"))  # the two score the reference themselves
-    told = two_ranks(tmp_path, *flags(command, model_directory, data, two))
-    assert "done:" in told[0] and "done:" not in told[1]  # one writes and talks
+    output = two_ranks(tmp_path, *flags(command, model_directory, data, two))
+    assert "done:" in output[0] and "done:" not in output[1]  # one writes and talks
     print(f"relative difference of the adapters after 20 steps: {relative(two, one):.2e}")
     assert relative(two, one) <= 1e-5
     same_lines(lines(two), lines(one))
     assert files.read_json(two / "manifest.json")["ranks"] == 2
     # one rank stops at step 12, two go on
-    code, told = one_rank("--at", 12, "term", *flags(command, model_directory, data, moved))
-    assert code == 143 and "--resume" in told
+    code, output = one_rank("--at", 12, "term", *flags(command, model_directory, data, moved))
+    assert code == 143 and "--resume" in output
     two_ranks(tmp_path, *flags(command, model_directory, data, moved), "--resume")
     assert relative(moved, one) <= 1e-5
     same_lines(lines(moved), lines(one))
@@ -151,16 +151,16 @@ def test_two_ranks_are_one(command, model_directory, data, tmp_path, monkeypatch
 
 def test_ranks_with_different_data_do_not_begin(model_directory, data, tmp_path):
     other = tiny.write_data(tmp_path / "other", users=7, negatives=2, seed=1)
-    codes, told = finish(
+    codes, output = finish(
         start(tmp_path, *(flags("sft", model_directory, d, tmp_path / "run", iters=2) for d in (data, other)))
     )
-    assert codes == [2, 2] and all("give every machine the same model, data and settings" in t for t in told), told
+    assert codes == [2, 2] and all("give every machine the same model, data and settings" in t for t in output), output
 
 
 def test_a_signal_to_one_rank_ends_both_with_all_saved(model_directory, data, tmp_path):
     arguments = flags("sft", model_directory, data, tmp_path / "run", iters=6)
-    codes, told = finish(start(tmp_path, arguments, ["--at", 3, "term", *arguments]))
-    assert codes == [143, 143] and "stopped at step 3 of 6, saved at 3" in told[0], told
+    codes, output = finish(start(tmp_path, arguments, ["--at", 3, "term", *arguments]))
+    assert codes == [143, 143] and "stopped at step 3 of 6, saved at 3" in output[0], output
     assert (tmp_path / "run" / "checkpoints" / "0000003" / "manifest.json").exists()
 
 
@@ -176,24 +176,24 @@ def test_a_lost_rank_ends_the_run_with_a_message(lost, how, model_directory, dat
         time.sleep(0.05)
     since = time.monotonic()
     left = processes[1 - lost]
-    told = left.communicate(timeout=100)[0]
+    output = left.communicate(timeout=100)[0]
     seconds = time.monotonic() - since
     processes[lost].kill()
     processes[lost].communicate()
     print(f"rank {lost} lost by {how}: the other ended in {seconds:.1f} s")
     assert seconds < 60
-    assert left.returncode == 2 and "was lost" in told and "--resume" in told and "Traceback" not in told, told
-    code, told = one_rank(*arguments, "--resume")
-    assert code == 0 and "resumed at step 5" in told, told
+    assert left.returncode == 2 and "was lost" in output and "--resume" in output and "Traceback" not in output, output
+    code, output = one_rank(*arguments, "--resume")
+    assert code == 0 and "resumed at step 5" in output, output
 
 
 @pytest.mark.slow
 def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(model_directory, data, tmp_path):
     arguments = flags("sft", model_directory, data, tmp_path / "run", iters=4, save_every=1, keep_checkpoints=4)
-    codes, told = finish(start(tmp_path, arguments, ["--at", 2, "nan", *arguments]))
-    assert codes == [0, 0] and files.read_json(tmp_path / "run" / "manifest.json")["bad_steps"] == 1, told
-    assert "step 2: NaN or Inf, skipped" in told[0] and "train.jsonl:" in next(
-        t for t in told[1].splitlines() if "step 2: NaN or Inf" in t
+    codes, output = finish(start(tmp_path, arguments, ["--at", 2, "nan", *arguments]))
+    assert codes == [0, 0] and files.read_json(tmp_path / "run" / "manifest.json")["bad_steps"] == 1, output
+    assert "step 2: NaN or Inf, skipped" in output[0] and "train.jsonl:" in next(
+        t for t in output[1].splitlines() if "step 2: NaN or Inf" in t
     )
     first, second, third = (adapter(tmp_path / "run" / "checkpoints" / f"000000{n}") for n in (1, 2, 3))
     assert all(np.array_equal(first[k], second[k]) for k in first) and not all(

@@ -1,4 +1,4 @@
-"""Adapters for other tools: what is written equals what was trained, and what does not is told."""
+"""Adapters for other tools: what is written equals what was trained, and what does not is output."""
 
 import json
 import re
@@ -106,7 +106,7 @@ def test_a_fused_model_equals_base_and_adapter_in_mlx_lm(how, model_directory, d
 def test_a_base_in_any_quantisation_is_written_in_the_type_asked_for(
     mode, bits, group, dtype, kind, model_directory, data_directory, tmp_path
 ):
-    """MLX dequantises mxfp4, mxfp8 and nvfp4 to bfloat16 whatever the model computes in."""
+    """MLX dequantizes mxfp4, mxfp8 and nvfp4 to bfloat16 whatever the model computes in."""
     how = {"quantize": bits, "quantize_mode": mode, "quantize_group_size": group, "dtype": dtype}
     settings = SftSettings(model=str(model_directory), fine_tune_type=kind, **how)
     base = loading.load(settings)
@@ -130,7 +130,7 @@ def test_a_base_in_any_quantisation_is_written_in_the_type_asked_for(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
     if dtype == "float32" and (kind == "lora" or mode == "affine"):
         assert done.difference.largest < 5e-4
-    if dtype == "float32" and kind == "lora":  # each adapted weight is the dequantised one and the update, exactly
+    if dtype == "float32" and kind == "lora":  # each adapted weight is the dequantized one and the update, exactly
         name, layer = next(iter(adapters.adapted_layers(base.model).items()))
         q = layer.linear
         plain = mx.dequantize(q.weight, q.scales, q.get("biases"), group_size=group, bits=bits, mode=mode)
@@ -173,7 +173,7 @@ def test_a_fused_directory_holds_what_the_base_holds_but_code(settings, adapter,
 
 
 def test_a_quantised_base_three_ways(quantized_directory, data_directory, tmp_path):
-    """Dequantised is near, kept is equal, quantised again is told to be far."""
+    """Dequantized is near, kept is equal, quantized again is output to be far."""
     adapter = save_adapter(quantized_directory, tmp_path / "adapter")
     settings = ExportSettings(adapter_path=str(adapter), data=str(data_directory), examples=2)
     expected = in_mlx_lm(quantized_directory, data_directory, adapter)
@@ -359,7 +359,7 @@ def test_peft_of_a_quantised_base_needs_its_original(quantized_directory, tmp_pa
     path = export.export(replace(settings, base_name="Qwen/Qwen3-0.6B")).path
     assert json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"] == "Qwen/Qwen3-0.6B"
     card = (path / "README.md").read_text()
-    assert yaml.safe_load(card.split("---")[1])["base_model"] == "Qwen/Qwen3-0.6B" and "unquantised" in card
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "Qwen/Qwen3-0.6B" and "unquantized" in card
 
 
 # --- the card
@@ -515,7 +515,7 @@ def test_the_hubs_own_links_are_followed(settings, model_directory, tmp_path):
 
 @pytest.fixture(scope="module")
 def thinking_export(tmp_path_factory, data_directory):
-    """A model whose template, as hybrid Qwen3's, thinks unless told not to."""
+    """A model whose template, as hybrid Qwen3's, thinks unless output not to."""
     from transformers import AutoTokenizer
 
     directory = tmp_path_factory.mktemp("thinking")
@@ -591,12 +591,12 @@ def test_the_server_command_runs_as_trained(thinking_export):
         for _ in range(120):
             try:
                 with urllib.request.urlopen(request, timeout=60) as answer:
-                    told = json.load(answer)
+                    output = json.load(answer)
                 break
             except OSError:
                 assert server.poll() is None, "the server ended"
                 time.sleep(0.5)
-        assert told["usage"]["prompt_tokens"] == length
+        assert output["usage"]["prompt_tokens"] == length
     finally:
         server.terminate()
         server.wait(timeout=30)

@@ -59,7 +59,7 @@ def lose_metrics(run):
     (run / "metrics.jsonl").symlink_to(run / "nowhere" / "metrics.jsonl")
 
 
-# name: (what happens to the disk before step 4, what the line must say, how it is mended)
+# name: (what happens to the disk before step 4, what the line must say, how it is fixed)
 DISKS = {
     "full, in a checkpoint": (
         lambda patch, run: patch.setattr(checkpoint, "save_arrays", half_written),
@@ -88,7 +88,7 @@ DISKS = {
 
 @pytest.mark.parametrize("name", DISKS)
 def test_a_disk_that_refuses(name, model_directory, data, tmp_path, monkeypatch):
-    happens, told, mend = DISKS[name]
+    happens, output, repair = DISKS[name]
     settings = settings_of(
         "sft", model_directory, data, tmp_path / "run", save_every=1, val_batches=0, steps_per_report=2
     )
@@ -100,7 +100,7 @@ def test_a_disk_that_refuses(name, model_directory, data, tmp_path, monkeypatch)
     with (
         monkeypatch.context() as patch,
         pytest.raises(
-            UserError, match=r"run/\S* ?.*cannot be written.*" + told + ".*, then continue with --resume"
+            UserError, match=r"run/\S* ?.*cannot be written.*" + output + ".*, then continue with --resume"
         ) as error,
     ):
         before_steps(patch, strike)
@@ -112,12 +112,12 @@ def test_a_disk_that_refuses(name, model_directory, data, tmp_path, monkeypatch)
     assert not list((tmp_path / "run").rglob(".partial-*"))
     readable(tmp_path / "run")
     assert checkpoint.newest(tmp_path / "run").state.step == 3
-    if mend:
-        mend(tmp_path / "run")
+    if repair:
+        repair(tmp_path / "run")
     path = train_run.train(replace(settings, resume=True), "test")
     whole = train_run.train(replace(settings, adapter_path=str(tmp_path / "whole")), "test")
     assert (path / "adapters.safetensors").read_bytes() == (whole / "adapters.safetensors").read_bytes()
-    if not mend:
+    if not repair:
         same(path, whole)
 
 
@@ -162,9 +162,9 @@ def command(*arguments, limit=None):
     return done.returncode, done.stdout + done.stderr
 
 
-def one_line(told):
-    assert "Traceback" not in told
-    return next(line for line in told.splitlines() if line.startswith("error: "))
+def one_line(output):
+    assert "Traceback" not in output
+    return next(line for line in output.splitlines() if line.startswith("error: "))
 
 
 @pytest.mark.slow
@@ -181,30 +181,30 @@ def test_a_full_disk_and_a_read_only_one(model_directory, data, tmp_path):
         arguments = flags("dmpo", model_directory, data, run, iters=6, save_every=1)
         assert command(*flags("dmpo", model_directory, data, whole, iters=6, save_every=1))[0] == 0
         assert command("--at", 3, "term", *arguments)[0] == 143
-        code, told = command(
+        code, output = command(
             *arguments, "--resume", limit=150_000
-        )  # more than the adapter, less than the optimiser's state
+        )  # more than the adapter, less than the optimizer's state
         assert (
             code == 2
-            and "cannot be written (File too large): free some space, then continue with --resume" in one_line(told)
-        ), told
+            and "cannot be written (File too large): free some space, then continue with --resume" in one_line(output)
+        ), output
         readable(run)
         assert checkpoint.newest(run).state.step == 3
         if mounted:
             with open(run.parent / "ballast", "wb") as file:
                 file.write(bytes(shutil.disk_usage(run.parent).free - 250_000))
-            code, told = command(*arguments, "--resume")
+            code, output = command(*arguments, "--resume")
             assert (
                 code == 2
                 and "cannot be written (No space left on device): free some space, then continue with --resume"
-                in one_line(told)
-            ), told
+                in one_line(output)
+            ), output
             readable(run)
             assert checkpoint.newest(run).state.step == 3
             (run.parent / "ballast").unlink()
             subprocess.run(["mount", "-o", "remount,ro", run.parent], check=True)
-            code, told = command(*arguments, "--resume")
-            assert code == 2 and "cannot be written (Read-only file system)" in one_line(told), told
+            code, output = command(*arguments, "--resume")
+            assert code == 2 and "cannot be written (Read-only file system)" in one_line(output), output
             subprocess.run(["mount", "-o", "remount,rw", run.parent], check=True)
         else:
             print("not mounted: a tmpfs needs root on Linux")

@@ -87,10 +87,10 @@ def test_bad_released_output(tmp_path, name):
     with pytest.raises(UserError, match=expected) as error:
         formats.load_examples(file)
     assert str(error.value).startswith(f"{file}:row 2: ")
-    told = []
-    kept = formats.load_examples(file, skip_bad_rows=True, notice=told.append)
+    reported = []
+    kept = formats.load_examples(file, skip_bad_rows=True, notice=reported.append)
     assert kept[0].negatives == ("Bambi", "Gigi")
-    assert len(told) == 2 and f"{file}:row 2" in told[0] and "1 of 3 rows" in told[1]
+    assert len(reported) == 2 and f"{file}:row 2" in reported[0] and "1 of 3 rows" in reported[1]
 
 
 def test_a_mixed_file_names_the_first_row_that_differs(tmp_path):

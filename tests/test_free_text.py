@@ -103,13 +103,13 @@ def test_sft_dmpo_evaluate_report(model_directory, preferences, chat, tmp_path, 
     model = ["--model", model_directory]
     sft, dmpo, out = tmp_path / "sft", tmp_path / "dmpo", tmp_path / "eval"
     quick = ["--epochs", 2, "--learning-rate", "3e-3"]
-    code, told, err = run(capsys, "sft", *model, "--data", chat, "--valid-data", chat, *quick, "--adapter-path", sft)
+    code, output, err = run(capsys, "sft", *model, "--data", chat, "--valid-data", chat, *quick, "--adapter-path", sft)
     assert code == 0 and "chat rows (SFT), 5 rows, 5 answers" in err, err
     found = [line for line in lines(sft / "metrics.jsonl") if "valid_loss" in line]
     assert found[-1]["valid_loss"] < found[0]["valid_loss"] and not {"valid_margin", "valid_pair_accuracy"} & set(
         found[0]
     )
-    code, told, err = run(
+    code, output, err = run(
         capsys,
         "dmpo",
         *model,
@@ -126,10 +126,10 @@ def test_sft_dmpo_evaluate_report(model_directory, preferences, chat, tmp_path, 
     assert code == 0 and "TRL preferences (standard, prompt given), 5 rows, 5 preference groups" in err, err
     found = [line for line in lines(dmpo / "metrics.jsonl") if "valid_loss" in line]
     assert found[-1]["valid_loss"] < found[0]["valid_loss"] and 0 <= found[-1]["valid_pair_accuracy"] <= 1
-    code, told, err = run(
+    code, output, err = run(
         capsys, "evaluate", *model, "--data", preferences, "--adapter-path", dmpo, "--out", out, "--resamples", 100
     )
-    assert code == 0 and "no printed orders to compare" in err and "positive first   -" in told
+    assert code == 0 and "no printed orders to compare" in err and "positive first   -" in output
     metrics, scores = json.loads((out / "metrics.json").read_text()), lines(out / "scores.jsonl")
     assert {"n", "k", "users", "ties", "pair_accuracy", "auc", "mean_margin", "trained_on"} <= set(metrics)
     assert not any("order" in name or "position" in name for name in metrics)

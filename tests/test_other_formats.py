@@ -177,11 +177,11 @@ def check_text(loaded, form, messages, answers):
 @pytest.mark.parametrize("name", TEXT)
 def test_free_text(name, suffix, tmp_path):
     rows, *expected = TEXT[name]
-    told = []
-    loaded = formats.load(write(tmp_path / f"d.{suffix}", rows), notice=told.append)
+    reported = []
+    loaded = formats.load(write(tmp_path / f"d.{suffix}", rows), notice=reported.append)
     check_text(loaded, *expected)
     assert len(loaded.examples) == loaded.rows == len(rows)
-    assert expected[0] in told[0] and f"{len(rows)} rows" in told[0]
+    assert expected[0] in reported[0] and f"{len(rows)} rows" in reported[0]
     where = loaded.examples[0].source.rsplit("/", 1)[1]
     assert where == ("d.json:row 1" if suffix == "json" else "d.jsonl:1")
 
@@ -195,9 +195,9 @@ def test_free_text_from_parquet(name, tmp_path):
     rows = [{k: v for k, v in row.items() if v != ""} for row in rows]
     table = pyarrow.Table.from_pylist([row | {"score": 0.5} for row in rows])
     pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
-    told = []
-    check_text(formats.load(tmp_path / "d.parquet", notice=told.append), *expected)
-    assert any("not used: score" in line for line in told)
+    reported = []
+    check_text(formats.load(tmp_path / "d.parquet", notice=reported.append), *expected)
+    assert any("not used: score" in line for line in reported)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -350,8 +350,8 @@ def test_tallrec(tmp_path):
         tallrec([], ["salt"], "moon", "No."),
         tallrec(["echo", "moon"], ["salt"], "moon", "Yes."),
     ]
-    told = []
-    loaded = formats.load(write(tmp_path / "d.json", rows), notice=told.append)
+    reported = []
+    loaded = formats.load(write(tmp_path / "d.json", rows), notice=reported.append)
     assert loaded.format == "TALLRec JSON"
     found = [(e.history, e.positive, e.negatives) for e in loaded.examples]
     assert found == [
@@ -367,7 +367,7 @@ def test_tallrec(tmp_path):
         "no liked title to be the positive": 1,
         "the target stands in the window already": 1,
     }
-    assert sum("hold no ranking pair" in line for line in told) == 4
+    assert sum("hold no ranking pair" in line for line in reported) == 4
     assert (
         formats.load(write(tmp_path / "e.json", [tallrec(["a"], ["b"], "c", "Yes.", "book")]), domain="game")
         .examples[0]
@@ -520,11 +520,11 @@ def test_a_mixed_file_names_the_first_row_that_differs(seed, tmp_path):
 
 
 def converted(capsys, path, out, *flags):
-    code, told, err = run(capsys, "prepare", "convert", path, "--out", out, *flags)
+    code, reported, err = run(capsys, "prepare", "convert", path, "--out", out, *flags)
     assert code == 0, err
     return (
         {s: (out / f"{s}.jsonl").read_bytes() for s in ("train", "valid", "test") if (out / f"{s}.jsonl").exists()},
-        told,
+        reported,
         err,
     )
 
@@ -534,7 +534,7 @@ def test_convert_keeps_every_example_and_splits_users(tmp_path, capsys):
         released("moon", n, flag, (f"title {u}",)) for u in range(20) for n, flag in (("river", True), ("salt", False))
     ]
     path = write(tmp_path / "d.json", rows)
-    files, told, err = converted(capsys, path, tmp_path / "out", "--valid", "0.2", "--test", "0.1")
+    files, reported, err = converted(capsys, path, tmp_path / "out", "--valid", "0.2", "--test", "0.1")
     splits = {s: formats.load(tmp_path / "out", s).examples for s in files}
     assert {s: len(e) for s, e in splits.items()} == {"train": 14, "valid": 4, "test": 2}
     users = [{e.user for e in examples} for examples in splits.values()]
@@ -542,7 +542,7 @@ def test_convert_keeps_every_example_and_splits_users(tmp_path, capsys):
     bare = lambda examples: sorted(json.dumps(e.to_json()) for e in examples)  # noqa: E731
     assert bare(e for s in splits.values() for e in s) == bare(formats.load(path).examples)
     assert splits["train"][0].positive_first == (True, False)
-    assert "released DMPO JSON, 40 rows, 20 ranking examples" in err and "14 examples, 14 users, 28 pairs" in told
+    assert "released DMPO JSON, 40 rows, 20 ranking examples" in err and "14 examples, 14 users, 28 pairs" in reported
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["splits"]["test"] == {"examples": 2, "users": 2, "pairs": 4} and str(path) in manifest["inputs"]
     again, *_ = converted(capsys, path, tmp_path / "again", "--valid", "0.2", "--test", "0.1")
@@ -634,7 +634,7 @@ BROKEN = {
     "shares that leave no one": ("d.json", L([released("moon", "river")]), [], ["--valid", "smaller"]),
     "a share and a file": ("d.json", L([released("moon", "river")]), ["--valid", "0.5", "--valid-data", "d.json"], ["--valid", "keep one"]),
     "a share above its range": ("d.json", L([released("moon", "river")]), ["--test", "1.5"], ["--test", "1.5"]),
-    "dataset_info.json is broken": ("dataset_info.json", "{", ["also"], ["dataset_info.json", "mend"]),
+    "dataset_info.json is broken": ("dataset_info.json", "{", ["also"], ["dataset_info.json", "fix it"]),
 }  # fmt: skip
 
 
@@ -684,13 +684,13 @@ def test_bad_rows_are_left_out_by_name_only(tmp_path):
         KINDS["chat"],
         TEXT["trl, standard, explicit"][0][0],
     ]
-    told = []
-    loaded = formats.load(write(tmp_path / "d.json", rows), skip_bad_rows=True, notice=told.append)
+    reported = []
+    loaded = formats.load(write(tmp_path / "d.json", rows), skip_bad_rows=True, notice=reported.append)
     assert (loaded.rows, loaded.bad, len(loaded.examples)) == (4, 2, 2)
-    assert [line.split(": ")[1].rsplit("/", 1)[1] for line in told[:2]] == [
+    assert [line.split(": ")[1].rsplit("/", 1)[1] for line in reported[:2]] == [
         "d.json:row 2",
         "d.json:row 3",
-    ] and "2 of 4 rows" in told[-1]
+    ] and "2 of 4 rows" in reported[-1]
 
 
 # --- fuzz: nothing but UserError escapes

@@ -27,8 +27,8 @@ SPLITS = ("train", "valid", "test")
 def run(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in arguments])
-    told = capsys.readouterr()
-    return stop.value.code, told.out, told.err
+    reported = capsys.readouterr()
+    return stop.value.code, reported.out, reported.err
 
 
 def prepare(capsys, *arguments):
@@ -527,8 +527,8 @@ def test_wrong_input_is_one_line(name, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-# --- what it goes on with, and tells: name -> (form, change, arguments, what the summary says)
-TOLD = {
+# --- what it continues with, and prints: name -> (form, change, arguments, what the summary says)
+PRINTED = {
     "a byte order mark": (
         "movielens_20m",
         lambda f: put("ratings.csv", b"\xef\xbb\xbf" + (f / "ratings.csv").read_bytes())(f),
@@ -559,9 +559,9 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize("name", PRINTED)
 def test_what_can_be_mended_is_told(name, tmp_path, capsys):
-    form, change, given, expected = TOLD[name]
+    form, change, given, expected = PRINTED[name]
     source, path, arguments = invented.form(form, tmp_path / "raw")
     change(tmp_path / "raw")
     out = prepare(

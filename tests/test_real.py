@@ -122,9 +122,9 @@ def real_vocabulary(shared, tmp_path_factory):
         str(directory / "model.safetensors"), dict(tree_flatten(model.parameters())), metadata={"format": "mlx"}
     )
     (directory / "config.json").write_text(json.dumps(config))
-    quantised = directory.parent / "4bit"
-    convert(str(directory), str(quantised), quantize=True, q_bits=4, q_group_size=64)
-    return {"float32": directory, "4bit": quantised}
+    quantized = directory.parent / "4bit"
+    convert(str(directory), str(quantized), quantize=True, q_bits=4, q_group_size=64)
+    return {"float32": directory, "4bit": quantized}
 
 
 @pytest.mark.filterwarnings("default")
@@ -152,4 +152,4 @@ def test_the_real_tokenizer_and_vocabulary(shared, real_vocabulary, tmp_path, pr
                     str(tmp_path / "again"),
                 ]
             )
-        assert stop.value.code == 2 and "quantised already" in capsys.readouterr().err
+        assert stop.value.code == 2 and "quantized already" in capsys.readouterr().err

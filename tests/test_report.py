@@ -113,9 +113,9 @@ def test_the_terminals_table_shows_ranking_and_answers_where_there_are_any():
 
 
 def test_told():
-    assert tables.told({"value": 0.71234, "low": 0.68, "high": 0.741}, ".3f") == "0.712 [0.680, 0.741]"
-    assert tables.told({"value": 0.71234}, ".2f") == "0.71"
-    assert tables.told({"value": None}, ".3f") == "-"
+    assert tables.output({"value": 0.71234, "low": 0.68, "high": 0.741}, ".3f") == "0.712 [0.680, 0.741]"
+    assert tables.output({"value": 0.71234}, ".2f") == "0.71"
+    assert tables.output({"value": None}, ".3f") == "-"
 
 
 def test_the_hardest_and_the_easiest_pairs(tmp_path):

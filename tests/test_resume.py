@@ -304,11 +304,11 @@ def test_another_environment_is_a_note_and_another_model_an_error(unfinished, mo
     original = device.environment
     monkeypatch.setattr(device, "environment", lambda: original() | {"mlx": "0.32.99"})
     path = train_run.train(replace(unfinished, iters=5), "test")
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     version = run_directory.versions()["mlx"]
-    assert f"note: the run continues with mlx {version} -> 0.32.99: its result may differ" in told.err
-    assert "the model" not in told.err and run_directory.is_complete(path)
-    assert "reference" in told.out and "; 0 groups scored" not in told.out  # under a key of its own
+    assert f"note: the run continues with mlx {version} -> 0.32.99: its result may differ" in output.err
+    assert "the model" not in output.err and run_directory.is_complete(path)
+    assert "reference" in output.out and "; 0 groups scored" not in output.out  # under a key of its own
 
 
 def test_what_differs_is_named():

@@ -110,7 +110,7 @@ def test_a_model_that_cannot_be_batched_is_one_line(settings, monkeypatch):
 
 
 def test_repeatable_by_seed_and_shaped_as_promised(settings, tmp_path):
-    path, told = sample.sample(settings)
+    path, output = sample.sample(settings)
     first = path.read_bytes()
     found = lines(path)
     examples = [json.loads(line) for line in (Path(settings.data) / "test.jsonl").read_text().splitlines()[:4]]
@@ -125,7 +125,7 @@ def test_repeatable_by_seed_and_shaped_as_promised(settings, tmp_path):
         shown = [r["positive"], r["negative"]] if r["positive_first"] else [r["negative"], r["positive"]]
         assert r["prompt"][0]["content"].endswith(f"the two movies  <Title:{shown[0]}>  and  <Title:{shown[1]}> .")
         assert all(set(a) == {"text", "logp", "finished", "ordering", "right"} and a["logp"] < 0 for a in r["answers"])
-    assert f"{3 * len(found)} answers to {len(found)} prompts" in told
+    assert f"{3 * len(found)} answers to {len(found)} prompts" in output
     again, _ = sample.sample(replace(settings, out=str(tmp_path / "again.jsonl")))
     other, _ = sample.sample(replace(settings, out=str(tmp_path / "other.jsonl"), seed=1))
     assert again.read_bytes() == first != other.read_bytes()
@@ -156,7 +156,7 @@ def test_answers_that_rank_are_parsed(settings, monkeypatch):
         return drawn
 
     monkeypatch.setattr(generate, "sample_answers", trained)
-    path, told = sample.sample(settings)
+    path, output = sample.sample(settings)
     found = lines(path)
     for r in found:
         first = r["answers"][0]
@@ -165,18 +165,18 @@ def test_answers_that_rank_are_parsed(settings, monkeypatch):
         )
         assert first["right"] == r["positive_first"]
     share = sum(r["positive_first"] for r in found) / len(found)
-    assert f"{len(found)} are orderings of the two titles, {share:.3f} of these rank the positive first" in told
+    assert f"{len(found)} are orderings of the two titles, {share:.3f} of these rank the positive first" in output
 
 
 def test_scores_are_the_margins_of_evaluate(settings, tmp_path):
-    path, told = sample.sample(replace(settings, score=True, limit=0))
+    path, output = sample.sample(replace(settings, score=True, limit=0))
     found = lines(path)
     evaluate(EvaluateSettings(model=settings.model, data=settings.data, out=str(tmp_path / "eval"), resamples=100))
     scores = lines(tmp_path / "eval" / "scores.jsonl")
     assert [set(r) for r in found] == [{"user", "domain", "positive", "negative", "margin"}] * len(scores)
     assert [(r["user"], r["negative"]) for r in found] == [(r["user"], r["negative"]) for r in scores]
     assert [r["margin"] for r in found] == pytest.approx([r["margin"] for r in scores], abs=1e-3)
-    assert f"{len(scores)} margins" in told
+    assert f"{len(scores)} margins" in output
 
 
 def test_free_text_is_answered_too(settings, tmp_path):

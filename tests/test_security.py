@@ -266,7 +266,7 @@ def test_a_row_cannot_steer_the_terminal(field, model_directory, tmp_path, capsy
                 str(tmp_path / "out"),
             ]
         )
-    told = capsys.readouterr()
-    assert stop.value.code == 2 and "forged" not in [line[:20] for line in told.err.splitlines()]
-    assert all(line.isprintable() for line in (told.err + told.out).splitlines())
-    assert sum(line.startswith("error: ") for line in told.err.splitlines()) == 1
+    output = capsys.readouterr()
+    assert stop.value.code == 2 and "forged" not in [line[:20] for line in output.err.splitlines()]
+    assert all(line.isprintable() for line in (output.err + output.out).splitlines())
+    assert sum(line.startswith("error: ") for line in output.err.splitlines()) == 1

@@ -227,7 +227,7 @@ def test_popularity_draws_the_popular_and_uniform_all_alike():
 
 
 @pytest.mark.parametrize(
-    ("scale", "given", "told"),
+    ("scale", "given", "output"),
     [
         ((1, 5), {}, "ratings > 3 of 5"),
         ((0.5, 5), {}, "ratings > 3 of 5"),
@@ -238,9 +238,9 @@ def test_popularity_draws_the_popular_and_uniform_all_alike():
         ((1, 5), {"liked_quantile": 0.5}, "above the 0.5 quantile of the user's own ratings"),
     ],
 )
-def test_what_liked_means_is_told(scale, given, told):
+def test_what_liked_means_is_told(scale, given, output):
     rule = splits.liked_rule(config.PrepareSettings(**given), replace(ratings_of(ROWS), scale=scale))
-    assert rule.words == f"liked: {told}"
+    assert rule.words == f"liked: {output}"
 
 
 def test_quantile_by_hand():

@@ -11,7 +11,7 @@ from ..machine import console
 
 @click.command("get-model", short_help="Download a small pretrained model, without a hub.")
 @click.argument("name", default="smollm2-135m")
-@click.option("--float32", is_flag=True, help="Write dequantised float32 weights: larger, fast on a CPU.")
+@click.option("--float32", is_flag=True, help="Write dequantized float32 weights: larger, fast on a CPU.")
 @click.option(
     "--out", default=None, metavar="DIR", help="Directory to make.  [default: models/NAME-4bit or models/NAME]"
 )

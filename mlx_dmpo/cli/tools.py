@@ -36,7 +36,7 @@ def sample(config_file: str | None, **options: Any) -> None:
 def export(config_file: str | None, **options: Any) -> None:
     """Export an adapter: as a fused model directory for mlx-lm (--to mlx), or as an adapter for PEFT (--to peft).
 
-    A 4-bit base is dequantised and fused, unless --keep-quantized or --requantize says otherwise. The export is read
+    A 4-bit base is dequantized and fused, unless --keep-quantized or --requantize says otherwise. The export is read
     back, and the difference of its log-probs from those of base and adapter is printed.
     """
     settings = settings_of(config.ExportSettings, "", config_file, options)

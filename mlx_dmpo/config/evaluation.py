@@ -63,11 +63,11 @@ class ExportSettings(CommonSettings):
     out: str = setting("", "Directory to make (default: ADAPTER/mlx or ADAPTER/peft).", path=True)
     keep_quantized: bool = setting(
         False,
-        "Of a quantised base: leave it as it is, with the adapter beside it (else it is dequantised and fused, "
+        "Of a quantized base: leave it as it is, with the adapter beside it (else it is dequantized and fused, "
         "which is larger).",
     )
     requantize: bool = setting(
-        False, "Of a quantised base: fuse, then quantise again as it was, which loses part of what was trained."
+        False, "Of a quantized base: fuse, then quantize again as it was, which loses part of what was trained."
     )
     base_name: str = setting(
         "", "Name of the base for PEFT and the model card, such as Qwen/Qwen3-0.6B (default: --model)."

@@ -42,10 +42,10 @@ class CommonSettings:
         path=True,
     )
     quantize: int | None = setting(
-        None, "Quantise an unquantised model to this many bits at load.", choices=("2", "3", "4", "5", "6", "8")
+        None, "Quantize an unquantized model to this many bits at load.", choices=("2", "3", "4", "5", "6", "8")
     )
-    quantize_group_size: int = setting(64, "Weights that share a scale when quantising.", low=16)
-    quantize_mode: str = setting("affine", "Quantisation mode.", choices=("affine", "mxfp4", "mxfp8", "nvfp4"))
+    quantize_group_size: int = setting(64, "Weights that share a scale when quantizing.", low=16)
+    quantize_mode: str = setting("affine", "Quantization mode.", choices=("affine", "mxfp4", "mxfp8", "nvfp4"))
     dtype: str = setting(
         "auto",
         "Floating-point type of the weights; auto keeps the model's on a GPU and takes float32 on a CPU.",

@@ -35,9 +35,9 @@ class PlanSettings:
     num_layers: int = setting(-1, "Adapt this many of the last layers; -1 adapts all.", low=-1)
     lora_rank: int = setting(Lora().rank, "Rank of the LoRA matrices.", low=1)
     lora_keys: tuple[str, ...] = setting((), "Linear layers to adapt (default: all).")
-    optimizer: str = setting("adamw", "Optimiser.", choices=("adamw", "adam", "sgd", "adafactor", "muon", "lion"))
+    optimizer: str = setting("adamw", "Optimizer.", choices=("adamw", "adam", "sgd", "adafactor", "muon", "lion"))
     grad_checkpoint: bool = setting(False, "Recompute each layer in the backward pass.")
-    dtype: str = setting("16", "Bits of an activation, and of an unquantised weight.", choices=("16", "32"))
+    dtype: str = setting("16", "Bits of an activation, and of an unquantized weight.", choices=("16", "32"))
     epochs: float = setting(3.0, "Passes over the groups.", above=0)
     tflops: float = setting(
         0.0,

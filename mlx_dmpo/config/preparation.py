@@ -161,7 +161,7 @@ class ConvertSettings:
         "`domains:`.",
     )
     skip_bad_rows: bool = setting(
-        False, "Go on without rows that cannot be read, naming each, rather than stop at the first."
+        False, "Continue without rows that cannot be read, naming each, rather than stop at the first."
     )
     seed: int = setting(0, "Seed of which users go to which split.", low=0)
     overwrite: bool = setting(False, "Replace a finished directory in --out.")

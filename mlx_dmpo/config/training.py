@@ -19,7 +19,7 @@ class TrainSettings(CommonSettings):
     num_layers: int = setting(-1, "Adapt this many of the last layers; -1 adapts all.", low=-1)
     lora_parameters: Lora = setting(Lora, "LoRA's rank, scale, dropout and keys.")
     epochs: float = setting(3.0, "Passes over the training groups.", above=0)
-    iters: int | None = setting(None, "Optimiser steps; replaces epochs.", low=1)
+    iters: int | None = setting(None, "Optimizer steps; replaces epochs.", low=1)
     batch_tokens: int = setting(
         8192,
         "Tokens run at once, shared ones counted once; the other groups of a micro-batch run after it, with the same "
@@ -40,8 +40,8 @@ class TrainSettings(CommonSettings):
         "listwise: printed orders of the candidates per group (1 when left out); more reduce position bias.",
         low=1,
     )
-    optimizer: str = setting("adamw", "Optimiser.", choices=("adamw", "adam", "sgd", "adafactor", "muon", "lion"))
-    optimizer_config: dict[str, Any] = setting(dict, "Further arguments of the optimiser, such as betas (YAML only).")
+    optimizer: str = setting("adamw", "Optimizer.", choices=("adamw", "adam", "sgd", "adafactor", "muon", "lion"))
+    optimizer_config: dict[str, Any] = setting(dict, "Further arguments of the optimizer, such as betas (YAML only).")
     learning_rate: float = setting(1e-4, "Peak learning rate.", above=0)
     lr_schedule: str | dict[str, Any] = setting(
         "cosine",

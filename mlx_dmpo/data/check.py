@@ -167,7 +167,7 @@ def check_titles(examples: Sequence[RankingExample]) -> Iterator[Finding]:
         ("titles hold HTML entities, such as {}: unescape them", lambda t: html.unescape(t) != t),
         ("titles hold control or invisible characters, such as {}: take them out", _invisible),
         ("titles hold stray white space, such as {}: fold it", lambda t: t != " ".join(t.split())),
-        ("titles hold \ufffd, a decoding fault, such as {}: decode the source anew", lambda t: "\ufffd" in t),
+        ("titles hold \ufffd, a decoding fault, such as {}: decode the source again", lambda t: "\ufffd" in t),
         (("titles hold < or >, which the prompt marks titles with, such as {}: rename "
 "them"), lambda t: "<" in t or ">" in t),
     )  # fmt: skip

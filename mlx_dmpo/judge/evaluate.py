@@ -1,4 +1,4 @@
-"""Ranking evaluation: examples -> a Scorer -> scores.jsonl -> metrics.json, with whatever else was asked for.
+"""Ranking evaluation: examples -> a Scorer -> scores.jsonl -> metrics.json, with whatever else was requested.
 
 Every pair is scored in both printed orders, each with both answers. Preferences in free text have one prompt, as it is:
 no printed order, and no number about orders.

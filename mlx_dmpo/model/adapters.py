@@ -50,7 +50,7 @@ def add_lora(model: nn.Module, settings: TrainSettings) -> None:
     ]
     if settings.fine_tune_type == "dora" and packed:
         raise UserError(
-            f"lora_parameters.keys: mlx-lm has no DoRA on a quantised embedding ({packed[0]}): use lora, or leave "
+            f"lora_parameters.keys: mlx-lm has no DoRA on a quantized embedding ({packed[0]}): use lora, or leave "
             "the "
             "key out"
         )
@@ -73,7 +73,7 @@ def check_layers(settings: TrainSettings, layers: int) -> None:
 
 
 def no_dora(bits: int) -> str:
-    return f"fine_tune_type: mlx-lm has no DoRA on {bits}-bit weights: use lora, or quantise to 2, 4 or 8 bits"
+    return f"fine_tune_type: mlx-lm has no DoRA on {bits}-bit weights: use lora, or quantize to 2, 4 or 8 bits"
 
 
 def _mlx_lm_lora(lora: Lora) -> dict[str, Any]:

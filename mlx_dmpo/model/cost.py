@@ -45,7 +45,7 @@ class Work:
         )
 
 
-# Arrays of the adapter's size that an optimiser keeps
+# Arrays of the adapter's size that an optimizer keeps
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1, "adafactor": 1, "muon": 1, "lion": 1}
 
 

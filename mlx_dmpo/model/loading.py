@@ -1,4 +1,4 @@
-"""mlx-lm in and out: load, quantise, LoRA, adapters. The only room that imports mlx_lm."""
+"""mlx-lm in and out: load, quantize, LoRA, adapters. The only room that imports mlx_lm."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Loaded:
     name: str  # as given: a directory, a hub repository, or "embedded"
     path: Path
     vocabulary: int
-    fingerprint: str  # of weights, config, tokenizer, template, quantisation and dtype
-    config: dict[str, Any]  # config.json, with what quantising at load changed
+    fingerprint: str  # of weights, config, tokenizer, template, quantization and dtype
+    config: dict[str, Any]  # config.json, with what quantizing at load changed
     date: str = ""  # day (YYYY-MM-DD) that the chat template prints, where it prints one: an adapter's own, else today
     prompt: dict[str, Any] = field(default_factory=dict)  # the prompt template in use, for the adapter's config
 
@@ -107,7 +107,7 @@ def load(settings: CommonSettings) -> Loaded:
         )
     if settings.quantize is not None:
         if "quantization" in config:
-            raise UserError(f"--quantize: {name} is quantised already: leave the flag out")
+            raise UserError(f"--quantize: {name} is quantized already: leave the flag out")
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 model, config = utils.quantize_model(
@@ -120,14 +120,14 @@ def load(settings: CommonSettings) -> Loaded:
         model.set_dtype(getattr(mx, dtype))
     model.freeze()
     mx.eval(model.parameters())
-    quantised = json.dumps(config.get("quantization"), sort_keys=True)
-    fingerprint = _fingerprint(path, f"{quantised} {dtype}")
+    quantized = json.dumps(config.get("quantization"), sort_keys=True)
+    fingerprint = _fingerprint(path, f"{quantized} {dtype}")
     date = today() if prints_date(tokenizer) else ""
     return Loaded(model, tokenizer, name, path, config["vocab_size"], fingerprint, config, date)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters; a quantised weight counts as the weights it stands for."""
+    """(trainable, all) parameters; a quantized weight counts as the weights it stands for."""
     from mlx_lm.utils import get_total_parameters
 
     return sum(v.size for _, v in tree_flatten(model.trainable_parameters())), get_total_parameters(model)

@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 
 def random_qwen3(shape: Any, dtype: mx.Dtype, lora_layers: int = -1, rank: int = 8) -> nn.Module:
-    """A Qwen3 of a plan.ModelShape with random weights, quantised where it has few bits, with a LoRA adapter, ready
+    """A Qwen3 of a plan.ModelShape with random weights, quantized where it has few bits, with a LoRA adapter, ready
     to train."""
     from mlx_lm.models import qwen3
     from mlx_lm.tuner.utils import linear_to_lora_layers

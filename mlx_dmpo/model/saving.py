@@ -40,9 +40,9 @@ def _floating(base: Loaded) -> mx.Dtype:
 
 
 def fuse(base: Loaded, *, requantize: bool = False) -> None:
-    """Puts the adapter's update into the weights, in place; a quantised base is dequantised whole, or quantised again.
+    """Puts the adapter's update into the weights, in place; a quantized base is dequantized whole, or quantized again.
 
-    Dequantised weights take the base's floating-point type before anything is added to them: MLX returns bfloat16 for
+    Dequantized weights take the base's floating-point type before anything is added to them: MLX returns bfloat16 for
     mxfp4, mxfp8 and nvfp4 whatever the base computes in, which holds these weights exactly but not an adapter's update.
     """
     from mlx_lm.utils import dequantize_model
@@ -52,10 +52,10 @@ def fuse(base: Loaded, *, requantize: bool = False) -> None:
         base.model.update_modules(tree_unflatten([(name, layer.fuse()) for name, layer in layers.items()]))
         return
     dtype = _floating(base)
-    quantised = {name for name, module in base.model.named_modules() if "scales" in module}
+    quantized = {name for name, module in base.model.named_modules() if "scales" in module}
     dequantize_model(base.model)  # the layers inside the adapter's, too
     for name, module in base.model.named_modules():
-        if name in quantised:
+        if name in quantized:
             module.weight = module.weight.astype(dtype)
     fused = [(name, layer.fuse()) for name, layer in layers.items()]
     for _, layer in fused:
@@ -87,7 +87,7 @@ def _companions(base: Loaded) -> list[Path]:
 
 
 def _dtypes(path: Path) -> dict[str, mx.Dtype]:
-    """Floating-point type of each weight as stored; a quantised weight has that of its scales."""
+    """Floating-point type of each weight as stored; a quantized weight has that of its scales."""
     weights: list[Any] = [mx.load(str(file)) for file in path.glob("model*.safetensors")]
     stored = {name: value.dtype for part in weights for name, value in part.items()}
     floating = {name: dtype for name, dtype in stored.items() if mx.issubdtype(dtype, mx.floating)}

@@ -24,7 +24,7 @@ def layer_count(directory: Path) -> int | None:
 class ModelShape:
     """Sizes of a decoder of the Qwen3 kind.
 
-    `bits` is 16 or 32 for plain weights, fewer for quantised ones (groups of 64).
+    `bits` is 16 or 32 for plain weights, fewer for quantized ones (groups of 64).
     """
 
     layers: int
@@ -51,13 +51,13 @@ class ModelShape:
                 return replace(BUILT_IN[name], bits=bits)
             raise UserError(
                 f"{source}: no such directory or config.json: name one, or one of {', '.join(BUILT_IN)} (with "
-                "-4bit, -8bit at the end for a quantised one)"
+                "-4bit, -8bit at the end for a quantized one)"
             )
         path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
         try:
             config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             heads = config["num_attention_heads"]
-            quantisation = config.get("quantization") or {}
+            quantization = config.get("quantization") or {}
             return cls(
                 layers=config["num_hidden_layers"],
                 hidden=config["hidden_size"],
@@ -67,8 +67,8 @@ class ModelShape:
                 head_dim=config.get("head_dim") or config["hidden_size"] // heads,
                 vocabulary=config["vocab_size"],
                 tied=bool(config.get("tie_word_embeddings")),
-                bits=quantisation.get("bits", 16),
-                group_size=quantisation.get("group_size", 64),
+                bits=quantization.get("bits", 16),
+                group_size=quantization.get("group_size", 64),
             )
         except OSError as error:
             raise UserError(
@@ -104,7 +104,7 @@ class ModelShape:
         return self.layers * (self.linear_parameters + 2 * self.hidden + 2 * self.head_dim) + embeddings + self.hidden
 
     def weight_bytes(self, activation_bytes: int = 2) -> float:
-        """In memory. Quantised linear and embedding weights carry a scale and a bias of the activations' type a
+        """In memory. Quantized linear and embedding weights carry a scale and a bias of the activations' type a
         group."""
         plain = self.layers * (2 * self.hidden + 2 * self.head_dim) + self.hidden
         matrices = self.parameters - plain

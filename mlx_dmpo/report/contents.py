@@ -252,8 +252,8 @@ def comparison_table(found: Contents) -> list[list[str]] | None:
 
 def generation_table(found: Contents) -> list[list[str]] | None:
     """Does it answer? None where no evaluation generated."""
-    asked = {e.name: e.metrics["generation"] for e in found.evaluations if e.metrics.get("generation")}
-    if not asked:
+    generations = {e.name: e.metrics["generation"] for e in found.evaluations if e.metrics.get("generation")}
+    if not generations:
         return None
     head = ["", "answers", "valid", "agree with the scores", "rank the liked title first", "cut"]
     rows = [

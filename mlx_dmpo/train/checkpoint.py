@@ -1,7 +1,7 @@
 """Checkpoints: all that a resumed run needs to end like an uninterrupted one.
 
 RUN/checkpoints/0000050/   adapters.safetensors, adapter_config.json   an mlx-lm adapter directory
-                           optimizer.safetensors                       the optimiser's state
+                           optimizer.safetensors                       the optimizer's state
                            manifest.json                               the rest of the state, and the other files'
                                                                        hashes
 
@@ -56,7 +56,7 @@ class Checkpoint:
     identity: dict[str, Any]  # what must be the same for the run to be resumed
 
     def arrays(self, name: str) -> Any:
-        """The tree of its adapter's or its optimiser's file."""
+        """The tree of its adapter's or its optimizer's file."""
         return load_tree(self.path / name)
 
 

@@ -44,7 +44,7 @@ def adapter_digest(adapter: Path | None) -> str:
 def cache_key(fingerprint: str, adapter: str, shared: bool, environment: Mapping[str, str]) -> str:
     """SHA-256 of everything but the tokens that can change a reference log-prob.
 
-    fingerprint  of the base model's files, quantisation and dtype
+    fingerprint  of the base model's files, quantization and dtype
     adapter      see `adapter_digest`
     shared       whether the shared-prefix scorer is used
     environment  versions, device, BLAS: see model.device

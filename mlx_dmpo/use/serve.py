@@ -178,34 +178,34 @@ class Server:
             pass
 
     async def rerank(self, request: Request) -> Response:
-        asked = rerank_request(await self._body(request), self.settings.max_items, self._match)
+        query = rerank_request(await self._body(request), self.settings.max_items, self._match)
         task = Task(
-            [*asked.history, *asked.titles], lambda ranker: ranker.job(asked.history, dict.fromkeys(asked.titles))
+            [*query.history, *query.titles], lambda ranker: ranker.job(query.history, dict.fromkeys(query.titles))
         )
-        return JSONResponse(self._reranked(asked, await self._run(request, task)))
+        return JSONResponse(self._reranked(query, await self._run(request, task)))
 
     def _match(self, title: str) -> str:
         return self.data.catalogue.match(title)
 
-    def _reranked(self, asked: Rerank, found: Any) -> dict[str, Any]:
+    def _reranked(self, query: Rerank, found: Any) -> dict[str, Any]:
         return {
             "id": f"rerank-{time.time_ns():x}",
             "model": self.ranker.name,
             "object": "list",
-            "results": asked.results(found),
+            "results": query.results(found),
             "usage": {"total_tokens": found.tokens, "prompt_tokens": found.tokens},
             "meta": {"method": found.method, "prompt": found.prompt, "pairs_scored": found.pairs_scored},
         }
 
     async def explain(self, request: Request) -> Response:
-        asked = explain_request(await self._body(request), self.settings.max_items, self._match)
+        query = explain_request(await self._body(request), self.settings.max_items, self._match)
 
         def run(ranker: Ranker) -> Any:
-            return ranker.explain(asked.history, asked.chosen, asked.rejected, max_flip=asked.max_flip)
+            return ranker.explain(query.history, query.chosen, query.rejected, max_flip=query.max_flip)
 
-        found = await self._run(request, Task([*asked.history, asked.chosen, asked.rejected], run))
+        found = await self._run(request, Task([*query.history, query.chosen, query.rejected], run))
         return JSONResponse(
-            {"chosen": asked.chosen, "rejected": asked.rejected} | explanations.to_json([found]),
+            {"chosen": query.chosen, "rejected": query.rejected} | explanations.to_json([found]),
         )
 
     async def items(self, request: Request) -> Response:

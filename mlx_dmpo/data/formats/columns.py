@@ -73,7 +73,7 @@ def column_map(path: Path) -> Callable[[Any, str], Any] | None:
         for key, column in columns.items():
             if column not in row:
                 raise UserError(f'{source}: column "{column}" is missing: {info.name} names it as the {key} of {name}')
-        # what the entry does not name keeps its place only where it bears the standard name already
+        # what the entry does not name keeps its place only where it already has the standard name
         row = {standard[k]: row[c] for k, c in columns.items()} | {
             s: row[s] for k, s in standard.items() if k not in columns and s in row and s not in columns.values()
         }

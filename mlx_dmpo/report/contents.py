@@ -258,7 +258,7 @@ def generation_table(found: Contents) -> list[list[str]] | None:
     head = ["", "answers", "valid", "agree with the scores", "rank the liked title first", "cut"]
     rows = [
         [name, str(g["n"]), *(format_metric(g[key], ".3f") for key in ("valid", "agrees", "right")), str(g["cut"])]
-        for name, g in asked.items()
+        for name, g in generations.items()
     ]
     return [head, *rows]
 

@@ -274,6 +274,7 @@ def test_a_default_that_was_given_is_refused_beside_an_adapter_of_another_shape(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "adapters.safetensors").touch()
     files.write_json(
         tmp_path / "s" / "adapter_config.json",
         {"fine_tune_type": "dora", "num_layers": 1, "lora_parameters": {"rank": 4, "scale": 6.0, "dropout": 0.1}},

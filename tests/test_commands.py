@@ -261,12 +261,12 @@ def test_notes_on_validation_and_on_the_toy_model(tmp_path, capsys, monkeypatch)
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        (["--lora-rank", "8"], "lora_rank: the adapter in s has 4"),
-        (["--lora-scale", "2"], "lora_scale: the adapter in s has 6.0"),
-        (["--lora-dropout", "0"], "lora_dropout: the adapter in s has 0.1"),
+        (["--lora-rank", "8"], "lora_parameters.rank: the adapter in s has 4"),
+        (["--lora-scale", "2"], "lora_parameters.scale: the adapter in s has 6.0"),
+        (["--lora-dropout", "0"], "lora_parameters.dropout: the adapter in s has 0.1"),
         (["--num-layers", "-1"], "num_layers: the adapter in s has 1"),
         (["--fine-tune-type", "lora"], "fine_tune_type: the adapter in s has dora"),
-        (["-c", "rank.yaml"], "lora_rank: the adapter in s has 4"),
+        (["-c", "rank.yaml"], "lora_parameters.rank: the adapter in s has 4"),
     ],
 )
 def test_a_default_that_was_given_is_refused_beside_an_adapter_of_another_shape(
@@ -274,6 +274,7 @@ def test_a_default_that_was_given_is_refused_beside_an_adapter_of_another_shape(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "adapters.safetensors").touch()
     files.write_json(
         tmp_path / "s" / "adapter_config.json",
         {"fine_tune_type": "dora", "num_layers": 1, "lora_parameters": {"rank": 4, "scale": 6.0, "dropout": 0.1}},

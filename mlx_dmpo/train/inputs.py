@@ -159,10 +159,14 @@ def _with_adapter_shape(
         "num_layers": stored["num_layers"],
         "fine_tune_type": stored.get("fine_tune_type", "lora"),
     }
-    for name, value in found.items():
+    for name in ("num_layers", "fine_tune_type"):
         given, default = getattr(settings, name), getattr(type(settings)(), name)
-        if given != value and given != default:
-            raise UserError(_other_shape(name, value, path))
+        if given not in (found[name], default):
+            raise UserError(_other_shape(name, found[name], path))
+    for spec in fields(Lora):  # part by part: a part that agrees may be given alone
+        part, value = getattr(settings.lora_parameters, spec.name), getattr(found["lora_parameters"], spec.name)
+        if part not in (value, getattr(Lora(), spec.name)):
+            raise UserError(_other_shape(f"lora_parameters.{spec.name}", value, path))
     return replace(settings, **found)
 
 
@@ -185,7 +189,7 @@ def refuse_other_shape(settings: SftSettings | DmpoSettings, given: Mapping[str,
     for part in sorted(parts & {f.name for f in fields(Lora)}):
         wanted, has = getattr(settings.lora_parameters, part), getattr(found.lora_parameters, part)
         if wanted != has:
-            raise UserError(_other_shape(f"lora_{part}", has, settings.start_adapter))
+            raise UserError(_other_shape(f"lora_parameters.{part}", has, settings.start_adapter))
 
 
 def check_memory(settings: TrainSettings, policy: LanguageModelScorer, groups: Sequence[EncodedGroup]) -> None:

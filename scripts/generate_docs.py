@@ -142,7 +142,7 @@ def demo_picture() -> str:
     left, width, top, step = 90, 400, 34, 34
 
     def x(value: float) -> float:
-        return left + width * (value - 0.4) / 0.5
+        return left + width * value
 
     parts = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 168" role="img" font-family="system-ui, sans-serif"'
@@ -164,7 +164,7 @@ def demo_picture() -> str:
         ]
     bottom = top + 3 * step
     parts.append(f'<path class="axis" fill="none" stroke-dasharray="4 3" d="M{x(0.5):.1f} {top - 6}V{bottom}"/>')
-    for value in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+    for value in (0, 0.25, 0.5, 0.75, 1):
         label = f"{100 * value:.0f} %" + (" (chance)" if value == 0.5 else "")
         parts.append(f'<text x="{x(value):.1f}" y="{bottom + 18}" text-anchor="middle" font-size="12">{label}</text>')
     return "\n".join([*parts, "</svg>", ""])

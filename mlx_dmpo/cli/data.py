@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 
 from .. import config
 from ..machine import console
-from .options import Group, command_line, settings_command, settings_of
+from .options import Group, command_line, given, settings_command, settings_of
 
 
 @click.group(cls=Group, short_help="Turn ratings into train, valid and test examples.")
@@ -33,10 +34,14 @@ def prepare() -> None:
 
 def _prepare(source: str, cls: type, paths: tuple[str, ...], config_file: str | None, options: dict[str, Any]) -> None:
     settings = settings_of(cls, "prepare", config_file, options)
+    from ..data import release
     from ..data.prepare import prepare as run
 
+    if getattr(settings, "recipe", "") == "dmpo-release":
+        release.refuse_rules(settings, given(options))
+
     for line in run(source, tuple(map(_home, paths)), settings, command_line()):
-        click.echo(console.printable(line))
+        click.echo(console.folded(console.printable(line), sys.stdout))
 
 
 def _home(path: str) -> str:
@@ -50,103 +55,96 @@ def _home(path: str) -> str:
 _paths = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 
 
-@settings_command(config.MovielensSettings, "MovieLens 100K to 32M.", prepare)
-@_paths
-def movielens(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """MovieLens 100K, 1M, 10M, or 20M to 32M. PATH is the unpacked folder; its files show which one it is."""
-    _prepare("movielens", config.MovielensSettings, paths, config_file, options)
-
-
-@settings_command(config.PrepareSettings, "Amazon reviews of 2014, 2018 or 2023.", prepare)
-@_paths
-def amazon(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Amazon reviews of 2014, 2018 (json.gz) or 2023 (jsonl).
+# source -> its settings, its line in the list of commands, its help
+SOURCES: dict[str, tuple[type, str, str]] = {
+    "movielens": (
+        config.MovielensSettings,
+        "MovieLens 100K to 32M.",
+        "MovieLens 100K, 1M, 10M, or 20M to 32M. PATH is the unpacked folder; its files show which one it is.",
+    ),
+    "amazon": (
+        config.PrepareSettings,
+        "Amazon reviews of 2014, 2018 or 2023.",
+        """Amazon reviews of 2014, 2018 (json.gz) or 2023 (jsonl).
 
     PATH is the review file, or a folder that holds one; the meta_* file is looked for beside it.
-    """
-    _prepare("amazon", config.PrepareSettings, paths, config_file, options)
-
-
-@settings_command(config.PrepareSettings, "Book-Crossing.", prepare)
-@_paths
-def bookcrossing(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Book-Crossing. PATH is the folder with the ratings and books files, the original dump or a comma-separated copy.
+        """,
+    ),
+    "bookcrossing": (
+        config.PrepareSettings,
+        "Book-Crossing.",
+        """Book-Crossing. PATH is the folder with the ratings and books files: the original dump, or a copy with commas.
 
     A rating of 0 means "not rated": such rows are left out and counted.
-    """
-    _prepare("bookcrossing", config.PrepareSettings, paths, config_file, options)
-
-
-@settings_command(config.PrepareSettings, "Last.fm of HetRec 2011.", prepare)
-@_paths
-def lastfm(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Last.fm of HetRec 2011. PATH is the folder with user_artists.dat and artists.dat.
+        """,
+    ),
+    "lastfm": (
+        config.PrepareSettings,
+        "Last.fm of HetRec 2011.",
+        """Last.fm of HetRec 2011. PATH is the folder with user_artists.dat and artists.dat.
 
     Play counts are not ratings: an artist is liked if the user played it more often than the median of the user's own
     counts; --liked-quantile sets another quantile, --liked-above an absolute count.
-    """
-    _prepare("lastfm", config.PrepareSettings, paths, config_file, options)
+        """,
+    ),
+    "table": (
+        config.TableSettings,
+        "Any table of user, item, rating and perhaps time.",
+        """Any table of user, item, rating and perhaps time: CSV, TSV, Parquet or JSON, gzipped or not.
+
+    Columns are guessed from their names and printed; flags set them by name or place. A CSV without a header line is
+    read as user, item, rating, time; its columns are then called 1, 2, 3, 4.
+        """,
+    ),
+    "letterboxd": (
+        config.PrepareSettings,
+        "Letterboxd.",
+        "Letterboxd. PATH is the unpacked export (ratings.csv, watched.csv), or one of its files.",
+    ),
+    "imdb": (
+        config.PrepareSettings,
+        "IMDb ratings.",
+        "IMDb. PATH is the exported ratings (Const, Your Rating, ...).",
+    ),
+    "goodreads": (
+        config.PrepareSettings,
+        "Goodreads library.",
+        "Goodreads. PATH is the exported library. A rating of 0 means not rated; books still to be read are left out.",
+    ),
+    "myanimelist": (
+        config.PrepareSettings,
+        "MyAnimeList.",
+        "MyAnimeList. PATH is the exported XML (gzipped or not) or a CSV. A score of 0 means not rated.",
+    ),
+    "trakt": (
+        config.PrepareSettings,
+        "Trakt.",
+        "Trakt. PATH is the unpacked JSON export, or one of its files (ratings, watched).",
+    ),
+    "netflix": (
+        config.PrepareSettings,
+        "Netflix viewing history.",
+        "Netflix. PATH is the viewing history. It has no ratings: add --negatives popularity --catalogue FILE.",
+    ),
+    "scrobbles": (
+        config.PrepareSettings,
+        "Last.fm scrobbles.",
+        "Last.fm scrobbles as CSV. An artist is liked if played more often than the median of your artists.",
+    ),
+}
 
 
-@settings_command(config.TableSettings, "Any table of user, item, rating and perhaps time.", prepare)
-@_paths
-def table(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Any table of user, item, rating and perhaps time: CSV, TSV, Parquet or JSON, gzipped or not.
+def _add(name: str, cls: type, short: str, text: str) -> None:
+    @_paths
+    def command(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+        _prepare(name, cls, paths, config_file, options)
 
-    Columns are guessed from their names and printed; flags set them by name or place.
-    A CSV without a header line is read as
-    user, item, rating, time; its columns are then called 1, 2, 3, 4.
-    """
-    _prepare("table", config.TableSettings, paths, config_file, options)
+    command.__name__, command.__doc__ = name, text
+    settings_command(cls, short, prepare)(command)
 
 
-@settings_command(config.PrepareSettings, "Letterboxd.", prepare)
-@_paths
-def letterboxd(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Letterboxd. PATH is the unpacked export (ratings.csv, watched.csv), or one of its files."""
-    _prepare("letterboxd", config.PrepareSettings, paths, config_file, options)
-
-
-@settings_command(config.PrepareSettings, "IMDb ratings.", prepare)
-@_paths
-def imdb(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """IMDb. PATH is the exported ratings (Const, Your Rating, ...)."""
-    _prepare("imdb", config.PrepareSettings, paths, config_file, options)
-
-
-@settings_command(config.PrepareSettings, "Goodreads library.", prepare)
-@_paths
-def goodreads(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Goodreads. PATH is the exported library. A rating of 0 means not rated; books still to be read are left out."""
-    _prepare("goodreads", config.PrepareSettings, paths, config_file, options)
-
-
-@settings_command(config.PrepareSettings, "MyAnimeList.", prepare)
-@_paths
-def myanimelist(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """MyAnimeList. PATH is the exported XML (gzipped or not) or a CSV. A score of 0 means not rated."""
-    _prepare("myanimelist", config.PrepareSettings, paths, config_file, options)
-
-
-@settings_command(config.PrepareSettings, "Trakt.", prepare)
-@_paths
-def trakt(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Trakt. PATH is the unpacked JSON export, or one of its files (ratings, watched)."""
-    _prepare("trakt", config.PrepareSettings, paths, config_file, options)
-
-
-@settings_command(config.PrepareSettings, "Netflix viewing history.", prepare)
-@_paths
-def netflix(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Netflix. PATH is the viewing history. It has no ratings: add --negatives popularity --catalogue FILE."""
-    _prepare("netflix", config.PrepareSettings, paths, config_file, options)
-
-
-@settings_command(config.PrepareSettings, "Last.fm scrobbles.", prepare)
-@_paths
-def scrobbles(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Last.fm scrobbles as CSV. An artist is liked if played more often than the median of your artists."""
-    _prepare("scrobbles", config.PrepareSettings, paths, config_file, options)
+for _name, _source in SOURCES.items():
+    _add(_name, *_source)
 
 
 @settings_command(config.ConvertSettings, "A file of another project's format.", prepare)

@@ -21,7 +21,7 @@ GROUPS = {
     "Ranking": "method budget start calibrate per_token top base max_flip",
     "Server": "host port api_key max_body max_items max_request_tokens max_queue",
     "Adapter": "adapter_path start_adapter fine_tune_type num_layers lora_rank lora_scale lora_dropout lora_keys",
-    "Training": "config_file stage preset loss beta gamma negatives_select dynamic_beta negatives_select dynamic_beta label_smoothing sft_weight "
+    "Training": "config_file stage preset loss beta gamma negatives_select dynamic_beta label_smoothing sft_weight "
     "reference_free epochs iters "
     "learning_rate lr_schedule warmup weight_decay optimizer max_grad_norm grad_accumulation_steps steps_per_eval "
     "val_batches best_metric patience resume save_every keep_checkpoints max_bad_steps debug_nan seed",

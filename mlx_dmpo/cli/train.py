@@ -40,6 +40,11 @@ def dmpo(config_file: str | None, **options: Any) -> None:
 
 
 def _ready(settings: Any, config_file: str | None, options: dict[str, Any]) -> Any:
+    from ..train.inputs import refuse_other_shape
+
+    # a resumed run's own file lists every setting, given or not
+    from_file = config.read_yaml(config_file)[0] if config_file and not settings.resume else {}
+    refuse_other_shape(settings, {**from_file, **given(options)})
     settings = _own_directory(settings, config_file, options)
     _notes(settings)
     return settings

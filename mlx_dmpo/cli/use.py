@@ -42,6 +42,18 @@ def _request(settings: Any) -> Any:
     return data, found
 
 
+def _say_work(job: Any, candidates: int) -> None:
+    """The arithmetic of a ranking that compares many pairs, and the flags that shorten it."""
+    from ..use.rank import ALL_PAIRS
+
+    if job.pairs_to_compare and candidates > ALL_PAIRS:
+        possible = candidates * (candidates - 1) // 2
+        console.notice(
+            f"note: {candidates:,} candidates: {job.pairs_to_compare:,} of {possible:,} pairs are compared; "
+            "--budget N compares fewer, --candidates FILE ranks fewer"
+        )
+
+
 @_command(config.RankSettings, "Rank titles for one user.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
@@ -68,6 +80,7 @@ def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
         job = ranker.job(request.history, request.candidates)
         if settings.start == "items" and not job.starts_from_items:
             raise UserError("--start: every pair of these candidates is compared: leave it out, or add a --budget")
+        _say_work(job, len(request.candidates))
         try:
             found = run(job, ranker.scoring)
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -61,18 +62,22 @@ _APPLIES = {
 _OF_EMBEDDINGS = ("model", "quantize", "quantize_group_size", "quantize_mode", "dtype")
 
 
-def check_baseline(name: str, settings: BaselineSettings) -> None:
-    """Raises UserError for a name that is no baseline, and for a setting that has no effect on this one."""
+def check_baseline(name: str, settings: BaselineSettings, given: Collection[str] = ()) -> None:
+    """Raises UserError for a name that is no baseline, and for a setting that has no effect on this one.
+
+    given  names of the flags that were given: these are refused also where their value is the default
+    """
     if name not in BASELINES:
         raise UserError(f"{name}: no such baseline: known are {', '.join(BASELINES)}")
     for spec in fields(settings):
         applies: Any = _APPLIES.get(spec.name, BASELINES)
         if spec.name in _OF_EMBEDDINGS and settings.text_embeddings:
             applies = (*applies, *SEQUENTIAL)
-        if name not in applies and getattr(settings, spec.name) != default_of(spec):
+        if name not in applies and (spec.name in given or getattr(settings, spec.name) != default_of(spec)):
             flag = f"--{spec.name.replace('_', '-')}"
             meant = f" (it is for {', '.join(applies)})" if applies else ""
             raise UserError(f"{flag}: has no effect on {name}{meant}: leave it out")
-    if name == "in-context" and (settings.fit != "train" or settings.match_titles != "exact"):
-        flag = "--fit" if settings.fit != "train" else "--match-titles"
+    fit = settings.fit != "train" or "fit" in given
+    if name == "in-context" and (fit or settings.match_titles != "exact" or "match_titles" in given):
+        flag = "--fit" if fit else "--match-titles"
         raise UserError(f"{flag}: has no effect on in-context, whose examples are training users': leave it out")

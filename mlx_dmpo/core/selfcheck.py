@@ -16,6 +16,7 @@ from .scorer import plain_logps, shared_logps
 from .tree import EncodedGroup, GroupBatch, pad_groups
 
 LONG = 2 * PREFIX_CHUNK + 16  # tokens of the longest prefix that is compared
+SHORT, LARGE = 72, 10_000  # a prefix longer than common attention windows; a vocabulary of a real model
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,11 @@ def _unsupported(model: nn.Module) -> str:
     return ""
 
 
-def _probes(vocabulary: int) -> tuple[GroupBatch, GroupBatch]:
-    """Groups of random tokens: for values, prefixes of one chunk, one token more, and a long one; for the gradient."""
+def _probes(vocabulary: int, short: bool = False) -> tuple[GroupBatch, GroupBatch]:
+    """Groups of random tokens: for values, prefixes of one chunk, one token more, and a long one; for the gradient.
+
+    short  one prefix of SHORT tokens for each
+    """
     rng = np.random.default_rng(0)
 
     def draw(n: int) -> np.ndarray:
@@ -49,6 +53,8 @@ def _probes(vocabulary: int) -> tuple[GroupBatch, GroupBatch]:
         lengths = tuple(n for _, n in tails)
         return EncodedGroup(draw(prefix), tuple(draw(t) for t, _ in tails), lengths, np.zeros((0, 2), np.int32))
 
+    if short:
+        return pad_groups([group(SHORT, (4, 2), (3, 2))]), pad_groups([group(SHORT, (4, 2), (3, 2))])
     values = [group(13, (6, 3), (4, 2), (5, 4)), group(PREFIX_CHUNK, (4, 2)), group(PREFIX_CHUNK + 1, (3, 1))]
     values.append(group(LONG, (9, 3), (7, 2)))
     return pad_groups(values), pad_groups([group(9, (5, 2), (4, 3)), group(PREFIX_CHUNK + 5, (6, 3))])
@@ -74,7 +80,9 @@ def _difference(model: nn.Module, vocabulary: int) -> str:
     """How the scorers differ, or an empty string. The gradient is compared where the model is to be trained."""
     # float32 agrees to about 1e-5 nats per token; in 16 bits each logit carries about 3 digits
     wide, trains = model.model.norm.weight.dtype == mx.float32, model.training
-    values, gradient = _probes(vocabulary)
+    quantized = any(isinstance(m, nn.QuantizedLinear | nn.QuantizedEmbedding) for m in model.modules())
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)  # where a quantized product takes a hundred times longer
+    values, gradient = _probes(vocabulary, short=quantized and on_cpu and vocabulary > LARGE)
     model.eval()
     fast, slow = np.array(shared_logps(model, values)), np.array(plain_logps(model, values))
     difference = np.abs(fast - slow)

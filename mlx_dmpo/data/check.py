@@ -117,13 +117,13 @@ def read_parts(data: Sequence[str], domains: Mapping[str, Domain] = DOMAINS, dom
         prepared = name if manifest_of(name) else ""
         by_time = manifest_of(name).get("split") == "time"
         for split in splits or ["train"]:
-            messages: list[str] = []
+            notes: list[str] = []
             loaded, failed = None, []
             try:
-                loaded = formats.load(name, split, domains, True, messages.append, domain)
+                loaded = formats.load(name, split, domains, True, notes.append, domain)
             except UserError as error:
                 failed = [str(error)]
-            bad = [message.removeprefix("left out: ") for message in messages if message.startswith("left out: ")]
+            bad = [message.removeprefix("left out: ") for message in notes if message.startswith("left out: ")]
             bad = bad or failed
             called = loaded.name if loaded else f"{name} ({split})" if splits else name
             parts.append(Part(called, loaded, tuple(bad), prepared, by_time))
@@ -213,15 +213,15 @@ def check_order(name: str, examples: Sequence[RankingExample]) -> Iterator[Findi
         return
     share = sum(flags) / len(flags)
     z = (share - 0.5) / math.sqrt(0.25 / len(flags))
-    message = f"{name} prints the positive first in {share:.1%} of {len(flags)} pairs"
+    text = f"{name} prints the positive first in {share:.1%} of {len(flags)} pairs"
     if abs(z) > 3:
         yield Finding(
             WARNING,
-            f"{message}: position alone tells the answer; train with --both-orders or --candidate-order epoch",
+            f"{text}: position alone tells the answer; train with --both-orders or --candidate-order epoch",
             len(flags),
         )
     else:
-        yield Finding(NOTE, f"{message}, which is balanced", len(flags))
+        yield Finding(NOTE, f"{text}, which is balanced", len(flags))
 
 
 def check_structure(name: str, examples: Sequence[Example]) -> Iterator[Finding]:
@@ -302,18 +302,16 @@ def check_overlap(a: Part, b: Part) -> Iterator[Finding]:
     derived = all(e.user.startswith(("history-", "prompt-", "tallrec-")) for e in (*first, *second))
     what = "history" if derived and a.loaded.ranking else "prompt" if derived else "user"
     shared = [e.source for e in second if e.user in users]
-    message = f"groups of {b.name} have a {what} that stands in {a.name} too"
+    text = f"groups of {b.name} have a {what} that stands in {a.name} too"
     if a.by_time and a.prepared == b.prepared:
-        yield from _finding(NOTE, f"{message}: the splits are parts of each user's time", shared)
+        yield from _finding(NOTE, f"{text}: the splits are parts of each user's time", shared)
     elif derived and a.loaded.ranking and b.loaded.ranking:  # no ids: a user may come again with a longer history
         again = set(same_user(first, second)) | set(shared)
-        message = f"groups of {b.name} share {ALIKE:.0%} of the shorter history or more with a group of {a.name}"
+        text = f"groups of {b.name} share {ALIKE:.0%} of the shorter history or more with a group of {a.name}"
         whole = f"{len(shared)} of them the whole history; the same user, one window on, is"
-        yield from _finding(
-            WARNING, f"{message} ({whole} {TWO_STAGES})", [e.source for e in second if e.source in again]
-        )
+        yield from _finding(WARNING, f"{text} ({whole} {TWO_STAGES})", [e.source for e in second if e.source in again])
     else:
-        yield from _finding(WARNING, f"{message}: {TWO_STAGES}", shared)
+        yield from _finding(WARNING, f"{text}: {TWO_STAGES}", shared)
     if not (a.loaded.ranking and b.loaded.ranking):
         return
     pairs = {(e.history, e.positive, n) for e in first for n in e.negatives}
@@ -335,19 +333,19 @@ def _check_spelling(a: str, b: str, domain: str, left: set[str], right: set[str]
     for title in sorted(left):
         by_key.setdefault(loose(title), title)
     only_loosely = sorted(t for t in right - left if loose(t) and loose(t) in by_key)
-    message = f"{len(exact)} of {len(right)} {domain} titles of {b} occur in {a} ({len(left)} titles)"
+    text = f"{len(exact)} of {len(right)} {domain} titles of {b} occur in {a} ({len(left)} titles)"
     if len(only_loosely) > len(exact):
         example = only_loosely[0]
         yield Finding(
             WARNING,
-            f"{message}, {len(only_loosely)} more only in another spelling "
+            f"{text}, {len(only_loosely)} more only in another spelling "
             f"({short(example)} there {short(by_key[loose(example)])}): write titles alike in both",
             len(only_loosely),
         )
     elif not exact and min(len(left), len(right)) >= COMMON_ENOUGH:
-        yield Finding(WARNING, f"{message}: the files have no title in common", len(right))
+        yield Finding(WARNING, f"{text}: the files have no title in common", len(right))
     else:
-        yield Finding(NOTE, message, len(exact))
+        yield Finding(NOTE, text, len(exact))
 
 
 def check(parts: Sequence[Part]) -> list[Finding]:

@@ -155,11 +155,11 @@ def _domain(
             f"{scores.path}: no pair of it belongs to a chosen user: score the data that these settings give, then "
             "choose by it"
         )
-    notices = [*ratings.notes, *([further[1]] if further else [])]
-    notices += summary.notes(bad, titles, histories, examples, scored if scores else None)
-    notices += _short(examples, wanted, settings)
+    notes = [*ratings.notes, *([further[1]] if further else [])]
+    notes += summary.notes(bad, titles, histories, examples, scored if scores else None)
+    notes += _short(examples, wanted, settings)
     if rankings.dropped.total():
-        notices.append(
+        notes.append(
             f"{rankings.dropped.total():,} liked items are no positive: no negative from the same part of the time"
         )
     ids = [*titles.ids, *([] for _ in rankings.titles[len(titles.titles) :])]
@@ -169,7 +169,7 @@ def _domain(
         settings.split,
         ratings.files,
         summary.rules(rule, order, settings, bool(histories.liked.all())),
-        notices,
+        notes,
         counted,
         examples,
         summary.items(name, rankings.titles, ids, histories, rankings.popularity),

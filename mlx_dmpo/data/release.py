@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -95,11 +95,17 @@ def released_files(
     return files | {NAME.format("eval_ranking"): _file(evaluation, 1, False, titles.__getitem__)}
 
 
-def write_release(path: Path, settings: MovielensSettings, command: str) -> list[str]:
-    """Writes the seven files and a manifest to --out; returns the lines to print. Raises UserError."""
+def refuse_rules(settings: MovielensSettings, given: Collection[str] = ()) -> None:
+    """Raises UserError for a rule that is set, or given as a flag with the default's value: the recipe fixes them."""
     for spec in fields(settings):
-        if spec.name not in FREE and getattr(settings, spec.name) != default_of(spec):
+        changed = spec.name in given or getattr(settings, spec.name) != default_of(spec)
+        if spec.name not in FREE and changed:
             raise UserError(f"--{spec.name.replace('_', '-')}: recipe dmpo-release fixes every rule: leave it out")
+
+
+def write_release(path: Path, settings: MovielensSettings, command: str) -> list[str]:
+    """Writes the seven files and a manifest to --out; returns lines to print. Raises UserError."""
+    refuse_rules(settings)
     kind, file, movies = sources.movielens_files(path)
     if kind != "1M":
         raise UserError(f"{path}: recipe dmpo-release is for MovieLens-1M: it should hold ratings.dat and movies.dat")

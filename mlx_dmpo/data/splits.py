@@ -81,7 +81,7 @@ def is_liked(rule: LikedRule, user: np.ndarray, rating: np.ndarray, start: np.nd
     if rule.quantile is None:
         return rating > rule.threshold
     counts = np.diff(start)
-    # less a small tolerance: 0.28 * 25 is 7.000000000000001
+    # minus a small number: 0.28 * 25 is 7.000000000000001
     place = start[:-1] + np.maximum(np.ceil(counts * rule.quantile - 1e-9).astype(np.int64) - 1, 0)
     ascending = rating[np.lexsort((rating, user))]
     threshold = ascending[np.minimum(place, len(rating) - 1)]

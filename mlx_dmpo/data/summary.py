@@ -241,13 +241,17 @@ def lines(domains: Sequence[Domain]) -> Iterator[str]:
 
 def following(domains: Sequence[Domain], run: Path) -> Iterator[str]:
     """The command that comes next, ready to be pasted."""
-    plan = commands.command("plan", model="M", data=run)
+    plan = commands.command("plan", data=run)
     train = sum(len(d.examples["train"]) for d in domains)
     if train > MANY:
         yield (
             f"{train:,} examples may take long on a laptop: {plan} says how long; "
             "--few-shot 1000 or --examples-per-user 5 makes it shorter"
         )
+    yield (
+        "note: commands without --model use the embedded toy model, which knows a fictional catalogue only: add "
+        "--model, such as --model mlx-community/Qwen3-0.6B-4bit"
+    )
     unworded = [d.name for d in domains if d.name not in DOMAINS]
     if unworded:
         yield (

@@ -106,7 +106,7 @@ def evaluation_data(settings: TrainSettings, has_test: bool) -> str:
 
 
 def after_prepare(directory: str | Path) -> str:
-    return command("sft", model="M", data=directory, adapter_path=numbered(Path("runs/sft")))
+    return command("sft", data=directory, adapter_path=numbered(Path("runs/sft")))
 
 
 def after_training(

@@ -18,6 +18,18 @@ DELAY = 1.0  # seconds before a bar appears
 RECENT = 64  # updates that the rate is taken over
 
 _open: list[Progress] = []  # the innermost is the one that is shown
+_panels = 0  # live displays of others; two on one terminal overwrite each other's lines
+
+
+@contextlib.contextmanager
+def beside_a_panel() -> Iterator[None]:
+    """No bar is shown inside: another live display has the terminal."""
+    global _panels
+    _panels += 1
+    try:
+        yield
+    finally:
+        _panels -= 1
 
 
 class Progress:
@@ -46,6 +58,7 @@ class Progress:
         self._recent = deque([(0.0, self.done)], maxlen=RECENT)
         if not self.quiet and _open and _open[-1]._part:
             self.quiet, self._whole = True, _open[-1]
+        self.quiet = self.quiet or _panels > 0
         self._console = None if self.quiet else _terminal()
         if not self.quiet:
             if _open:

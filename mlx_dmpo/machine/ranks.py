@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ class World:
 
     def say(self, text: str) -> None:
         if self.first:
-            print(text, flush=True)
+            print("\n".join(console.folded(line, sys.stdout) for line in text.split("\n")), flush=True)
 
     def share(self, rows: Sequence[T]) -> Sequence[T]:
         """This rank's rows: every row is in exactly one share, and rows next to each other are in different ones."""

@@ -172,7 +172,8 @@ def load_adapter(base: Loaded, path: str | Path) -> dict[str, Any]:
         )
     if config.get("base_fingerprint", base.fingerprint) != base.fingerprint:
         console.notice(
-            f"note: {path} was trained on {config.get('model')}, or in another precision; here it is put on {base.name}"
+            f"note: {path} was trained on {config.get('model')}, or in another precision; "
+            f"here it is loaded on {base.name}"
         )
     base.date = base.date and str(config.get("template_date", base.date))
     mx.eval(base.model.parameters())

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..machine import files, run_directory
 from . import read
 from .names import short_names
-from .tables import RANKING, format_value, p_value
+from .tables import RANKING, format_metric, p_value
 
 SHOWN = 10  # pairs in the tables of the hardest and the easiest
 MANY = 12  # evaluations above which each shows fewer pairs, and small charts are drawn for the first so many
@@ -229,7 +229,7 @@ def ranking_table(found: Contents) -> list[list[str]] | None:
     for name, m in ranked.items():
         about = m["candidates"]
         size = str(about["most"]) if about["most"] == about["fewest"] else f"{about['fewest']} to {about['most']}"
-        cells = [format_value(m[key], form) for key, _, form in RANKING]
+        cells = [format_metric(m[key], form) for key, _, form in RANKING]
         rows.append([name, f"{size} ({about['negatives']})", about["ranked_by"], *cells])
     return [head, *rows]
 
@@ -257,7 +257,7 @@ def generation_table(found: Contents) -> list[list[str]] | None:
         return None
     head = ["", "answers", "valid", "agree with the scores", "rank the liked title first", "cut"]
     rows = [
-        [name, str(g["n"]), *(format_value(g[key], ".3f") for key in ("valid", "agrees", "right")), str(g["cut"])]
+        [name, str(g["n"]), *(format_metric(g[key], ".3f") for key in ("valid", "agrees", "right")), str(g["cut"])]
         for name, g in generations.items()
     ]
     return [head, *rows]

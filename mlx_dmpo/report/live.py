@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-from ..machine import console
+from ..machine import console, progress
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVES = (("loss", "loss", ".4f"), ("margin", "margin", "+.3f"), ("pair_accuracy", "pair accuracy", ".3f"))
@@ -174,9 +174,8 @@ class Plain(Silent):
 class Panel(Silent):
     """A panel that is redrawn in place: curves as bars of text, progress, speed, memory.
 
-    What is printed meanwhile appears above it. The panel is drawn for the terminal's width at each refresh, so a
-    resized
-    terminal is no loss; at the end, also of an interrupted run, the last state stays on the screen.
+    What is printed meanwhile appears above it. The panel is drawn for the terminal's width at each refresh, so that the
+    terminal may be resized. At the end, also of an interrupted run, the last state stays on the screen.
     """
 
     def __init__(
@@ -212,9 +211,12 @@ class Panel(Silent):
             vertical_overflow="ellipsis",
         )
         self._live.start()
+        self._alone = progress.beside_a_panel()
+        self._alone.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._alone.__exit__(None, None, None)
         self._live.stop()
 
     def _remember(self, line: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ RANKING = (  # of `evaluate --candidates`
 )
 
 
-def format_value(metric: Mapping[str, Any], form: str) -> str:
+def format_metric(metric: Mapping[str, Any], form: str) -> str:
     """A value with its interval: "0.712 [0.684, 0.741]"; "-" where there is none."""
     if metric.get("value") is None:
         return "-"
@@ -44,7 +44,7 @@ def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             console.printable(name),
             str(m["n"]),
             str(m["users"]),
-            *(format_value(m.get(key, {}), form) for key, _, form in COLUMNS),
+            *(format_metric(m.get(key, {}), form) for key, _, form in COLUMNS),
             str(m["ties"]),
         ]
         for name, m in results.items()
@@ -60,11 +60,11 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     lines: list[Sequence[str]] = list(zip(*result_rows(results), strict=True))
     for key, heading, form in RANKING:
         if any(key in m for m in results.values()):
-            lines.append([heading, *(format_value(m.get(key, {}), form) for m in results.values())])
+            lines.append([heading, *(format_metric(m.get(key, {}), form) for m in results.values())])
     for key, heading in (("valid", "valid answers"), ("agrees", "answers agree")):
         if any(m.get("generation") for m in results.values()):
             lines.append(
-                [heading, *(format_value(m.get("generation", {}).get(key, {}), ".3f") for m in results.values())]
+                [heading, *(format_metric(m.get("generation", {}).get(key, {}), ".3f") for m in results.values())]
             )
     return aligned(lines)
 
@@ -81,7 +81,7 @@ def difference_rows(differences: Sequence[Mapping[str, Any]]) -> list[list[str]]
         metric = {"value": d["difference"]} | ({} if d["low"] is None else {"low": d["low"], "high": d["high"]})
         names = f"{console.printable(d['a'])} − {console.printable(d['b'])}"
         rows.append(
-            [d["metric"], names, format_value(metric, "+.3f"), *map(p_value, (d["p"], d["p_holm"], d["mcnemar_p"]))]
+            [d["metric"], names, format_metric(metric, "+.3f"), *map(p_value, (d["p"], d["p_holm"], d["mcnemar_p"]))]
         )
     return [head, *rows]
 

@@ -7,7 +7,6 @@ Its numbers are kept as they are: nothing is quantized again.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -254,7 +253,7 @@ def self_check(directory: Path) -> list[str]:
     greedy: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 3, "seed": 0}
     answer = base.tokenizer.decode(list(generate.sample_answers(base, [prompt], 1, **greedy)[0][0].tokens))
     if ANSWER not in answer:
-        raise UserError(f"{directory.name}: continues {json.dumps(QUESTION)} with {json.dumps(answer)}: report it")
+        raise UserError(f"{directory.name}: continues {QUESTION!r} with {answer!r}: report it")
     groups = LanguageModelScorer(base, settings).groups
     scorer = "equals the plain scorer" if groups.shared else f"is not used: {groups.reason}"
     return [f"self-check: {QUESTION} → {answer.strip()}", f"self-check: the shared-prefix scorer {scorer}"]

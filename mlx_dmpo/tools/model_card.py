@@ -73,6 +73,7 @@ def _evaluations(settings: ExportSettings) -> dict[str, Mapping[str, Any]]:
     return results
 
 
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _PATHS = ("model", "data", "valid_data", "adapter_path", "start_adapter")  # of which a card shows the last part only
 
 
@@ -103,53 +104,33 @@ def model_card(
         head["base_model"] = named
     head["tags"] = [settings.to, "lora", "mlx-dmpo", "recommendation", "ranking"]
     kind = "DoRA" if stored.get("fine_tune_type") == "dora" else "LoRA"
-    how = {
-        (True, False): "The quantized base stands in model/, the adapter in adapter/.",
+    fused = {
+        (True, False): "The quantized base is in model/, the adapter in adapter/.",
         (False, True): "The adapter was fused into the base, which was then quantized again.",
     }.get((settings.keep_quantized, settings.requantize), "The adapter was fused into the base's weights.")
-    what = f"A {kind} adapter in PEFT's format." if settings.to == "peft" else how
-    language = "python" if settings.to == "peft" else "sh"
-    parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
-        f"# {tables.markdown_text(adapter.resolve().name)}\n",
-        f"A personal ranker: {tables.markdown_text(Path(named).name if Path(named).exists() else named)}, "
-        f"fine-tuned with mlx-dmpo to say which of two "
-        f"items a user will like better, given what the user liked before. {what}\n",
-        f"## Use\n\nFrom the directory above this one:\n\n```{language}\n"
-        + "\n".join(map(console.printable, commands))
-        + "\n```\n",
-        "It was trained on prompts worded exactly so, thinking off; "
-        "other wording, or a template with thinking on, is outside what was measured.\n",
-    ]
-    if results:
-        rows = [list(row) for row in zip(*tables.result_rows(results), strict=True)]
-        parts.append(
-            f"## Results\n\n{tables.markdown_table(rows)}\n\n"
-            "95 % bootstrap intervals over users in brackets. Pair accuracy is order-debiased: a pair "
-            "counts as right when the liked item's margin, summed over both printed orders, is positive.\n"
-        )
     inputs = _mapping(manifest.get("inputs"))
-    if inputs:
-        parts.append(
-            "## Data\n\n"
-            + tables.markdown_table([["file", "sha256"], *([_short(k, inputs), str(v)] for k, v in inputs.items())])
-            + "\n"
-        )
     trained = _mapping(manifest.get("config")) or dict(stored)
     shown = {k: Path(str(v)).name if k in _PATHS else v for k, v in trained.items() if v not in ("", None, {}, [])}
     facts = {k: manifest[k] for k in ("steps", "best_step", "device", "seconds", "finished") if k in manifest}
-    parts.append(
-        "## Settings\n\n"
-        + tables.markdown_table([["setting", "value"], *([str(k), str(v)] for k, v in (shown | facts).items())])
-        + "\n"
+    return _template().render(
+        head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True),
+        title=adapter.resolve().name,
+        named=Path(named).name if Path(named).exists() else named,
+        what=f"A {kind} adapter in PEFT's format." if settings.to == "peft" else fused,
+        language="python" if settings.to == "peft" else "sh",
+        commands=commands,
+        results=[list(row) for row in zip(*tables.result_rows(results), strict=True)] if results else [],
+        inputs=[[_short(k, inputs), str(v)] for k, v in inputs.items()],
+        settings=[[str(k), str(v)] for k, v in (shown | facts).items()],
+        difference=str(found) if found else "not compared",
+        quantized=settings.to == "peft" and "quantization" in base.config,
     )
-    comparison = str(found) if found else "Not compared."
-    parts.append(
-        "## What the export changed\n\nAgainst base and adapter, read back from this directory: "
-        + f"{tables.markdown_text(comparison)}.\n".replace("..", ".")
-    )
-    if settings.to == "peft" and "quantization" in base.config:
-        parts.append(
-            "Trained on a quantized base; on the unquantized one the log-probs differ by the base's quantizing error.\n"
-        )
-    return "\n".join(parts)
+
+
+def _template() -> Any:
+    """model_card.md.jinja. Untrusted text goes through the filters md (escaped for Markdown), table, or printable."""
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters |= {"md": tables.markdown_text, "table": tables.markdown_table, "printable": console.printable}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

@@ -326,7 +326,7 @@ def make_subsets(plan: Comparison) -> None:
             target.mkdir(parents=True, exist_ok=True)
             if (valid := Path(source) / "valid.jsonl").is_file():
                 shutil.copyfile(valid, target / valid.name)
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
             files.write_text(target / "train.jsonl", text)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..judge.compare import compare
 from ..machine import console, files, run_directory
-from ..report.tables import format_value
+from ..report.tables import format_metric
 from .reproduce import CELL, Cell, Comparison
 
 METRICS = (  # key in metrics.json, heading, format
@@ -93,11 +93,11 @@ def text_rows(rows: Sequence[Mapping[str, Any]], against: str) -> list[list[str]
     lines = [head]
     for row in rows:
         line = ["" if row.get(name) is None else console.printable(str(row[name])) for name in facts]
-        line += [str(row["users"]), *(format_value(row.get(key, {}), form) for key, _, form in measured)]
+        line += [str(row["users"]), *(format_metric(row.get(key, {}), form) for key, _, form in measured)]
         if paired:
             d = row.get("paired")
             interval = {} if not d or d["low"] is None else {"low": d["low"], "high": d["high"]}
-            line.append(format_value({"value": d["difference"], **interval}, "+.3f") if d else "-")
+            line.append(format_metric({"value": d["difference"], **interval}, "+.3f") if d else "-")
             line.append("-" if not d or d["p"] is None else f"{d['p']:.3f}")
         line += ["-" if row[name] is None else f"{row[name]:g}" for name in ("minutes", "peak_gb")]
         lines.append(line)

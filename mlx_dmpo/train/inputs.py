@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,11 +162,30 @@ def _with_adapter_shape(
     for name, value in found.items():
         given, default = getattr(settings, name), getattr(type(settings)(), name)
         if given != value and given != default:
-            raise UserError(
-                f"{name}: the adapter in {path} has {files.plain(value)}: leave {name} out, or start without "
-                "--start-adapter"
-            )
+            raise UserError(_other_shape(name, value, path))
     return replace(settings, **found)
+
+
+def _other_shape(name: str, value: Any, path: str) -> str:
+    return f"{name}: the adapter in {path} has {files.plain(value)}: leave {name} out, or start without --start-adapter"
+
+
+def refuse_other_shape(settings: SftSettings | DmpoSettings, given: Mapping[str, Any]) -> None:
+    """Raises UserError where a setting that was given, be it the default's value, is not the start adapter's.
+
+    given  what the flags and the config file name: num_layers, fine_tune_type, lora_parameters, lora_rank, ...
+    """
+    if not settings.start_adapter:
+        return
+    found = _with_adapter_shape(settings, adapters.read_adapter_config(settings.start_adapter), settings.start_adapter)
+    for name in ("num_layers", "fine_tune_type"):
+        if name in given and getattr(settings, name) != getattr(found, name):
+            raise UserError(_other_shape(name, getattr(found, name), settings.start_adapter))
+    parts = set(given.get("lora_parameters") or ()) | {n[5:] for n in given if n.startswith("lora_")}
+    for part in sorted(parts & {f.name for f in fields(Lora)}):
+        wanted, has = getattr(settings.lora_parameters, part), getattr(found.lora_parameters, part)
+        if wanted != has:
+            raise UserError(_other_shape(f"lora_{part}", has, settings.start_adapter))
 
 
 def check_memory(settings: TrainSettings, policy: LanguageModelScorer, groups: Sequence[EncodedGroup]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,23 @@ from ..records import RankingExample
 from .match import Catalogue
 
 ITEMS = "items.jsonl"
+USERS = "users.jsonl"
 SPLITS = ("test", "valid", "train")
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A prepared data set as rank, explain and serve need it: its catalogue, domain and users."""
+    """A prepared data set as rank, explain and serve need it: its catalogue, domain and users.
+
+    users  user -> liked titles, oldest first
+    seen   user -> every title that a ranking of the catalogue leaves out, where users.jsonl lists them
+    """
 
     source: str
     catalogue: Catalogue
     domain: str
     users: dict[str, tuple[str, ...]]
+    seen: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def history(self, user: str) -> tuple[str, ...]:
         """Raises UserError for a user who is not in the data set."""
@@ -69,7 +75,27 @@ def read_data(data: str, domain: str = "", domains: Any = None) -> DataSet:
     if not rows:
         titles = [t for e in examples if e.domain == domain for t in (*e.history, e.positive, *e.negatives)]
     users = {e.user: e.history for e in reversed(examples) if e.domain == domain}
-    return DataSet(source, Catalogue(tuple(dict.fromkeys(titles))), domain, dict(reversed(list(users.items()))))
+    users = dict(reversed(list(users.items())))
+    longest = max((len(e.history) for e in examples if e.domain == domain), default=0)
+    rows = _users(Path(source) / USERS, domain) if (Path(source) / USERS).is_file() else []
+    # no history is longer than those that training saw
+    users |= {str(r["user"]): tuple(r["liked"][-longest:]) for r in rows if r["liked"]}
+    seen = {str(r["user"]): frozenset([*r["liked"], *r["seen"]]) for r in rows}
+    return DataSet(source, Catalogue(tuple(dict.fromkeys(titles))), domain, users, seen)
+
+
+def _users(path: Path, domain: str) -> list[dict[str, Any]]:
+    """The rows of users.jsonl that list titles: "user", "liked" (oldest first), "seen"."""
+    found = []
+    for number, row in enumerate(files.read_lines(path), 1):
+        if not isinstance(row, dict) or "user" not in row:
+            raise UserError(f'{path}:{number}: "user" is missing: prepare the directory again')
+        if not {"liked", "seen"} <= set(row) or row.get("domain", domain) != domain:
+            continue
+        if any(not isinstance(row[k], list) or any(not isinstance(t, str) for t in row[k]) for k in ("liked", "seen")):
+            raise UserError(f'{path}:{number}: "liked" and "seen" are not lists of titles: prepare the directory again')
+        found.append(row)
+    return found
 
 
 def _items(path: Path) -> list[dict[str, Any]]:
@@ -136,8 +162,8 @@ def read_request(
     stdin: str | None = None,
     notice: Callable[[str], None] = lambda message: None,
 ) -> Request:
-    """The history of --history, --user or standard input, and the candidates: the catalogue without the history if none
-    are given.
+    """The history of --history, --user or standard input, and the candidates: the catalogue without the history, and
+    without all that users.jsonl lists as seen by the user, if none are given.
 
     stdin  JSON: {"history": [titles], "candidates": [titles]}; the candidates may be left out
     Raises UserError for none or several of the three, and for JSON of another shape.
@@ -156,9 +182,15 @@ def read_request(
             raise UserError("--candidates: standard input brings candidates too: keep one of them")
         wanted = wanted or more
     seen = data.history(user) if user else tuple(data.catalogue.match_all(liked, notice))
-    chosen = (
-        data.catalogue.match_all(wanted, notice) if wanted else [t for t in data.catalogue.titles if t not in set(seen)]
-    )
+    if wanted:
+        return Request(seen, tuple(data.catalogue.match_all(wanted, notice)))
+    left_out = {*seen, *data.seen.get(user, ())}
+    chosen = [t for t in data.catalogue.titles if t not in left_out]
+    if not chosen:
+        raise UserError(
+            f"{data.source}: {user or 'the history'} has seen every title of its catalogue: give --candidates FILE, or "
+            "prepare with --catalogue FILE"
+        )
     return Request(seen, tuple(chosen))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..machine.progress import Progress
 from . import bradley_terry
 from .scoring import History, Scoring
 
@@ -269,6 +270,16 @@ class Job:
     def finished(self) -> bool:
         return self._pairs.finished if self._pairs is not None else self._items is not None
 
+    @property
+    def pairs_to_compare(self) -> int:
+        """Pairs that the whole ranking compares; 0 for the method items."""
+        n = len(self._titles)
+        return min(self.budget or default_budget(n), n * (n - 1) // 2) if self.method == "pairs" else 0
+
+    @property
+    def pairs_compared(self) -> int:
+        return self._pairs.done if self._pairs is not None else 0
+
     def again(self) -> Job:
         """The same job from its beginning; scores that are kept are not computed again."""
         return replace(self, tokens=0)
@@ -285,9 +296,11 @@ class Job:
 
 def run(job: Job, scoring: Scoring, progress: Callable[[Ranking], None] = lambda ranking: None) -> Ranking:
     """The job's steps, one after another. `progress` gets the best ranking so far after each round of pairs."""
-    while step([job], scoring):
-        if job.method == "pairs":
-            progress(job.ranking())
+    with Progress(job.pairs_to_compare or None, "rank", "pair" if job.method == "pairs" else "step") as bar:
+        while step([job], scoring):
+            if job.method == "pairs":
+                progress(job.ranking())
+            bar.update(job.pairs_compared - bar.done)
     return job.ranking()
 
 

@@ -42,7 +42,7 @@ def column_map(path: Path) -> Callable[[Any, str], Any] | None:
     try:
         entries = json.loads(info.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{info}: cannot be read ({error}): fix it or take it away from beside {path.name}") from None
+        raise UserError(f"{info}: cannot be read ({error}): fix it, or move it away from {path.name}") from None
     entries = entries.items() if isinstance(entries, dict) else ()
     found = [(name, e) for name, e in entries if isinstance(e, dict) and e.get("file_name") == path.name]
     if not found or not {"columns", "tags"} & set(found[0][1]):

@@ -116,7 +116,7 @@ def test_the_printed_resume_command_continues_the_run(name, flags, model_directo
     assert whole.read_bytes() == resumed.read_bytes()
 
 
-# (data, valid_data, files that exist, whether the data set has a test split) -> what evaluate is output to read
+# (data, valid_data, files that exist, whether the data set has a test split) -> the file that evaluate is given
 @pytest.mark.parametrize(
     ("data", "valid", "exist", "has_test", "expected"),
     [

@@ -1,4 +1,4 @@
-"""Adapters for other tools: what is written equals what was trained, and what does not is output."""
+"""Adapters for other tools: what is written equals what was trained, and differences are reported."""
 
 import json
 import re
@@ -173,7 +173,7 @@ def test_a_fused_directory_holds_what_the_base_holds_but_code(settings, adapter,
 
 
 def test_a_quantised_base_three_ways(quantized_directory, data_directory, tmp_path):
-    """Dequantized is near, kept is equal, quantized again is output to be far."""
+    """Dequantized is near, kept is equal, quantized again is reported to be far."""
     adapter = save_adapter(quantized_directory, tmp_path / "adapter")
     settings = ExportSettings(adapter_path=str(adapter), data=str(data_directory), examples=2)
     expected = in_mlx_lm(quantized_directory, data_directory, adapter)
@@ -515,7 +515,7 @@ def test_the_hubs_own_links_are_followed(settings, model_directory, tmp_path):
 
 @pytest.fixture(scope="module")
 def thinking_export(tmp_path_factory, data_directory):
-    """A model whose template, as hybrid Qwen3's, thinks unless output not to."""
+    """A model whose template, as hybrid Qwen3's, thinks unless thinking is turned off."""
     from transformers import AutoTokenizer
 
     directory = tmp_path_factory.mktemp("thinking")

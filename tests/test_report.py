@@ -112,10 +112,10 @@ def test_the_terminals_table_shows_ranking_and_answers_where_there_are_any():
     assert "MRR" not in lines and "HR@1" not in tables.results_table({"a": plain})
 
 
-def test_told():
-    assert tables.output({"value": 0.71234, "low": 0.68, "high": 0.741}, ".3f") == "0.712 [0.680, 0.741]"
-    assert tables.output({"value": 0.71234}, ".2f") == "0.71"
-    assert tables.output({"value": None}, ".3f") == "-"
+def test_format_metric():
+    assert tables.format_metric({"value": 0.71234, "low": 0.68, "high": 0.741}, ".3f") == "0.712 [0.680, 0.741]"
+    assert tables.format_metric({"value": 0.71234}, ".2f") == "0.71"
+    assert tables.format_metric({"value": None}, ".3f") == "-"
 
 
 def test_the_hardest_and_the_easiest_pairs(tmp_path):

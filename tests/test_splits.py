@@ -238,7 +238,7 @@ def test_popularity_draws_the_popular_and_uniform_all_alike():
         ((1, 5), {"liked_quantile": 0.5}, "above the 0.5 quantile of the user's own ratings"),
     ],
 )
-def test_what_liked_means_is_told(scale, given, output):
+def test_what_liked_means_is_printed(scale, given, output):
     rule = splits.liked_rule(config.PrepareSettings(**given), replace(ratings_of(ROWS), scale=scale))
     assert rule.words == f"liked: {output}"
 

@@ -44,6 +44,10 @@ def test_errors_name_the_archive(tmp_path):
     path = archive(tmp_path / "x.zip", {"ratings.csv": text})
     with pytest.raises(UserError, match=r"x\.zip/ratings\.csv:2: the rating is no finite number"):
         read(path)
+    bad = sources.BadRows(True)
+    archive(path, {"ratings.csv": text + "2020-01-02,B,1950,u,4\n"})
+    sources.SOURCES["letterboxd"](path, config.PrepareSettings(), bad)
+    assert list(bad.first.values()) == [f"{path}/ratings.csv:2"]
     with pytest.raises(UserError, match=r"x\.zip: holds no ratings\.csv"):
         read(archive(path, {"notes.txt": "x"}))
 

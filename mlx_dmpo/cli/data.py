@@ -103,7 +103,7 @@ def table(paths: tuple[str, ...], config_file: str | None, **options: Any) -> No
 @settings_command(config.PrepareSettings, "Letterboxd.", prepare)
 @_paths
 def letterboxd(paths: tuple[str, ...], config_file: str | None, **options: Any) -> None:
-    """Letterboxd. PATH is the unpacked export (ratings.csv, watched.csv), or one of its files."""
+    """Letterboxd. PATH is the export, a zip archive or unpacked (ratings.csv, watched.csv), or one file of it."""
     _prepare("letterboxd", config.PrepareSettings, paths, config_file, options)
 
 

@@ -20,7 +20,7 @@ def letterboxd(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     """
     if is_zip(path):
         with unpacked(path, FILES, "Letterboxd export") as folder:
-            return of_archive(letterboxd(folder, settings, bad), folder, path)
+            return of_archive(letterboxd(folder, settings, bad), bad, folder, path)
     main = find(path, FILES, "Letterboxd export")
     need(main, ("Name", "Year", "Letterboxd URI"), "a Letterboxd export")
     beside = [main.parent / name for name in ("diary.csv", "watched.csv")] if path.is_dir() else []

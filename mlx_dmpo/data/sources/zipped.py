@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from ...errors import UserError
-from .contract import Ratings
+from .contract import BadRows, Ratings
 
 LIMIT = 512 << 20  # bytes of one unpacked file
 
@@ -70,6 +70,7 @@ class _Limited:
         return data
 
 
-def of_archive(ratings: Ratings, folder: Path, path: Path) -> Ratings:
-    """Ratings read from `unpacked`, as of the archive: it is their file, and notes name it."""
+def of_archive(ratings: Ratings, bad: BadRows, folder: Path, path: Path) -> Ratings:
+    """Ratings read from `unpacked`, as of the archive: it is their file, and notes and skipped rows name it."""
+    bad.first = {what: place.replace(str(folder), str(path)) for what, place in bad.first.items()}
     return replace(ratings, files=[path], notes=[note.replace(str(folder), str(path)) for note in ratings.notes])

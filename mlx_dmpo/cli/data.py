@@ -99,7 +99,7 @@ SOURCES: dict[str, tuple[type, str, str]] = {
     "letterboxd": (
         config.PrepareSettings,
         "Letterboxd.",
-        "Letterboxd. PATH is the unpacked export (ratings.csv, watched.csv), or one of its files.",
+        """Letterboxd. PATH is the export, a zip archive or unpacked (ratings.csv, watched.csv), or one file of it.""",
     ),
     "imdb": (
         config.PrepareSettings,

@@ -158,3 +158,10 @@ def load_tokenizer(name: str) -> Any:
     if tokenizer.chat_template is None:
         raise UserError(f"{source}: has no chat template: name an instruction-tuned model")
     return tokenizer
+
+
+def import_mlx_lm() -> None:
+    """Imports mlx-lm in the thread that calls it. To be called in the main thread before another one opens a model:
+    its generation stream, made in a thread that ends first, aborts the process while Python ends.
+    """
+    import mlx_lm  # noqa: F401

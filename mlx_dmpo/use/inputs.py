@@ -171,7 +171,7 @@ def read_request(
     given = {"--history": bool(history), "--user": bool(user), "standard input": bool(stdin and stdin.strip())}
     named = [name for name, is_given in given.items() if is_given]
     if not named:
-        raise UserError('rank: no history: give --history TITLE, --user ID, or {"history": [...]} on standard input')
+        raise UserError('no history: give --history TITLE, --user ID, or {"history": [...]} on standard input')
     if len(named) > 1:
         raise UserError(f"{named[1]}: the history is given twice, by {named[0]} too: keep one of them")
     liked = titles_of(history, "--history")

@@ -28,6 +28,7 @@ from starlette.routing import Route
 from ..config import ServeSettings
 from ..errors import Interrupted, UserError
 from ..machine import console, memory
+from ..model.loading import import_mlx_lm
 from . import explain as explanations
 from .inputs import DataSet, read_data
 from .ranker import Ranker, settings_for
@@ -291,6 +292,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def start(settings: ServeSettings) -> tuple[Server, Worker]:
     """The server with its model loaded. Raises UserError."""
+    import_mlx_lm()
     data = read_data(settings.data, settings.domain, settings.domains)
     worker = Worker(
         lambda: Ranker.open(settings_for(settings), settings.adapter_path, data.domain),

@@ -53,7 +53,11 @@ class Worker:
     def start(self) -> Ranker:
         """Starts the thread and waits for the model. Raises what loading it raises."""
         self._thread.start()
-        return self._loaded.result()
+        try:
+            return self._loaded.result()
+        except BaseException:
+            self._thread.join()  # no thread is left behind
+            raise
 
     @property
     def waiting(self) -> int:

@@ -78,6 +78,12 @@ def _refuse_other(path: Path, start: bytes) -> None:
         raise UserError(f"{path}: is a web page, no table: download the file itself")
 
 
+def _refuse_utf16(path: Path, start: bytes) -> None:
+    """Raises UserError where a byte order mark says UTF-16."""
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{path}: is UTF-16 text: save it as UTF-8, or add --encoding utf-16")
+
+
 def start(path: Path, size: int = 1 << 16, encoding: str = "") -> str:
     """The first characters of a text file. Raises UserError for an empty or a binary one, and names what it is."""
     with opened(path, bar=False) as file:
@@ -88,8 +94,7 @@ def start(path: Path, size: int = 1 << 16, encoding: str = "") -> str:
     if encoding:
         codec = lookup(encoding)
         return codecs.getincrementaldecoder(codec)("replace").decode(first).removeprefix("\ufeff")
-    if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path}: is UTF-16 text: save it as UTF-8, or add --encoding utf-16")
+    _refuse_utf16(path, first)
     if b"\0" in first:
         raise UserError(f"{path}: is a binary file: give text, Parquet or JSON lines")
     return codecs.getincrementaldecoder("utf-8")("mlx_dmpo.cp1252").decode(first).removeprefix("\ufeff")
@@ -149,6 +154,8 @@ def encoding_of(path: Path, given: str = "") -> Encoding:
     first: tuple[int, bytes] | None = None
     with opened(path, bar=False) as file:
         for block in whole_lines(file):
+            if not line:
+                _refuse_utf16(path, block)
             if not block.isascii():
                 for n, text in enumerate(block.split(b"\n"), line + 1):
                     if text.isascii():

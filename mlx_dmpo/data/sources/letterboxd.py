@@ -7,15 +7,21 @@ from pathlib import Path
 from ...config import PrepareSettings
 from .contract import BadRows, Ratings
 from .personal import Entry, Export, find, need, rating_of, ratings_of, read_csv, time_of, titled
+from .zipped import is_zip, of_archive, unpacked
+
+FILES = ("ratings.csv", "diary.csv", "watched.csv")
 
 
 def letterboxd(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
-    """PATH is the unpacked export or one file of it: Date, Name, Year, Letterboxd URI and, where films were rated,
-    Rating.
+    """PATH is the export as downloaded (a zip archive), unpacked, or one file of it: Date, Name, Year, Letterboxd URI
+    and, where films were rated, Rating.
 
     Films of watched.csv without a rating are seen: they are never negatives.
     """
-    main = find(path, ("ratings.csv", "diary.csv", "watched.csv"), "Letterboxd export")
+    if is_zip(path):
+        with unpacked(path, FILES, "Letterboxd export") as folder:
+            return of_archive(letterboxd(folder, settings, bad), bad, folder, path)
+    main = find(path, FILES, "Letterboxd export")
     need(main, ("Name", "Year", "Letterboxd URI"), "a Letterboxd export")
     beside = [main.parent / name for name in ("diary.csv", "watched.csv")] if path.is_dir() else []
     export = Export()

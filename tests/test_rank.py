@@ -551,6 +551,7 @@ def test_ctrl_c_prints_the_best_order_so_far(base):
     """A real SIGINT to a real process, after some pairs and before all of them."""
     script = """
 import sys, os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with it ignored
 from mlx_dmpo.use import rank
 add = rank.PairRanking.add
 def and_interrupt(self, probabilities):

@@ -147,7 +147,7 @@ class Plain(Silent):
         self._now, self._printed, self._last = now, 0.0, ""
 
     def stepped(self, step: int) -> None:
-        if self._last and self._now() - self._printed >= EVERY:
+        if self._last and step < self.steps and self._now() - self._printed >= EVERY:
             self._say(step)
 
     def on_step(self, line: Mapping[str, Any]) -> None:

@@ -115,7 +115,7 @@ FLAGS = {
     "start adapter is missing": (["dmpo", "--start-adapter", "{tmp}/none"], ["none"]),
     "start adapter without weights": (["dmpo", "--start-adapter", "{tmp}/bert"], ["adapter"]),
     "unfinished adapter": (["evaluate", "--adapter-path", "{tmp}/unfinished"], ["not finished"]),
-    "adapter of another model": (["evaluate", "--adapter-path", "{tmp}/other"], ["other", "no adapter of"]),
+    "adapter of another model": (["evaluate", "--adapter-path", "{tmp}/other"], ["other", "not an adapter of"]),
     "config is missing": (["sft", "-c", "{tmp}/none.yaml"], ["none.yaml"]),
     "config with an unknown key": (["dmpo", "-c", "{tmp}/typo.yaml"], ["typo.yaml:2", '"betta"', '"beta"']),
     "config with a wrong type": (["dmpo", "-c", "{tmp}/type.yaml"], ["type.yaml:1", "batch_size"]),
@@ -186,7 +186,7 @@ FLAGS = {
     "export without its base": (["export", "--adapter-path", "{tmp}/other"], ["other", "--model"]),
     "export onto the wrong base": (
         ["export", "--adapter-path", "{tmp}/other", "--model", "{model}"],
-        ["other", "no adapter of"],
+        ["other", "not an adapter of"],
     ),
     "export kept and quantized": (
         ["export", "--adapter-path", "{tmp}/fine", "--keep-quantized", "--requantize"],

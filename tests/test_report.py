@@ -310,7 +310,7 @@ def test_explanations_in_a_directory_are_shown(tmp_path):
     files.write_json(run / "explain.json", {**one, "models": [{"name": "dmpo", **one}]})
     report_page.write_report([run], tmp_path / "report.html")
     text = " ".join(Page(tmp_path / "report.html").text)
-    assert "Without Heat the order turns" in text and "-0.50" in text
+    assert "Without Heat the order is reversed" in text and "-0.50" in text
     files.write_json(run / "explain-2.json", {"margin": "much"})
     with pytest.raises(UserError, match="holds no explanation"):
         report_page.write_report([run], tmp_path / "report.html")
@@ -322,7 +322,7 @@ def test_malformed_parts_of_metrics_are_named(key, tmp_path):
     found = json.loads((evaluation / "metrics.json").read_text())
     found[key] = {"curve": 3, "history": [], "by_positive": None, "prefers_popular": "x"}
     files.write_json(evaluation / "metrics.json", found)
-    with pytest.raises(UserError, match=r"metrics\.json: holds other values"):
+    with pytest.raises(UserError, match=r"metrics\.json: has values that this program does not write"):
         report_page.write_report([evaluation], tmp_path / "report.html")
 
 

@@ -58,7 +58,7 @@ def test_a_damaged_archive(tmp_path):
     data = bytearray(path.read_bytes())
     data[100:140] = bytes(40)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"x\.zip: not a sound zip archive"):
+    with pytest.raises(UserError, match=r"x\.zip: not a valid zip archive"):
         read(path)
 
 

@@ -48,7 +48,7 @@ def read_scores(path: Path) -> Scores:
             raise UserError(f'{path}:{n}: "margin" is no finite number: give it in nats')
         of_user = margins.setdefault((str(row.get("domain", "")), row["user"], row["positive"]), {})
         if row["negative"] in of_user:
-            raise UserError(f"{path}:{n}: the pair is there twice: keep one margin of each")
+            raise UserError(f"{path}:{n}: the pair occurs twice: keep one margin of each")
         of_user[row["negative"]] = float(margin)
     return Scores(path, margins)
 

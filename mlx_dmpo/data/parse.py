@@ -219,7 +219,7 @@ def _parquet_rows(path: Path) -> Rows:
                     n += 1
                     yield f"{path}:row {n}", value
     except (OSError, ValueError, NotImplementedError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: is no readable Parquet file ({first_line(error)}): write it again") from None
+        raise UserError(f"{path}: is not a readable Parquet file ({first_line(error)}): write it again") from None
 
 
 def first_line(error: Exception) -> str:

@@ -65,7 +65,7 @@ class Bootstrap:
         return self.units >= MIN_UNITS
 
     def column(self, values: np.ndarray) -> int:
-        """Registers (n,) values; the number under which their sum stands in `sums`."""
+        """Registers (n,) values; the number of the column of their sum in `sums`."""
         self._columns.append(np.bincount(self.index, weights=values, minlength=self.units))
         return len(self._columns) - 1
 

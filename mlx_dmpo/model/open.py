@@ -1,4 +1,4 @@
-"""The one way to a model that scores: load it, attach the adapter, choose the prompt, check the scorers."""
+"""Opens a model for scoring: load it, attach the adapter, choose the prompt, check the scorers."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class LanguageModelScorer:
         places = None
         if self.template.form == "listwise":
             orders = np.array(rotations(example, self.orders, self.settings.seed))
-            placed = np.take_along_axis(numbers, orders, axis=1)  # column p: the score of what stands in place p
+            placed = np.take_along_axis(numbers, orders, axis=1)  # column p: the score of what is printed in place p
             best = placed == placed.max(axis=1, keepdims=True)
             places = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
         return Scores(example, items[0] - items[1:], by_pair, items, places)

@@ -109,7 +109,7 @@ def check_hash(wheel: Path, package: Package) -> None:
     if found != package.sha256:
         raise UserError(
             f"{wheel.name}: its SHA-256 is {found[:12]}…, not {package.sha256[:12]}… of {package.name} "
-            f"{package.version}: the file is cut or another one; download it again"
+            f"{package.version}: the file is incomplete or a different one; download it again"
         )
 
 

@@ -28,10 +28,9 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 def fit(counts: np.ndarray, prior: float = PRIOR, steps: int = 200) -> Strengths:
     """The maximum a posteriori strengths (Bradley & Terry 1952, with a Gaussian prior).  counts (N, N) -> Strengths.
 
-    Maximises  sum_ij counts_ij log sigmoid(s_i - s_j) - prior / 2 sum_i s_i^2  by Newton's method. The prior keeps an
-               item
-    that won or lost every comparison finite, and items that were never compared at 0. The errors are the roots of the
-    diagonal of the inverse Hessian: each comparison counts as one observation.
+    Maximizes  sum_ij counts_ij log sigmoid(s_i - s_j) - prior / 2 sum_i s_i^2  by Newton's method. The prior keeps
+    an item that won or lost every comparison finite, and items that were never compared at 0. The errors are the roots
+    of the diagonal of the inverse Hessian: each comparison counts as one observation.
     """
     counts = np.asarray(counts, np.float64)
     N = len(counts)

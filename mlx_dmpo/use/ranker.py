@@ -129,8 +129,8 @@ class Ranker:
         return margins
 
     def explain(self, history: Iterable[str], chosen: str, rejected: str, *, max_flip: int = 3) -> Explanation:
-        """Why `chosen` is put above `rejected`, or below it: tokens, history items, the smallest set of items that
-        turns it.
+        """Why `chosen` is put above `rejected`, or below it: tokens, history items, and the smallest set
+        of items whose removal reverses the order.
         """
         return explain(self.scoring, tuple(history), chosen, rejected, max_flip)
 

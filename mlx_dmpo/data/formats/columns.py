@@ -102,7 +102,7 @@ COMPLETIONS = ("response", "answer", "output")
 _PART = {*PROMPTS, *SYSTEMS, "system", "prompt", "context", "history", "dialogue", "conversation", "conversations"}
 
 
-# Columns that describe a row; what stands there is no prompt, however it reads.
+# Columns that describe a row; their text is never the prompt.
 _ABOUT = re.compile(
     r"(.*_)?(id|idx|index|uuid|source|dataset|category|categories|type|topic|tags?|labels?|lang|language|model|models|"
     r"score|scores|rating|ratings|split|url|date|timestamp|license|notes?|comments?|rationale|reason|metadata|"

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 class Unconvertible(UserError):
-    """A sound row that holds no ranking pair. The message is the reason alone."""
+    """A valid row that holds no ranking pair. The message is the reason alone."""
 
 
 @dataclass

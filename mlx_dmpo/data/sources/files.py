@@ -37,7 +37,7 @@ def opened(path: Path, bar: bool = True) -> Iterator[Any]:
     except EOFError:
         raise UserError(f"{path}: the gzip file is cut short: download it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a sound gzip file ({error}): download it again") from None
+        raise UserError(f"{path}: not a valid gzip file ({error}): download it again") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder: name a file of it") from None
     except OSError as error:

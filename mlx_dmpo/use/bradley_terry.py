@@ -86,5 +86,5 @@ def copeland(counts: np.ndarray) -> np.ndarray:
 
 def cyclic_triples(counts: np.ndarray) -> int:
     """Triples in which a is put above b, b above c and c above a, among those whose three pairs were compared."""
-    beats = _beats(counts).astype(np.int64)
-    return int(np.trace(beats @ beats @ beats)) // 3
+    beats = _beats(counts).astype(np.float64)  # exact: counts stay below 2^53; integer products are slow
+    return int(((beats @ beats) * beats.T).sum()) // 3

@@ -294,11 +294,11 @@ class Job:
         return Ranking("items", self.prompt, rows, 0, self.tokens, seconds)
 
 
-def run(job: Job, scoring: Scoring, progress: Callable[[Ranking], None] = lambda ranking: None) -> Ranking:
+def run(job: Job, scoring: Scoring, progress: Callable[[Ranking], None] | None = None) -> Ranking:
     """The job's steps, one after another. `progress` gets the best ranking so far after each round of pairs."""
     with Progress(job.pairs_to_compare or None, "rank", "pair" if job.method == "pairs" else "step") as bar:
         while step([job], scoring):
-            if job.method == "pairs":
+            if progress and job.method == "pairs":
                 progress(job.ranking())
             bar.update(job.pairs_compared - bar.done)
     return job.ranking()

@@ -107,7 +107,7 @@ class Ranker:
         top: int = 0,
         *,
         budget: int = 0,
-        progress: Callable[[Ranking], None] = lambda ranking: None,
+        progress: Callable[[Ranking], None] | None = None,
     ) -> Ranking:
         """The candidates, best first; the first `top` of them unless 0. Their order as given does not matter.
 

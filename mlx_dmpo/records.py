@@ -104,7 +104,7 @@ class RankingExample:
 
 
 def _list_of(value: Any, length: int, *kinds: type) -> bool:
-    """Whether `value` is a list of so many values of these very types (true is no number), none of them NaN or Inf."""
+    """Whether `value` is a list of this many values of these types (true is not a number), without NaN and Inf."""
     return (
         isinstance(value, list)
         and len(value) == length

@@ -87,7 +87,7 @@ FAULTS = {
     "the positive in the history": (row("x", ["Amber river"], "Amber river", "Iron tower"), "is in their history"),
     "a negative in the history": (row("x", ["Iron tower"], "Amber river", "Iron tower"), "is in their history"),
     "a twin": (row("x", ["Iron tower"], "Amber river", "AMBER river"), "case or white space only"),
-    "a row twice": (rows("u")[3], "repeat a pair"),
+    "a row twice": (rows("u")[3], "repeat an earlier pair"),
 }
 
 
@@ -123,7 +123,7 @@ def test_27_rows_twice_and_in_two_files(tmp_path):
         released(TITLES[i % 20 + 2], TITLES[i % 20 + 3], i % 2 == 0, (TITLES[i % 20], f"title {i}")) for i in range(200)
     ]
     found = warnings(check.check(check.read_parts([str(write(tmp_path / "eval.json", sound + sound[:27]))])))
-    assert [f.what.split(" ")[0] for f in found] == ["27"] and "repeat a pair" in found[0].what
+    assert [f.what.split(" ")[0] for f in found] == ["27"] and "repeat an earlier pair" in found[0].what
     assert found[0].rows[0].endswith("eval.json:row 201") and len(found[0].rows) == 27
     assert found[0].line().count("eval.json:row") == 3 and found[0].line().endswith("and 24 more, listed by --json)")
     other = [released("Other", f"negative {i}", i % 2 == 0, (f"history {i}",)) for i in range(50)]
@@ -176,7 +176,7 @@ def test_free_text(tmp_path):
     fair = [pair(i, "yes it is" if i % 2 else "yes", "no it is" if i % 3 else "no") for i in range(40)]
     assert warnings(findings(tmp_path, d=fair)) == []
     for extra, expected in (
-        (fair[0], "stand above already"),
+        (fair[0], "repeat an earlier one"),
         (pair(99, "yes\x07", "no"), "control"),
         (pair(99, "yes", "yes "), "white space only"),
     ):

@@ -68,7 +68,7 @@ BAD = {
     "another form's placeholder": (without(DIRECT, prompt="{history} <{first}>"), "{first} is not a placeholder"),
     "missing placeholder": (without(DIRECT, prompt="Next?"), "{history} is missing"),
     "missing second": (without(PAIR, prompt="{history}. <{first}>?"), "{second} is missing"),
-    "twice": (without(DIRECT, prompt="{history} {history}"), "{history} stands twice"),
+    "twice": (without(DIRECT, prompt="{history} {history}"), "{history} occurs twice"),
     "stray brace": (without(DIRECT, prompt="{history} }"), "write {{ and }}"),
     "attribute": (without(DIRECT, prompt="{history.__class__}"), "is not a placeholder"),
     "format spec": (without(DIRECT, prompt="{history:>9}"), "is not a placeholder"),
@@ -84,8 +84,8 @@ BAD = {
     "answer of one title": (without(PAIR, answer="{first}"), "needs {first} and {second}"),
     "ambiguous answer": (without(PAIR, answer="{first}{second}"), "nothing marks where {first}"),
     "ambiguous comma": (without(PAIR, answer="<{first}>, {second}"), "nothing marks where {second}"),
-    "yes in direct": (without(DIRECT, answer_yes="Yes"), "has no use in form direct"),
-    "answer in pointwise": (without(POINT, answer="{title}"), "has no use in form pointwise"),
+    "yes in direct": (without(DIRECT, answer_yes="Yes"), "has no effect in form direct"),
+    "answer in pointwise": (without(POINT, answer="{title}"), "has no effect in form pointwise"),
     "no yes": (without(POINT, "answer_yes"), '"answer_yes": is missing'),
     "yes is no": (without(POINT, answer_no=" yes"), "begin alike"),
     "yes begins no": (without(POINT, answer_no="Yes, but no"), "begin alike"),
@@ -235,8 +235,8 @@ def test_a_damaged_stored_prompt_is_refused():
     assert prompts.read_stored(stored, "a").hash == built_in("direct").hash
     for damaged, message in (
         ({**stored, "prompt": stored["prompt"] + " Please."}, "hash"),
-        ({**stored, "form": "other"}, "no prompt form"),
-        ("direct", "is no template"),
+        ({**stored, "form": "other"}, "not a prompt form"),
+        ("direct", "is not a template"),
         ({**stored, "domains": {"movie": 3}}, "wording is not complete"),
     ):
         with pytest.raises(UserError, match=message):

@@ -26,7 +26,7 @@ class BaselineSettings(EvaluateSettings):
     fit: str = setting(
         "train",
         "train fits on the training users, as few-shot papers do; all adds the validation users and the tested users' "
-        "histories: every interaction that is no test target.",
+        "histories: every interaction that is not a test target.",
         choices=("train", "all"),
     )
     match_titles: str = setting(
@@ -65,7 +65,7 @@ _OF_EMBEDDINGS = ("model", "quantize", "quantize_group_size", "quantize_mode", "
 
 
 def check_baseline(name: str, settings: BaselineSettings, given: Collection[str] = ()) -> None:
-    """Raises UserError for a name that is no baseline, and for a setting that has no effect on this one.
+    """Raises UserError for a name that is not a baseline, and for a setting that has no effect on this one.
 
     given  names of the flags that were given: these are refused also where their value is the default
     """

@@ -191,7 +191,7 @@ def _csv_rows(path: Path, text: str) -> Rows:
 
 
 def _without_surrogates(row: tuple[str, Any]) -> tuple[str, Any]:
-    """JSON can write half of a surrogate pair, which is no text: nothing can encode it."""
+    """JSON can write half of a surrogate pair, which is not text: nothing can encode it."""
     source, value = row
     try:
         if not isinstance(value, UserError):

@@ -279,7 +279,7 @@ def _write(
     unknown = sorted(named - {d.name for d in domains})
     if unknown:
         raise UserError(
-            f'--train-domains and --test-domains: "{unknown[0]}" is no domain here: there are '
+            f'--train-domains and --test-domains: "{unknown[0]}" is not a domain here: there are '
             f"{', '.join(d.name for d in domains)}"
         )
     try:
@@ -311,7 +311,7 @@ def _write(
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """A JSON lines file; none where there are no rows, and what stood there goes."""
+    """A JSON lines file; none where there are no rows; an earlier file is removed."""
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     if text:
         files.write_text(path, text)

@@ -89,7 +89,7 @@ class Bootstrap:
         return statistic
 
     def run(self, per_chunk: Callable[[np.ndarray], None] | None = None) -> None:
-        """Draws all resamples. `per_chunk` receives the rows' weights (b, n), for statistics that are no sums."""
+        """Draws all resamples. `per_chunk` receives the rows' weights (b, n), for statistics that are not sums."""
         table = np.stack(self._columns, axis=1)
         self.total = table.sum(axis=0)
         if not self.has_interval:

@@ -101,7 +101,7 @@ def _differences(
 def _auc_differences(
     found: Sequence[Entry], keys: Sequence[Key], users: Sequence[str], resamples: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """AUC is no mean over pairs, and is computed again in each resample. The mean of the seeds' AUCs is compared."""
+    """AUC is not a mean over pairs, and is computed again in each resample. The mean of the seeds' AUCs is compared."""
     units = Bootstrap(users, resamples, seed)
     margins = [entry.margins(keys) for entry in found]
     value = np.array([np.mean([metrics.auc(m)[0] for m in seeds]) for seeds in margins])

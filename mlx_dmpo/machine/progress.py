@@ -83,7 +83,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that is no part of the rate. A Progress inside counts once."""
+        """Time that does not count for the rate. A Progress inside counts once."""
         since, before = time.monotonic(), self._idle
         try:
             yield

@@ -227,7 +227,7 @@ def check_options(settings: CommonSettings, template: prompts.Template) -> None:
     if getattr(settings, "orders", None) and template.form != "listwise":
         raise UserError(f"--orders: prompt {template.name} prints no list of candidates: leave it out, or use listwise")
     if getattr(settings, "per_token", False) and template.form not in ("direct", "listwise"):
-        raise UserError(f"--per-token: the answers of prompt {template.name} are no titles: leave it out")
+        raise UserError(f"--per-token: the answers of prompt {template.name} are not titles: leave it out")
 
 
 def refuse_for_free_text(settings: CommonSettings, free_text: bool = True) -> None:

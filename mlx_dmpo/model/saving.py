@@ -73,7 +73,7 @@ COMPANIONS = tuple(
 
 
 def _companions(base: Loaded) -> list[Path]:
-    """Raises UserError for a link to something that is no part of the model: its contents would be given away with the
+    """Raises UserError for a link to something that is not part of the model: its contents would be given away with the
     copy.
     """
     files = sorted({f for pattern in COMPANIONS for f in base.path.glob(pattern) if f.is_file() and f.suffix != ".py"})

@@ -34,7 +34,7 @@ WORDS = tuple(f.name for f in fields(Domain))
 
 
 def parts(text: str, where: str) -> list[tuple[str, str]]:
-    """[(literal text, placeholder that follows it or "")]. Raises UserError for braces that are no placeholder."""
+    """[(literal text, placeholder that follows it or "")]. Raises UserError for braces that are not a placeholder."""
     try:
         found = list(string.Formatter().parse(text))
     except ValueError as error:

@@ -51,7 +51,7 @@ def _base_of(settings: ExportSettings, stored: Mapping[str, Any]) -> ExportSetti
             not isinstance(named, str) or not Path(named).is_dir()
         ):  # a repository is fetched only when the user names it
             known = (
-                f"{named}, which is no directory here" if isinstance(named, str) else "a model that it does not name"
+                f"{named}, which is not a directory here" if isinstance(named, str) else "a model that it does not name"
             )
             raise UserError(
                 f"{adapter}: was trained on {known}: add --model {named if isinstance(named, str) else 'MODEL'}"

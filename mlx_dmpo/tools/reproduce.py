@@ -134,7 +134,7 @@ def read(path: str | Path) -> Comparison:
         raise UserError(f"{at('against')}: {against!r} is none of the systems: name one of them")
     models = {n: str(m) for n, m in _mapping(values["models"], at("models")).items()} if values.get("models") else {}
     if not models and any(s not in BASELINES or s in LANGUAGE for s in systems):
-        raise UserError(f'{path}:1: "models" is missing: systems that are no baseline need a model')
+        raise UserError(f'{path}:1: "models" is missing: systems other than baselines need a model')
     prompts = values.get("prompts", ["pairwise"])
     return Comparison(
         name,

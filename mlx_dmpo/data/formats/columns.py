@@ -197,6 +197,6 @@ def refuse_lost_text(row: Row, used: frozenset[str], form: str, group: Preferenc
         if name not in used and name in _PART and any(t.strip() and t.strip() not in read for t in _texts(row[name])):
             raise fail(
                 source,
-                f'column "{name}" is no part of {form}, and its text would be lost',
+                f'column "{name}" is not part of {form}, and its text would be lost',
                 "join it to the prompt, or remove the column",
             )

@@ -37,7 +37,7 @@ class Table:
 
 
 def open_table(path: Path, known: Iterable[str] = (), encoding: Encoding = UTF8) -> Table:
-    """Recognizes the form of a file. Raises UserError for what is no table."""
+    """Recognizes the form of a file. Raises UserError for what is not a table."""
     known = [name for name in known if not name.isdecimal()]
     if path.is_dir():
         raise UserError(f"{path}: is a folder: name a file of it")

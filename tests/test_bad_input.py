@@ -172,7 +172,10 @@ FLAGS = {
     "report of nothing": (["report", "{tmp}/bert"], ["bert"]),
     "report of no directory": (["report"], ["RUN_OR_EVAL_DIR"]),
     "report of a missing directory": (["report", "{tmp}/none"], ["none"]),
-    "report of broken metrics": (["report", "{tmp}/evaluation"], ["evaluation/metrics.json", "other values"]),
+    "report of broken metrics": (
+        ["report", "{tmp}/evaluation"],
+        ["evaluation/metrics.json", "values that this program does not write"],
+    ),
     "report of broken scores": (["report", "{tmp}/scored"], ["scored/scores.jsonl", "row 1"]),
     "report into a directory": (
         ["report", "{tmp}/trained", "--out", "{tmp}/trained"],
@@ -202,7 +205,7 @@ FLAGS = {
     ),
     "export over something else": (
         ["export", "--adapter-path", "{tmp}/fine", "--out", "{tmp}/bert"],
-        ["bert", "no export"],
+        ["bert", "not an export"],
     ),
     "export without data": (["export", "--adapter-path", "{tmp}/fine", "--data", "{tmp}/none.jsonl"], ["none.jsonl"]),
     "export with a broken evaluation": (

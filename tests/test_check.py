@@ -152,7 +152,7 @@ def test_titles_spelt_in_two_ways(tmp_path):
     assert (
         len(found) == 1
         and f"0 of {len(new)} movie titles" in found[0].what
-        and f"{len(alike)} more only in another" in found[0].what
+        and f"{len(alike)} more only in a different" in found[0].what
     )
     assert f"'{min(alike)}' there '{min(alike).removesuffix(', The (1999)')}'" in found[0].what
     apart = findings(tmp_path, train=rows("a", 25), test=rows("b", 25, [f"Q{i}" for i in range(25)]))
@@ -286,7 +286,7 @@ def test_released_ml_1m_titles_do_not_match(shared):
     for train in ("sft_ranking", "dpo_ranking_5"):
         parts = check.read_parts([str(folder / f"rec_data_ml_1m_{name}.json") for name in (train, "eval_ranking")])
         output = [f.what for f in warnings(check.check(parts))]
-        assert any("0 of 2029 movie titles" in t and "only in another spelling" in t for t in output)
+        assert any("0 of 2029 movie titles" in t and "only in a different spelling" in t for t in output)
         assert not any("that is also in" in t and t.split()[1:3] == ["groups", "of"] for t in output)
 
 

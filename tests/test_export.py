@@ -433,7 +433,7 @@ def test_nothing_else_is_ever_replaced(settings, adapter, sft_run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     for out in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt", sft_run, adapter):
-        with pytest.raises(UserError, match=r"no export|a run or an evaluation"):
+        with pytest.raises(UserError, match=r"not an export|a run or an evaluation"):
             export.export(replace(settings, out=str(out), overwrite=True))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it" and (sft_run / "adapters.safetensors").exists()
 

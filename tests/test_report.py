@@ -275,9 +275,7 @@ def test_headlines():
         "dmpo ranks 74.4 % of pairs right, 15.7 points above sft (95 %: 11 to 20)"
     )
     close = contents_of(three, [("dmpo", "sft", 0.01, -0.02, 0.04)])
-    assert contents.headline(close).endswith(
-        "1 points above sft (95 %: −2 to 4), which these users cannot tell from no difference"
-    )
+    assert contents.headline(close).endswith("1 points above sft (95 %: −2 to 4), not a significant difference")
     few = contents_of(three, [("dmpo", "sft", 0.157, None, None)])
     assert contents.headline(few).endswith("15.7 points above sft (too few users for an interval)")
     alone = contents_of({"dmpo": dmpo}, baselines={"popularity": result(0.608)})

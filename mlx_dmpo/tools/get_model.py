@@ -243,7 +243,7 @@ def save_tokenizer(facts: dict[str, Any], out: Path) -> None:
 
 
 def self_check(directory: Path) -> list[str]:
-    """Queries the capital of France, and compares the shared-prefix scorer with the plain one. Returns lines to print.
+    """Asks for the capital of France, and compares the shared-prefix scorer with the plain one. Returns lines to print.
 
     Raises UserError where the answer is wrong: the conversion does not fit this file.
     """

@@ -125,6 +125,7 @@ def notes(
     bad: BadRows,
     titles: Catalogue,
     h: splits.Histories,
+    items: Sequence[str],
     examples: dict[str, list[RankingExample]],
     scored: Counter[str] | None,
 ) -> Iterator[str]:
@@ -132,7 +133,9 @@ def notes(
     for reason, count in bad.counts.items():
         yield f"{count:,} rows left out: {reason} (first: {bad.first[reason]})"
     if h.untitled:
-        yield f"{h.untitled:,} ratings left out: no title for {int((titles.of_item < 0).sum()):,} items"
+        without = (titles.of_item < 0).nonzero()[0]
+        such = f", such as {items[without[0]]}" if len(without) else ""
+        yield f"{h.untitled:,} ratings left out: no title for {len(without):,} items{such}"
     if h.repeated:
         yield f"{h.repeated:,} ratings left out: the same user and title again later"
     merged = titles.merged

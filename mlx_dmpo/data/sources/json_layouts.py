@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from .guesses import GUESSES
 from .tables import plain
+
+USER = set(GUESSES["user"])
 
 
 def rows_of(path: Path, value: Any, known: set[str]) -> tuple[list[Any], bool]:
@@ -29,12 +32,12 @@ def rows_of(path: Path, value: Any, known: set[str]) -> tuple[list[Any], bool]:
     tables = {name: v for name, v in lists.items() if v and all(isinstance(row, dict | list) for row in v)}
     if len(tables) == 1 and len(lists) < 2:  # {"page": 1, "ratings": [...]}
         return _of_list(next(iter(tables.values())), known)
-    if inner and len(outside) < 2 and len(tables) == len(inner) and (rows := _by_user(value)):
-        return rows, True
     if len(tables) > 1:
         rated = [name for name in tables if "rating" in plain(name)]
         if len(rated) == 1:
             return _of_list(tables[rated[0]], known)
+        if len(tables) == len(inner) and (rows := _by_user(value)):
+            return rows, True
         raise UserError(
             f"{path}: holds rows under several keys ({', '.join(list(tables)[:8])}): write the ratings to a file of "
             "their own"
@@ -74,10 +77,8 @@ def _by_user(value: dict[str, Any]) -> list[dict[str, Any]]:
                 rows.append(
                     {"user": user, "item": item, **(rating if isinstance(rating, dict) else {"rating": rating})}
                 )
-        elif all(isinstance(row, dict) for row in theirs):
+        elif all(isinstance(row, dict) and not USER & set(map(plain, row)) for row in theirs):
             rows += [{"user": user, **row} for row in theirs]
-        elif all(isinstance(row, list) and len(row) == 2 for row in theirs):
-            rows += [{"user": user, "item": item, "rating": rating} for item, rating in theirs]
         else:
             return []
     return rows

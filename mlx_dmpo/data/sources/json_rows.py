@@ -144,7 +144,7 @@ def _take(
     if not isinstance(row, dict):
         bad.add(where, "not a JSON object", "give one object a line")
         return False
-    if not fields.keys() <= row.keys():
+    if any(name not in row or isinstance(row[name], dict) for name in fields):
         row = flat(row)
     values = [convert(row.get(name), kind) for name, kind in fields.items()]
     missing = [name for name, value in zip(fields, values, strict=True) if value is None and name not in optional]

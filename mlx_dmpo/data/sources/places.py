@@ -56,8 +56,9 @@ def places(
     plays = third in free and third not in times and not ratings and all(map(numeric, values[third]))
     if "time" not in found and (usual.get("time") in times or len(times) == 1):
         found["time"] = usual["time"] if usual.get("time") in times else times[0]
-    if "rating" not in found and (third in ratings or plays or len(ratings) == 1):
-        found["rating"] = third if third in ratings or plays else ratings[0]
+    by_place = third in ratings and not set(times) - {usual.get("time")}
+    if "rating" not in found and (by_place or plays or len(ratings) == 1):
+        found["rating"] = third if by_place or plays else ratings[0]
     fourth = usual.get("time", "")
     if "time" not in found and found.get("rating") == third and fourth in free and all(map(numeric, values[fourth])):
         found["time"] = fourth  # a count of its own, such as seconds since a start
@@ -77,6 +78,7 @@ def places(
             f"{path}: no header line, and the columns ({', '.join(names)}) are not user, item, rating, time"
             f"{' (' + ', '.join(looks) + ')' if looks else ''}: say which is which, as in "
             f"--user-column {rest[-1] if rest else 1} --item-column {rest[0] if rest else 2}"
+            f"{'' if 'rating' in found else ' --rating-column ' + names[-1]}"
         )
     return found
 

@@ -292,15 +292,14 @@ def _items_table(
             values = set(map(loose, ratings.get(of, ())))
             return len(values & ids[name]) / max(1, len(values))
 
-        free = [name for name in listed.names if name != title]
-        column = column or max(free or listed.names, key=lambda name: share(item, name))
-        swapped = {chosen["user"]: chosen["item"], chosen["item"]: chosen["user"]}
+        other = chosen["user"]
+        may_swap = not (source.header or s.user_column or s.item_column)
+        free = [name for name in listed.names if name != title] or listed.names
+        column = column or max(free, key=lambda name: (share(item, name), may_swap and share(other, name)))
         ids[column] |= set() if len(found[column]) < SAMPLE else set(map(loose, _all(listed, column)))
-        if not (source.header or s.user_column or s.item_column) and share(item, column) < 0.5 < share(
-            swapped[item], column
-        ):
-            chosen |= {"user": item, "item": swapped[item]}
-            notes.append(f"column {swapped[item]} of {source.path.name} holds the ids of {path.name}: it is the item")
+        if may_swap and share(item, column) < 0.5 < share(other, column):
+            chosen |= {"user": item, "item": other}
+            notes.append(f"column {other} of {source.path.name} holds the ids of {path.name}: it is the item")
         texts = [name for name in listed.names if name != column and not all(map(numeric, found[name]))]
         title = title or (texts or [n for n in listed.names if n != column] or [""])[0]
     for role, name, flag in (("item's id", column, "--items-id-column"), ("title", title, "--title-column")):

@@ -100,7 +100,7 @@ def test_a_table_names_the_encodings_that_fit(tmp_path):
 def test_an_export_in_another_encoding_takes_the_flag(tmp_path):
     text = "Title,Date\n" + "".join(f"Зеркало {n},0{n}/01/2024\n" for n in range(1, 9))
     (tmp_path / "n.csv").write_bytes(text.encode("utf-16"))
-    with pytest.raises(UserError, match="is UTF-16 text.*--encoding utf-16"):
+    with pytest.raises(UserError, match=r"is UTF-16 text.*--encoding utf-16"):
         sources.SOURCES["netflix"](tmp_path / "n.csv", config.PrepareSettings(), sources.BadRows(False))
     settings = config.PrepareSettings(encoding="utf-16")
     assert "Зеркало 1" in sources.SOURCES["netflix"](tmp_path / "n.csv", settings, sources.BadRows(False)).titles

@@ -136,6 +136,12 @@ def notes(
         without = (titles.of_item < 0).nonzero()[0]
         such = f", such as {items[without[0]]}" if len(without) else ""
         yield f"{h.untitled:,} ratings left out: no title for {len(without):,} items{such}"
+    twice = [title for title in titles.titles if _encoded_twice(title)]
+    if twice:
+        yield (
+            f"{len(twice):,} titles are UTF-8 that was read as Windows-1252 and saved again, such as {twice[0]}: take "
+            "the file from before that"
+        )
     if h.repeated:
         yield f"{h.repeated:,} ratings left out: the same user and title again later"
     merged = titles.merged
@@ -147,6 +153,14 @@ def notes(
         yield "negatives by margin: " + ", ".join(
             f"{scored[split]} of {len(found)} {split} users" for split, found in examples.items()
         )
+
+
+def _encoded_twice(title: str) -> bool:
+    """Whether its characters are the bytes of UTF-8 text, as in "AmÃ©lie"."""
+    try:
+        return not title.isascii() and bool(title.encode("cp1252").decode())
+    except UnicodeError:
+        return False
 
 
 def items(

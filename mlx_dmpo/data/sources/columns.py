@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from .contract import BadRows, Interactions
 from .dates import seconds
-from .tables import Batch, number
+from .tables import THOUSANDS, Batch, number
 
 
 def codes_of(column: pa.Array, index: dict[str, int]) -> np.ndarray:
@@ -106,7 +106,10 @@ def _report(names: list[str], part: list[np.ndarray], batch: Batch, good: np.nda
             if name == "time":
                 fix = "give a number or a date such as 2004-11-09, or add --order file, which needs no time"
             what = "is missing" if values.dtype == np.int32 else "is no finite number"
-            value = repr(batch.columns[n][int(row)].as_py())[:40]
+            cell = batch.columns[n][int(row)].as_py()
+            if isinstance(cell, str) and THOUSANDS.fullmatch(cell):
+                fix = f"write {cell.strip().replace(',', '')}, without the comma"
+            value = repr(cell)[:40]
             bad.add(partial(batch.where, int(row)), f"the {name} {what}", fix, value)
         good &= ~wrong
 

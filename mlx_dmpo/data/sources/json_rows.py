@@ -17,7 +17,7 @@ from ...errors import UserError
 from . import files, json_layouts
 from .contract import BadRows
 from .files import UTF8, Encoding
-from .tables import Batch, numeric, plain
+from .tables import Batch, number, numeric, plain
 
 # What a column is read as: an id or title, a number, or a time (a number or a date)
 TEXT, NUMBER, TIME = "text", "number", "time"
@@ -88,7 +88,7 @@ def _json_block(block: bytes, schema: pa.Schema) -> pa.Table | None:
 
 def read_object(line: bytes) -> Any:
     """A JSON or Python-literal object; raises ValueError."""
-    text = line.decode("utf-8-sig")
+    text = line.decode("utf-8-sig").strip().removesuffix(",")
     try:
         return json.loads(text)
     except ValueError:
@@ -160,11 +160,11 @@ def _take(
 
 def convert(value: Any, kind: str) -> Any:
     """A JSON value as text or number; None where it is neither. An id of 7.0 is 7."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float) or (isinstance(value, bool) and kind != NUMBER):
         return None
     if kind == NUMBER:
         try:
-            return float(str(value).replace(",", ".")) if numeric(str(value)) else float(value)
+            return number(value) if numeric(str(value)) else float(value)
         except (ValueError, OverflowError):
             return None
     if isinstance(value, float) and value.is_integer() and kind == TEXT:

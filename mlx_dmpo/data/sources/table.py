@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ def open_table(path: Path, known: Iterable[str] = (), encoding: Encoding = UTF8)
         raise UserError(
             f"{path}: is XML: `mlx-dmpo prepare myanimelist` reads that of MyAnimeList; else save it as CSV"
         )
+    if re.match(r"(insert into|create table|drop table|begin transaction|pragma|lock tables|/\*!|-- )", begin, re.I):
+        raise UserError(f"{path}: is an SQL dump: export its table as CSV")
     if begin[:1] in ("[", "{"):
         return _document_table(path, known, encoding) if is_document(path, encoding) else _json_table(path, encoding)
     how = dialect(path, known=known, encoding=encoding)
@@ -138,6 +141,9 @@ def _columns(source: Table, s: TableSettings, drawn: bool) -> dict[str, str]:
     for role in ("user", "item", "rating"):
         if role not in chosen and not (role == "rating" and drawn):
             raise _missing(role, source)
+    for name in chosen.values():
+        if source.names.count(name) > 1:
+            raise UserError(f'{source.path}:1: the header names "{name}" twice: give each column its own name')
     return chosen
 
 

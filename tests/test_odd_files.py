@@ -353,3 +353,93 @@ def test_a_row_of_an_archive_is_named_by_it(tmp_path):
     packed = pack(tmp_path / "d.zip", {"r.csv": (HEADER + "1,2,good,4\n").encode()})
     with pytest.raises(UserError, match=r"d\.zip/r\.csv:2: the rating is no finite number \('good'\)"):
         sources.SOURCES["table"](packed, config.TableSettings(), sources.BadRows(False))
+
+
+# --- cells and lines of many kinds
+
+ODD = {
+    "rows end in a comma, the header does not": ("user,item,rating,time\n", "{u},{i},{r},{t},\n", None),
+    "rows and header end in a comma": ("user,item,rating,time,\n", "{u},{i},{r},{t},\n", None),
+    "JSON lines with commas between": ("", '{{"user": "{u}", "item": "{i}", "rating": {r}, "time": {t}}},\n', None),
+    "two bars": ("user||item||rating||time\n", "{u}||{i}||{r}||{t}\n", None),
+    "thousands": ("user,item,plays,time\n", '{u},{i},"1,{r}00",{t}\n', r"r\.csv:2: .*'1,200'\): write 1200, without the comma"),
+    "a column name twice": ("user,item,rating,rating\n", "{u},{i},{r},{t}\n", 'the header names "rating" twice'),
+    "an SQL dump": ("", "INSERT INTO r VALUES ({u},{i},{r},{t});\n", "is an SQL dump: export its table as CSV"),
+    "stars": ("user,item,rating,time\n", "{u},{i},{r}/5,{t}\n", r"r\.csv:2: the rating is no finite number \('2/5'\)"),
+    "blanks between": ("user item rating time\n", "{u} {i} {r} {t}\n", "no separator in 'user item rating time'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_lines_are_read_to_the_row_or_named(name, tmp_path):
+    header, line, message = ODD[name]
+    text = header + "".join(line.format(u=u, i=i, r=r, t=t) for u, i, r, t in invented.ROWS)
+    if message is None:
+        assert rows_of(read(tmp_path / "r.csv", text)) == invented.ROWS
+        return
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "r.csv", text)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_true_and_false_are_ratings(form, tmp_path):
+    if form == "csv":
+        text = "user,item,liked\n" + "".join(f"{u},{i},{r > 3}\n" for u, i, r, _ in invented.ROWS)
+    else:
+        text = "".join(json.dumps({"user": u, "item": i, "liked": r > 3}) + "\n" for u, i, r, _ in invented.ROWS)
+    assert read(tmp_path / "r", text).interactions.rating.tolist() == [float(r > 3) for _, _, r, _ in invented.ROWS]
+
+
+def test_titles_encoded_twice_are_pointed_out(tmp_path, capsys):
+    text = "user,title,rating\n" + "".join(
+        f"{u},{'Amélie'.encode().decode('cp1252')} {i},{r}\n" for u, i, r, _ in invented.ROWS
+    )
+    (tmp_path / "r.csv").write_text(text)
+    small = [*SMALL, "--min-liked", "4", "--min-disliked", "4"]
+    out = prepare(capsys, "table", tmp_path / "r.csv", *small, "--out", tmp_path / "out")
+    assert "24 titles are UTF-8 that was read as Windows-1252 and saved again, such as AmÃ©lie 1" in out
+
+
+# --- a prepared directory brings the wording of its domains
+
+WORDS = {"topic": "anime", "items": "anime", "consumed": "watched", "consuming": "watching"}
+
+
+def test_the_wording_of_a_directory_is_beneath_the_settings_and_the_adapter(tmp_path):
+    from mlx_dmpo.data.wording import with_own_domains
+
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps({"config": {"domains": {"anime": WORDS}}}))
+    plain = config.SftSettings(data=str(tmp_path / "d"))
+    assert with_own_domains(plain).domains == {"anime": WORDS}
+    other = WORDS | {"topic": "cartoons"}
+    given = config.SftSettings(data=str(tmp_path / "d"), domains={"anime": other})
+    assert with_own_domains(given).domains == {"anime": other}  # what is given wins
+    (tmp_path / "a").mkdir()
+    stored = {"prompt": {"domains": {"anime": other}}}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(stored))
+    assert with_own_domains(plain, str(tmp_path / "a")).domains == {}  # the adapter's own is used
+    assert with_own_domains(config.SftSettings(data=str(tmp_path / "a"))).domains == {}
+    assert with_own_domains(config.SftSettings()).domains == {}
+
+
+def test_training_on_a_converted_directory_needs_no_config(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"user": f"u{n}", "domain": "anime", "history": [f"A{n}", "B"], "positive": f"C{n}", "negatives": [f"D{n}"]}
+        for n in range(12)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = "".join(f"    {name}: {word}\n" for name, word in WORDS.items())
+    (tmp_path / "anime.yaml").write_text("domains:\n  anime:\n" + words)
+    flags = ["--valid", "0.2", "--test", "0.2", "--out", "d"]
+    assert run(capsys, "prepare", "convert", "rows.jsonl", "-c", "anime.yaml", *flags)[0] == 0
+    code, out, err = run(capsys, "sft", "--data", "d", "--iters", "1", "--adapter-path", "s")
+    assert code == 0, err
+    then = out.strip().splitlines()[-1]
+    assert then.startswith("next: mlx-dmpo dmpo") and " -c s/" in then
+    code, out, err = run(capsys, *then.removeprefix("next: mlx-dmpo ").split(), "--iters", "1")
+    assert code == 0, err
+    code, _, err = run(capsys, *out.strip().splitlines()[-1].removeprefix("next: mlx-dmpo ").split())
+    assert code == 0, err
+    assert run(capsys, "evaluate", "--data", "d", "--out", "e")[0] == 0  # the base model, without any adapter

@@ -262,9 +262,10 @@ def following(domains: Sequence[Domain], run: Path) -> Iterator[str]:
     train = sum(len(d.examples["train"]) for d in domains)
     if train > MANY:
         yield (
-            f"{train:,} examples may take long on a laptop: {plan} says how long; "
-            "--few-shot 1000 or --examples-per-user 5 makes it shorter"
+            f"note: {train:,} examples may take long on a laptop; --few-shot 1000 or --examples-per-user 5 makes it "
+            "shorter"
         )
+        yield f"how long: {plan}"
     yield (
         "note: commands without --model use the embedded toy model, which knows a fictional catalogue only: add "
         "--model, such as --model mlx-community/Qwen3-0.6B-4bit"

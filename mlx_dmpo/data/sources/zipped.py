@@ -26,8 +26,9 @@ TABLES = (
     ".csv .tsv .tab .txt .dat .data .item .user .json .jsonl .ndjson .parquet .xml .inter".split()
 )  # files that are data by their name, less .gz
 
-# The file that a source reads of an archive with others
+# The files that a source reads of an archive with others
 KNOWN = {
+    "letterboxd": ("ratings.csv", "diary.csv", "watched.csv"),
     "imdb": ("ratings.csv",),
     "goodreads": ("goodreads_library_export.csv",),
     "netflix": ("viewingactivity.csv", "netflixviewinghistory.csv"),
@@ -103,7 +104,8 @@ def unpacked(path: Path, source: str = "table") -> Iterator[tuple[Path, dict[Pat
                 for member in chosen:
                     left -= _copy(open_member(members[member]), folder.joinpath(*member.parts), archive, member, left)
         except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
-            raise UserError(f"{archive}: not a sound archive ({error}): download it again") from None
+            kind = "zip" if zipfile.is_zipfile(archive) else "tar"
+            raise UserError(f"{archive}: not a sound {kind} archive ({error}): download it again") from None
         except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way that Python does not know
             raise UserError(f"{archive}: cannot be read ({error}): unpack it, then name the folder") from None
         yield folder.joinpath(*place.parts), {folder: archive}
@@ -151,13 +153,15 @@ def _chosen(
     data = [m for m in members if _is_data(m) and "readme" not in m.name.lower()]
     if not data:
         raise UserError(f"{archive}: holds no table: it has {_listed(members)}")
+    known = KNOWN.get(source, ())
     if source in FOLDERS:
+        if known and not (data := [m for m in data if m.name.lower() in known]):
+            raise UserError(f"{archive}: holds no {' or '.join(known)}: it has {_listed(members)}")
         top = min((m.parent for m in data), key=lambda p: (len(p.parts), str(p)))
         if source == "trakt":
             return [m for m in data if m.parent == top or top in m.parents], top
         beside = [m for m in data if m.parent == top]
         return beside, beside[0] if len(beside) == 1 and source == "letterboxd" else top
-    known = KNOWN.get(source, ())
     data = [m for m in data if m.name.lower().removesuffix(".gz") in known] or data
     if len(data) > 1:
         names = {m.name.lower().removesuffix(".gz") for m in data}

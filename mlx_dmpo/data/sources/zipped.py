@@ -182,7 +182,7 @@ def _copy(source: IO[bytes], to: Path, archive: Path, member: PurePosixPath, lef
     to.parent.mkdir(parents=True, exist_ok=True)
     with source, open(to, "wb") as target:
         limited = _Limited(source, f"{archive}/{member}", left)
-        shutil.copyfileobj(limited, target, 1 << 20)  # type: ignore[misc]
+        shutil.copyfileobj(limited, target, 1 << 20)
         return left - limited.left
 
 

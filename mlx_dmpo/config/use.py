@@ -11,7 +11,7 @@ from .fields import CommonSettings, setting
 class UseSettings(CommonSettings):
     """What rank, explain and serve have in common."""
 
-    data: str = setting("", "Data set with the catalogue and the users (embedded data when left out).")
+    data: str = setting("", "Data set with the catalogue and the users (embedded data when left out).", path=True)
     domain: str = setting("", "Domain of the titles (the data set's when left out, where it has one only; else movie).")
     method: str = setting(
         "",
@@ -42,7 +42,7 @@ class UseSettings(CommonSettings):
 
 @dataclass(frozen=True)
 class RankSettings(UseSettings):
-    adapter_path: str = setting("", "Adapter directory; without it the base model ranks.")
+    adapter_path: str = setting("", "Adapter directory; without it the base model ranks.", path=True)
     history: tuple[str, ...] = setting((), "Title that the user liked, oldest first, or a file with one title a line.")
     user: str = setting("", "Instead: this user's history in --data.")
     candidates: tuple[str, ...] = setting(
@@ -51,13 +51,13 @@ class RankSettings(UseSettings):
         "left out).",
     )
     top: int = setting(0, "Print only the first so many; 0 prints all.", low=0)
-    out: str = setting("", "File to write the ranking to, as JSON.")
+    out: str = setting("", "File to write the ranking to, as JSON.", path=True)
 
 
 @dataclass(frozen=True)
 class ExplainSettings(UseSettings):
     adapter_path: tuple[str, ...] = setting(
-        (), "Adapter directory; several are explained side by side, the last first."
+        (), "Adapter directory; several are explained side by side, the last first.", path=True
     )
     base: bool = setting(False, "Explain the base model beside the adapters.")
     history: tuple[str, ...] = setting((), "Title that the user liked, oldest first, or a file with one title a line.")
@@ -67,13 +67,19 @@ class ExplainSettings(UseSettings):
     candidates: tuple[str, ...] = setting(
         (), "Title to rank, or a file of titles, where --chosen or --rejected is left out. As in rank."
     )
-    max_flip: int = setting(3, "Largest set of history items searched for one that turns the order.", low=0, high=3)
-    out: str = setting("", "HTML file to write.")
+    max_flip: int | None = setting(
+        None,
+        "Largest set of history items searched for one that turns the order (3 when left out; fewer where a long "
+        "history has more than 5,000 such sets).",
+        low=0,
+        high=3,
+    )
+    out: str = setting("", "HTML file to write.", path=True)
 
 
 @dataclass(frozen=True)
 class ServeSettings(UseSettings):
-    adapter_path: str = setting("", "Adapter directory; without it the base model ranks.")
+    adapter_path: str = setting("", "Adapter directory; without it the base model ranks.", path=True)
     host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.")
     port: int = setting(8765, "Port to listen on; 0 takes a free one.", low=0, high=65535)
     api_key: str = setting("", "Key that requests must bring as `Authorization: Bearer KEY` (or MLX_DMPO_API_KEY).")

@@ -34,7 +34,8 @@ def _stdin(settings: Any) -> str | None:
     if settings.history or settings.user or sys.stdin is None or sys.stdin.isatty():
         return None
     try:
-        return sys.stdin.read()
+        raw = getattr(sys.stdin, "buffer", None)  # sys.stdin itself hides what is not UTF-8 in some locales
+        return sys.stdin.read() if raw is None else raw.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:  # a directory, or another encoding
         raise UserError(f'standard input: cannot be read ({error}): write {{"history": [titles]}} in UTF-8') from None
 

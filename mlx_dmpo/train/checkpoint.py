@@ -53,12 +53,13 @@ class State:
 def _state(values: Mapping[str, Any]) -> State:
     """A state as a manifest has it. Raises ValueError or TypeError where a value is of another kind."""
     state = State(**values)
-    counts = (state.step, state.waited, state.bad_steps, state.bad_in_a_row, state.metrics_bytes)
+    value, best_step = state.best if state.best is not None else (0.0, 0)
+    counts = (state.step, state.waited, state.bad_steps, state.bad_in_a_row, state.metrics_bytes, best_step)
     if not all(type(n) is int and 0 <= n < 2**53 for n in counts) or type(state.validate) is not bool:
         raise ValueError("a count of its state is of another kind")
-    if not all(type(v) in (int, float) and math.isfinite(v) for v in (state.seconds, *state.window.values())):
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in (state.seconds, value, *state.window.values())):
         raise ValueError("a number of its state is of another kind")
-    state.best = (float(state.best[0]), int(state.best[1])) if state.best is not None else None
+    state.best = (float(value), best_step) if state.best is not None else None
     return state
 
 

@@ -19,6 +19,7 @@ from mlx_dmpo.machine import files
 from mlx_dmpo.machine import progress as machine_progress
 from mlx_dmpo.report import read
 from mlx_dmpo.report.page import write_report
+from mlx_dmpo.tools import reproduce
 from mlx_dmpo.train import checkpoint
 from mlx_dmpo.train import run as train_run
 from mlx_dmpo.use import flip, requests, serve
@@ -316,3 +317,42 @@ def test_lines_that_are_no_training(text):
 def test_the_report_is_not_written_over_its_own_markdown(tmp_path):
     with pytest.raises(UserError, match="name the HTML file"):
         write_report([tmp_path], tmp_path / "report.md")
+
+
+# --- reproduce and plan
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("out: 5", '"out": is not text'),
+        ("out:", '"out": is not text'),
+        ("name: [a]", '"name": is not text'),
+        ("systems: [[popularity]]", "\"systems\": ['popularity'] is no system"),
+        ("systems: [5]", '"systems": 5 is no system'),
+    ],
+)
+def test_a_comparison_of_other_kinds_of_values(change, said, tmp_path, capsys):
+    wanted = {"data": "data: {d: {test: a, train: b}}", "systems": "systems: [popularity]"}
+    wanted[change.split(":")[0]] = change
+    (tmp_path / "c.yaml").write_text("\n".join(wanted.values()))
+    with pytest.raises(SystemExit) as stop:
+        main(["reproduce", str(tmp_path / "c.yaml"), "--dry-run", "--no-hours"])
+    assert said in one_line(stop.value.code, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"sft": 5}', '{"sft": {"seconds": "1", "peak_bytes": 2}}', "{"])
+def test_a_damaged_note_of_a_cell(text, tmp_path):
+    (tmp_path / "cell.json").write_text(text)
+    cell = reproduce.Cell(tmp_path, "d", "sft", ())
+    with pytest.raises(UserError, match=r"cell\.json"):
+        reproduce.read_notes(cell)
+    (tmp_path / "cell.json").unlink()
+    assert reproduce.read_notes(cell) == {}
+
+
+@pytest.mark.parametrize("flag", ["--history", "--title-tokens", "--groups", "--num-negatives"])
+def test_a_plan_of_more_than_any_machine_holds(flag, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--model", "qwen3-0.6b", flag, str(10**12)])
+    assert f"{flag}: " in one_line(stop.value.code, capsys.readouterr().err)

@@ -351,7 +351,7 @@ def test_archives_that_lead_outside_or_unpack_too_far(archive, tmp_path, monkeyp
 
 def test_a_row_of_an_archive_is_named_by_it(tmp_path):
     packed = pack(tmp_path / "d.zip", {"r.csv": (HEADER + "1,2,good,4\n").encode()})
-    with pytest.raises(UserError, match=r"d\.zip/r\.csv:2: the rating is no finite number \('good'\)"):
+    with pytest.raises(UserError, match=r"d\.zip/r\.csv:2: the rating is not a finite number \('good'\)"):
         sources.SOURCES["table"](packed, config.TableSettings(), sources.BadRows(False))
 
 
@@ -365,7 +365,7 @@ ODD = {
     "thousands": ("user,item,plays,time\n", '{u},{i},"1,{r}00",{t}\n', r"r\.csv:2: .*'1,200'\): write 1200, without the comma"),
     "a column name twice": ("user,item,rating,rating\n", "{u},{i},{r},{t}\n", 'the header names "rating" twice'),
     "an SQL dump": ("", "INSERT INTO r VALUES ({u},{i},{r},{t});\n", "is an SQL dump: export its table as CSV"),
-    "stars": ("user,item,rating,time\n", "{u},{i},{r}/5,{t}\n", r"r\.csv:2: the rating is no finite number \('2/5'\)"),
+    "stars": ("user,item,rating,time\n", "{u},{i},{r}/5,{t}\n", r"r\.csv:2: the rating is not a finite number \('2/5'\)"),
     "blanks between": ("user item rating time\n", "{u} {i} {r} {t}\n", "no separator in 'user item rating time'"),
 }  # fmt: skip
 

@@ -217,8 +217,8 @@ def speed_sentence() -> str:
     small, whole = over_ours("qwen3-0.6b-proportional"), over_ours("qwen3-0.6b-2l")
     return (
         "Relative to ours, on the same groups with equal losses and gradients, mlx-lm-lora's DMPO step takes\n"
-        f"{small[0]:.0f} times the time and {small[1]:.0f} times the memory on two layers proportioned like Qwen3-0.6B, "
-        f"and {whole[0]:.0f} and {whole[1]:.0f} times\n"
+        f"{small[0]:.0f} times the time and {small[1]:.0f} times the memory on two layers proportioned like Qwen3-0.6B,"
+        f" and {whole[0]:.0f} and {whole[1]:.0f} times\n"
         "with Qwen3's whole vocabulary ([docs/performance.md](docs/performance.md))."
     )
 

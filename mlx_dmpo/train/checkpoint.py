@@ -41,11 +41,13 @@ class State:
 
     step: int = 0  # steps done
     validate: bool = False  # the validation at this step is still to be done
-    best: tuple[float, int] | None = None  # the best validation's value (less is better) and its step
+    # the best validation's value (less is better), its step, and its loss, which decides among equal values
+    best: tuple[float, int, float] | None = None
     waited: int = 0  # validations since
     bad_steps: int = 0  # steps skipped because of NaN or Inf
     bad_in_a_row: int = 0
     window: dict[str, float] = field(default_factory=dict)  # sums since the last report
+    since: dict[str, float] = field(default_factory=dict)  # right and pairs since the last validation
     metrics_bytes: int = 0  # length of metrics.jsonl
     seconds: float = 0.0  # of all processes of the run, this one included
 
@@ -53,13 +55,14 @@ class State:
 def _state(values: Mapping[str, Any]) -> State:
     """A state as a manifest has it. Raises ValueError or TypeError where a value is of another kind."""
     state = State(**values)
-    value, best_step = state.best if state.best is not None else (0.0, 0)
+    value, best_step, loss = state.best if state.best is not None else (0.0, 0, 0.0)
     counts = (state.step, state.waited, state.bad_steps, state.bad_in_a_row, state.metrics_bytes, best_step)
     if not all(type(n) is int and 0 <= n < 2**53 for n in counts) or type(state.validate) is not bool:
         raise ValueError("a count of its state is of another kind")
-    if not all(type(v) in (int, float) and math.isfinite(v) for v in (state.seconds, value, *state.window.values())):
+    numbers = (state.seconds, value, loss, *state.window.values(), *state.since.values())
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers):
         raise ValueError("a number of its state is of another kind")
-    state.best = (float(value), best_step) if state.best is not None else None
+    state.best = (float(value), best_step, float(loss)) if state.best is not None else None
     return state
 
 

@@ -15,6 +15,7 @@ from ..machine import console, files
 from ..report.live import View
 from ..report.read import training_line
 from .checkpoint import State
+from .overfitting import compared
 
 METRICS = "metrics.jsonl"
 
@@ -94,6 +95,8 @@ class Report:
         window, step = self.state.window, self.state.step
         for name, value in {**(sums or {}), "seconds": seconds}.items():
             window[name] = window.get(name, 0.0) + value
+        for name in ("right", "pairs", "loss", "groups") if sums else ():
+            self.state.since[name] = self.state.since.get(name, 0.0) + (sums or {})[name]
         self._view.stepped(step)
         if step % self.every == 0 or step == self.steps:
             line = self._line()
@@ -101,10 +104,12 @@ class Report:
             self._write(line)
             self._view.on_step(line)
 
-    def validated(self, numbers: dict[str, float], best: bool) -> None:
+    def validated(self, numbers: dict[str, float], best: bool, users: int) -> None:
+        """Writes a validation's line. users: validation users, for the test of `overfitting`."""
         if self.rewards and "valid_margin" in numbers:
             numbers = {**numbers, "valid_reward_margin": numbers["valid_margin"]}
-        line = self._head() | numbers
+        line = self._head() | numbers | compared(numbers, self.state.since, self.lines, users, best)
+        self.state.since = {}
         self._write(line)
         self._view.on_validation(line, best)
 

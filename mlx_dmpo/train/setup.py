@@ -26,7 +26,7 @@ from .checkpoint import Checkpoints
 from .inputs import describe_work
 from .loop import Callbacks, Schedule
 from .nan import BadSteps
-from .objective import needs_reference, objective
+from .objective import lower, needs_reference, objective
 from .optimizer import build_optimizer, learning_rate
 from .reference import Reference, adapter_digest, cache_key
 from .reporting import METRICS, Report
@@ -156,8 +156,7 @@ def _callbacks(
     steps: int,
 ) -> Callbacks:
     model, state, resume = policy.base.model, checkpoints.state, commands.resume(settings)
-    lower = "--learning-rate" + (" or --beta" if isinstance(settings, DmpoSettings) else "")
-    bad_steps = BadSteps(model, checkpoints, settings.max_bad_steps, settings.debug_nan, lower, resume)
+    bad_steps = BadSteps(model, checkpoints, settings.max_bad_steps, settings.debug_nan, lower(settings), resume)
 
     def validate() -> None:
         assert valid is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,14 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from . import family
 from .attention import PREFIX_CHUNK
 from .scorer import plain_logps, shared_logps
 from .tree import EncodedGroup, GroupBatch, pad_groups
 
 LONG = 2 * PREFIX_CHUNK + 16  # tokens of the longest prefix that is compared
-SHORT, LARGE = 72, 10_000  # a prefix longer than common attention windows; a vocabulary of a real model
+SHORT, LARGE = 72, 10_000  # tokens of the only prefix that is compared on slow models; a vocabulary of a real model
+NARROW = 48  # tokens of an attention window while scorers are compared
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,19 @@ class GroupScorer:
     reason: str = ""
 
 
-def _unsupported(model: nn.Module) -> str:
-    """Why the shared-prefix scorer does not know this model, or an empty string."""
-    body = getattr(model, "model", None)
-    if getattr(model, "model_type", "") not in ("qwen3", "qwen2", "llama") or body is None:
-        return f"model type {getattr(model, 'model_type', '?')} is not one that the shared-prefix scorer knows"
-    for layer in body.layers:
-        if getattr(layer, "use_sliding", False):
-            return "the model has sliding-window layers"
-    return ""
+@contextlib.contextmanager
+def _narrow_windows(model: nn.Module) -> Iterator[None]:
+    """Attention windows of NARROW tokens in both scorers, so that short probes are longer than a window."""
+    inner = family.decoder(model)
+    name, width = family.window_name(inner), None
+    if any(family.windows(inner)):
+        width = getattr(inner.model, name)
+        setattr(inner.model, name, min(width, NARROW))
+    try:
+        yield
+    finally:
+        if width is not None:
+            setattr(inner.model, name, width)
 
 
 def _probes(vocabulary: int, short: bool = False) -> tuple[GroupBatch, GroupBatch]:
@@ -79,7 +86,7 @@ def _gradient(model: nn.Module, score: Callable[..., mx.array], probe: GroupBatc
 def _difference(model: nn.Module, vocabulary: int) -> str:
     """How the scorers differ, or an empty string. The gradient is compared where the model is to be trained."""
     # float32 agrees to about 1e-5 nats per token; in 16 bits each logit carries about 3 digits
-    wide, trains = model.model.norm.weight.dtype == mx.float32, model.training
+    wide, trains = family.decoder(model).model.norm.weight.dtype == mx.float32, model.training
     quantized = any(isinstance(m, nn.QuantizedLinear | nn.QuantizedEmbedding) for m in model.modules())
     on_cpu = mx.default_device() == mx.Device(mx.cpu)  # where a quantized product takes a hundred times longer
     values, gradient = _probes(vocabulary, short=quantized and on_cpu and vocabulary > LARGE)
@@ -105,13 +112,14 @@ def choose_scorer(model: nn.Module, vocabulary: int, scoring: str = "auto") -> G
     """The shared-prefix scorer where it equals the plain one on this very model; else the plain one, and why.
 
     Compared are values, also with prefixes around PREFIX_CHUNK and a long one, and for a model in training mode one
-    gradient.
+    gradient. Where layers attend within a window, it is narrowed for that, so that prefixes are longer than it.
     """
     if scoring == "plain":
         return GroupScorer(plain_logps, False, "--scoring plain was given")
-    reason, training = _unsupported(model), model.training
+    reason, training = family.unsupported(model), model.training
     try:
-        reason = reason or _difference(model, vocabulary)
+        with _narrow_windows(model) if not reason else contextlib.nullcontext():
+            reason = reason or _difference(model, vocabulary)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = f"the shared-prefix scorer fails on this model ({error})"
     finally:

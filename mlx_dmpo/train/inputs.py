@@ -204,7 +204,7 @@ def check_memory(settings: TrainSettings, policy: LanguageModelScorer, groups: S
         settings.lora_parameters.rank,
         settings.lora_parameters.keys,
         settings.grad_checkpoint,
-        base.model.model.norm.weight.dtype.size,
+        base.dtype.size,
         cost.OPTIMIZER_STATES[settings.optimizer],
     )
     case = fit.Case(shape, training, groups, settings.batch_size, settings.batch_tokens)

@@ -49,15 +49,16 @@ FAMILIES = {
     "mistral3": ("mistral3", {"rope_parameters": FAR, **SLIDING}),
 }
 GRANITE = {"logits_scaling": 4.0, "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.5}
+GPT2 = {"n_ctx": 512, "n_embd": 64, "n_head": 4, "n_layer": 4, "n_positions": 512, "layer_norm_epsilon": 1e-5}
 # family -> what the one line names, and the arguments
 REFUSED = {
-    "granite": ("residual_multiplier|logits_scaling", {**GRANITE, "attention_bias": False, "mlp_bias": False}),
+    "granite": ("granite has logits_scaling in its model", {**GRANITE, "attention_bias": False, "mlp_bias": False}),
     "gemma2": ("softcapping", {"head_dim": 32}),
     "gemma": ("differs from the plain one", {"head_dim": 32}),  # which scales its embeddings, and no name tells
-    "cohere2": ("use_sliding_window", {"head_dim": 16, "sliding_window": WINDOW}),
-    "olmo2": ("num_attention_heads|lacks|fails", {}),
-    "phi3": ("qkv_proj|o_proj|lacks", {"head_dim": 16}),
-    "gpt2": ("has no body", {"n_ctx": 512, "n_embd": 64, "n_head": 4, "n_layer": 4, "n_positions": 512, "layer_norm_epsilon": 1e-5}),
+    "cohere2": ("cohere2 has n_heads in its layer", {"head_dim": 16, "sliding_window": WINDOW}),
+    "olmo2": ("olmo2 lacks input_layernorm", {}),
+    "phi3": ("phi3 has num_hidden_layers in its attention", {"head_dim": 16}),
+    "gpt2": ("gpt2 has h in its body", GPT2),
 }
 
 

@@ -4,14 +4,28 @@ import os
 import stat
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
 import pytest
+import tiny
 from test_resume import settings_of
 
+from mlx_dmpo.config import DmpoSettings
+from mlx_dmpo.core.scorer import shared_logps
+from mlx_dmpo.core.selfcheck import GroupScorer
+from mlx_dmpo.core.tree import by_length, pad_groups
 from mlx_dmpo.machine import mac
 from mlx_dmpo.model import device
+from mlx_dmpo.model import open as open_model
+from mlx_dmpo.model.score import score_groups
+from mlx_dmpo.model.shape import ModelShape
 from mlx_dmpo.tools import doctor
 from mlx_dmpo.train import run as train_run
+from mlx_dmpo.train.objective import objective
+from mlx_dmpo.train.step import StepFunction
 
 PMSET = """System-wide power settings:
 Currently in use:
@@ -22,6 +36,7 @@ Currently in use:
  displaysleep         2
  lowpowermode         {low}
 """
+LARGEST = 64 * 4 * 32  # weights of tiny's largest layer, its queries
 SWAP = "total = 4096.00M  used = {used}M  free = 100.00M  (encrypted)"
 
 
@@ -173,3 +188,66 @@ def test_the_doctor_says_it(tools, monkeypatch):
     found = doctor.examine()
     assert [n for n in found["notes"] if "Low Power Mode" in n]
     assert "to fix: Low Power Mode is on" in doctor.format_report(found)
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Floating-point operations of every product with a layer's weights, as they are asked for."""
+    found = []
+
+    def counted(kind):
+        original = kind.__call__
+
+        def call(self, x):
+            if self.weight.shape[0] != tiny.COMMON["vocab_size"]:  # not the head, which has chunks of its own
+                found.append(2 * x.size * self.weight.shape[0])
+            return original(self, x)
+
+        monkeypatch.setattr(kind, "__call__", call)
+
+    counted(nn.Linear)
+    counted(nn.QuantizedLinear)
+    return found
+
+
+@pytest.mark.parametrize("bits", [0, 4])
+def test_no_product_is_larger_than_the_watchdog_allows(products, monkeypatch, bits):
+    """A pass over many groups (the reference, a validation), a catalogue, and a step with recomputation."""
+    model = tiny.model(bits=bits)
+    scorer = GroupScorer(shared_logps, True)
+    monkeypatch.setattr(device, "PRODUCT", 2 * LARGEST * 150)  # of 150 tokens
+    assert device.tokens_at_once(model) == 150
+    rng = np.random.default_rng(0)
+    groups = tiny.ragged_groups(rng) * 4
+    catalogue = tiny.group(rng, 40, [5] * 200, [4] * 200)
+    assert catalogue.shared_tokens > 4 * 150 < sum(g.shared_tokens for g in groups)
+    for some in (groups, [catalogue]):
+        list(score_groups(model, scorer, some, 16, ""))
+        assert 0.5 * device.PRODUCT < max(products) <= device.PRODUCT
+        products.clear()
+    step = StepFunction(model, scorer, objective(DmpoSettings(loss="simpo")), checkpoint=True)
+    for rows in by_length(groups, 16, min(8192, device.tokens_at_once(model))):
+        mx.eval(step(pad_groups([groups[i] for i in rows]), None, 1.0, None))
+    assert 0.5 * device.PRODUCT < max(products) <= device.PRODUCT
+
+
+def test_a_run_cuts_its_micro_batches_by_it(products, monkeypatch, tmp_path, model_directory, data_directory):
+    settings = settings_of("sft", model_directory, data_directory, tmp_path / "run", batch_size=8, iters=2)
+    monkeypatch.setattr(device, "PRODUCT", 2 * LARGEST * 400)
+    settings = replace(settings, grad_accumulation_steps=1, scoring="auto", val_batches=1)
+    monkeypatch.setattr(open_model, "choose_scorer", lambda *given, **how: GroupScorer(shared_logps, True))  # no probes
+    train_run.train(settings, "test")
+    assert 0.5 * device.PRODUCT < max(products) <= device.PRODUCT
+
+
+def test_the_usual_tokens_fit_the_usual_models():
+    """8,192 tokens at once up to 8B; 14B and 32B get fewer, on no machine too few for a group."""
+
+    def tokens(name):
+        shape = ModelShape.of(name)
+        layer = nn.Linear(1, 1)
+        layer.weight = mx.zeros((shape.intermediate, shape.hidden))
+        return device.tokens_at_once(SimpleNamespace(layers=[layer]))
+
+    found = [tokens(f"qwen3-{size}") for size in ("0.6b", "1.7b", "4b", "8b", "14b", "32b")]
+    assert min(found[:4]) > 8192 > max(found[4:]) > min(found) > 2048

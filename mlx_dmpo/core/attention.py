@@ -12,6 +12,7 @@ from .family import rest_of_layer, scale_queries
 from .tree import GroupBatch
 
 PREFIX_CHUNK = 128  # queries of a prefix at once: at most so many of their keys are masked
+WHOLE = 1 << 30  # all of them: fastest where a device has a fused causal backward, as Metal since MLX 0.32.4
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class _Queries:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """Queries of the prefixes that are run at once, and the keys that they see."""
 
     queries: slice
@@ -41,7 +42,7 @@ class _Tree:
     positions: mx.array  # (N,)
     prefix: mx.array  # (G, P)
     block: mx.array  # (G, C, T)
-    chunks: list[_Chunk]
+    chunks: list[Chunk]
     every: _Queries  # place: first the G*P places of the prefixes
     answers: _Queries
 
@@ -72,10 +73,10 @@ def _tree(batch: GroupBatch, dtype: mx.Dtype, window: int | None = None, chunk: 
     every = queries(None, block, mx.array(batch.place), mx.arange(T)[None, None], depths)
     rows, index = mx.array(batch.rows), mx.array(batch.query_rows)
     answers = queries(rows, index, mx.array(batch.row_place), mx.array(batch.query_at), positions[rows[index]])
-    return _Tree(positions, mx.array(batch.prefix_index), block, _chunks(P, window, chunk), every, answers)
+    return _Tree(positions, mx.array(batch.prefix_index), block, prefix_chunks(P, window, chunk), every, answers)
 
 
-def _chunks(P: int, window: int | None, chunk: int) -> list[_Chunk]:
+def prefix_chunks(P: int, window: int | None, chunk: int) -> list[Chunk]:
     """Causal attention over P tokens, `chunk` queries at a time. Right padding comes after every query."""
     chunks = []
     for a in range(0, P, chunk):
@@ -84,8 +85,19 @@ def _chunks(P: int, window: int | None, chunk: int) -> list[_Chunk]:
             first = max(0, a - window + 1)
             back = mx.arange(a, b)[:, None] - mx.arange(first, b)
             mask = (back >= 0) & (back < window)
-        chunks.append(_Chunk(slice(a, b), slice(first, b), mask))
+        chunks.append(Chunk(slice(a, b), slice(first, b), mask))
     return chunks
+
+
+def attend_prefix(q: mx.array, k: mx.array, v: mx.array, scale: float, chunks: list[Chunk]) -> mx.array:
+    """Each prefix's tokens attend to those before them.  (G, H, P, d), (G, Hkv, P, d) twice -> (G, H, P, d)."""
+    seen = [
+        mx.fast.scaled_dot_product_attention(
+            q[:, :, c.queries], k[:, :, c.keys], v[:, :, c.keys], scale=scale, mask=c.mask
+        )
+        for c in chunks
+    ]
+    return seen[0] if len(seen) == 1 else mx.concatenate(seen, axis=2)
 
 
 def apply_rope(attention: nn.Module, x: mx.array, positions: mx.array) -> mx.array:
@@ -122,14 +134,8 @@ def _attend(attention: nn.Module, x: mx.array, tree: _Tree, queries: _Queries) -
     out = out + weights[..., P:].reshape(G, Hkv, C, n * Q, T) @ vb
     out = out.reshape(G, Hkv, C, n, Q, d).transpose(0, 2, 4, 1, 3, 5).reshape(G * C * Q, H * d)
     if queries.rows is None:  # prefixes are queries too
-        qp = q[tree.prefix].transpose(0, 2, 1, 3)
-        seen = [
-            mx.fast.scaled_dot_product_attention(
-                qp[:, :, c.queries], kp[:, :, c.keys], vp[:, :, c.keys], scale=attention.scale, mask=c.mask
-            )
-            for c in tree.chunks
-        ]
-        out = mx.concatenate([mx.concatenate(seen, axis=2).transpose(0, 2, 1, 3).reshape(G * P, H * d), out])
+        seen = attend_prefix(q[tree.prefix].transpose(0, 2, 1, 3), kp, vp, attention.scale, tree.chunks)
+        out = mx.concatenate([seen.transpose(0, 2, 1, 3).reshape(G * P, H * d), out])
     return attention.o_proj(out[queries.place])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -83,7 +84,7 @@ def _gradient(model: nn.Module, score: Callable[..., mx.array], probe: GroupBatc
         model.update(parameters)
 
 
-def _difference(model: nn.Module, vocabulary: int) -> str:
+def _difference(model: nn.Module, vocabulary: int, shared_logps: Callable[..., mx.array]) -> str:
     """How the scorers differ, or an empty string. The gradient is compared where the model is to be trained."""
     # float32 agrees to about 1e-5 nats per token; in 16 bits each logit carries about 3 digits
     wide, trains = family.decoder(model).model.norm.weight.dtype == mx.float32, model.training
@@ -108,20 +109,27 @@ def _difference(model: nn.Module, vocabulary: int) -> str:
     return f"the gradients of the shared-prefix scorer and of the plain one differ by {100 * worst:.2g} %"
 
 
-def choose_scorer(model: nn.Module, vocabulary: int, scoring: str = "auto") -> GroupScorer:
+def choose_scorer(
+    model: nn.Module, vocabulary: int, scoring: str = "auto", chunk: int = PREFIX_CHUNK
+) -> GroupScorer:
     """The shared-prefix scorer where it equals the plain one on this very model; else the plain one, and why.
 
     Compared are values, also with prefixes around PREFIX_CHUNK and a long one, and for a model in training mode one
-    gradient. Where layers attend within a window, it is narrowed for that, so that prefixes are longer than it.
+    gradient, with `chunk` queries of a prefix at once; where that fails, with PREFIX_CHUNK. Where layers attend within
+    a window, it is narrowed for that, so that prefixes are longer than it.
     """
     if scoring == "plain":
         return GroupScorer(plain_logps, False, "--scoring plain was given")
     reason, training = family.unsupported(model), model.training
-    try:
-        with _narrow_windows(model) if not reason else contextlib.nullcontext():
-            reason = reason or _difference(model, vocabulary)
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"the shared-prefix scorer fails on this model ({error})"
-    finally:
-        model.train(training)
-    return GroupScorer(plain_logps, False, reason) if reason else GroupScorer(shared_logps, True)
+    for size in () if reason else dict.fromkeys((chunk, PREFIX_CHUNK)):
+        scorer = shared_logps if size == PREFIX_CHUNK else partial(shared_logps, chunk=size)
+        try:
+            with _narrow_windows(model):
+                reason = _difference(model, vocabulary, scorer)
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            reason = f"the shared-prefix scorer fails on this model ({error})"
+        finally:
+            model.train(training)
+        if not reason:
+            return GroupScorer(scorer, True)
+    return GroupScorer(plain_logps, False, reason)

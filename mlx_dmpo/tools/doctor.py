@@ -16,7 +16,7 @@ import numpy as np
 from .. import assets
 from ..core.scorer import shared_logps
 from ..core.tree import pad_groups
-from ..machine import mac, run_directory
+from ..machine import files, mac, run_directory
 from ..model import calibrate, cost, device, fit
 from ..model import random as random_models
 from ..model import shape as model_shape
@@ -131,7 +131,7 @@ def examine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "flops_per_second": rates,
         "models": _caches(),
-        "cache": os.environ.get("MLX_DMPO_CACHE") or str(Path.home() / ".cache" / "mlx-dmpo"),
+        "cache": str(files.cache_directory()),
         "environment": {
             k: v
             for k, v in os.environ.items()

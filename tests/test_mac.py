@@ -167,7 +167,9 @@ def test_without_caffeinate_a_run_starts_and_says_so(tools, capsys):
 
 
 @pytest.mark.parametrize("caffeinate", [True, False])
-def test_a_run_says_it_and_stays_awake(tools, monkeypatch, capsys, tmp_path, model_directory, data_directory, caffeinate):
+def test_a_run_says_it_and_stays_awake(
+    tools, monkeypatch, capsys, tmp_path, model_directory, data_directory, caffeinate
+):
     monkeypatch.delenv(mac.WATCHDOG)
     settle(tools, sleep=15, wired=1)
     tools("caffeinate", f"echo started > {tmp_path}/started; exec sleep 60")

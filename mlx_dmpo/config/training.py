@@ -148,7 +148,8 @@ class DmpoSettings(TrainSettings):
 _FREE = frozenset(
     """model data valid_data skip_bad_rows prompt allow_other_prompt domains adapter_path start_adapter batch_size
     batch_tokens grad_accumulation_steps val_batches grad_checkpoint steps_per_report report_to plain project_name
-    save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check caffeinate""".split()
+    save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check
+    caffeinate""".split()
 )
 
 

@@ -109,9 +109,7 @@ def _difference(model: nn.Module, vocabulary: int, shared_logps: Callable[..., m
     return f"the gradients of the shared-prefix scorer and of the plain one differ by {100 * worst:.2g} %"
 
 
-def choose_scorer(
-    model: nn.Module, vocabulary: int, scoring: str = "auto", chunk: int = PREFIX_CHUNK
-) -> GroupScorer:
+def choose_scorer(model: nn.Module, vocabulary: int, scoring: str = "auto", chunk: int = PREFIX_CHUNK) -> GroupScorer:
     """The shared-prefix scorer where it equals the plain one on this very model; else the plain one, and why.
 
     Compared are values, also with prefixes around PREFIX_CHUNK and a long one, and for a model in training mode one

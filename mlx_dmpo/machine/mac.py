@@ -86,7 +86,9 @@ def _swap(usage: str) -> str:
     """usage: `total = 2048.00M  used = 1024.50M  free = 1023.50M  (encrypted)`, in some languages with commas."""
     found = re.search(r"used\s*=\s*(\d+(?:[.,]\d+)?)([KMGT])", usage)
     used = float(found[1].replace(",", ".")) * _BYTES[found[2]] if found else 0.0
-    return f"{used / 1e9:.1f} GB are in swap, where a run waits for the disk: close other programs" if used > SWAP else ""
+    return (
+        f"{used / 1e9:.1f} GB are in swap, where a run waits for the disk: close other programs" if used > SWAP else ""
+    )
 
 
 def _wired(limit: str, needed: float) -> str:

@@ -33,7 +33,14 @@ def add_lora(model: nn.Module, settings: TrainSettings) -> None:
 
     lora = settings.lora_parameters
     check_layers(settings, len(model.layers))
-    adaptable = (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding, SwitchLinear, QuantizedSwitchLinear)
+    adaptable = (
+        nn.Linear,
+        nn.QuantizedLinear,
+        nn.Embedding,
+        nn.QuantizedEmbedding,
+        SwitchLinear,
+        QuantizedSwitchLinear,
+    )
     within = {name for layer in model.layers for name, module in layer.named_modules() if isinstance(module, adaptable)}
     whole = {name for name, module in model.named_modules() if isinstance(module, adaptable)}
     for key in lora.keys:

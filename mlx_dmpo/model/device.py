@@ -13,7 +13,6 @@ import mlx.nn as nn
 
 from ..machine import run_directory
 
-
 # Floating-point operations of one matrix product at most: half a second on an M1's GPU, well under what its display
 # watchdog allows. MLX ends a Metal command buffer after about 50 operations or 50 million elements of their inputs,
 # whichever comes first, however large an evaluation is: so products of this size are nearly alone in theirs.

@@ -78,7 +78,9 @@ def measure(
         for _ in range(repeats + 1):
             for name, chunk in (("chunks", PREFIX_CHUNK), ("whole", WHOLE)):
                 chunks = prefix_chunks(tokens, None, chunk)
-                run = mx.grad(lambda *of, chunks=chunks: attend_prefix(*of, size**-0.5, chunks).sum(), argnums=(0, 1, 2))
+                run = mx.grad(
+                    lambda *of, chunks=chunks: attend_prefix(*of, size**-0.5, chunks).sum(), argnums=(0, 1, 2)
+                )
                 mx.synchronize()
                 mx.reset_peak_memory()
                 before, started = mx.get_active_memory(), time.perf_counter()
@@ -90,4 +92,3 @@ def measure(
     best = {name: statistics.median(of[1:]) for name, of in seconds.items()}  # the first compiles kernels
     whole = best["whole"] < GAIN * best["chunks"] and peaks["whole"] <= peaks["chunks"]
     return {"whole": whole, "seconds": best, "bytes": peaks}
-

@@ -29,6 +29,7 @@ from mlx.utils import tree_flatten
 from mlx_dmpo.core.scorer import plain_logps, shared_logps
 from mlx_dmpo.core.selfcheck import choose_scorer
 from mlx_dmpo.core.tree import GroupBatch, pad_groups
+from mlx_dmpo.machine.run_directory import versions
 from mlx_dmpo.model.cost import assumed_groups
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -110,7 +111,7 @@ def main() -> None:
             flush=True,
         )
     if args.json:
-        found = {"device": str(mx.default_device()), "mlx": mx.__version__, "families": rows}
+        found = {"device": str(mx.default_device()), "mlx": versions()["mlx"], "families": rows}
         Path(args.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 

@@ -22,7 +22,8 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{device_name()}, {args.dtype}, {args.heads}: chunks, whole")
     for tokens in args.tokens:
-        found = measure(*args.heads, getattr(mx, args.dtype), tokens, args.repeats)
+        heads, kv_heads, size = args.heads
+        found = measure(heads, kv_heads, size, getattr(mx, args.dtype), tokens, args.repeats)
         seconds, peaks = found["seconds"], found["bytes"]
         print(
             f"{tokens:>6} tokens  {1e3 * seconds['chunks']:.1f} ms, {1e3 * seconds['whole']:.1f} ms  "

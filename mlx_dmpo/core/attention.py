@@ -80,7 +80,8 @@ def prefix_chunks(P: int, window: int | None, chunk: int) -> list[Chunk]:
     """Causal attention over P tokens, `chunk` queries at a time. Right padding comes after every query."""
     chunks = []
     for a in range(0, P, chunk):
-        b, first, mask = min(a + chunk, P), 0, "causal"
+        b, first = min(a + chunk, P), 0
+        mask: mx.array | str = "causal"
         if window and b > window:
             first = max(0, a - window + 1)
             back = mx.arange(a, b)[:, None] - mx.arange(first, b)

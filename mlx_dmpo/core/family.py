@@ -29,7 +29,8 @@ NEEDED = {
 
 def decoder(model: nn.Module) -> nn.Module:
     """The language model of a model that also reads pictures (gemma3, mistral3), or the model itself."""
-    return getattr(model, "language_model", model)
+    inner: nn.Module = getattr(model, "language_model", model)
+    return inner
 
 
 def unsupported(model: nn.Module) -> str:

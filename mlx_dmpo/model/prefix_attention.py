@@ -17,7 +17,7 @@ import mlx.nn as nn
 from ..core import family
 from ..core.attention import PREFIX_CHUNK, WHOLE, attend_prefix, prefix_chunks
 from ..errors import UserError, WriteError
-from ..machine import files
+from ..machine import files, run_directory
 from .device import device_name, on_cpu
 
 TOKENS = 1024  # of the prefix that is measured
@@ -41,7 +41,7 @@ def chunk_for(model: nn.Module) -> int:
 @lru_cache
 def _chosen(heads: int, kv_heads: int, size: int, dtype: mx.Dtype) -> int:
     path = files.cache_directory() / "attention.json"
-    key = f"mlx {mx.__version__}, {device_name()}, {heads} x {kv_heads} heads of {size}, {dtype}"
+    key = f"mlx {run_directory.versions()['mlx']}, {device_name()}, {heads} x {kv_heads} heads of {size}, {dtype}"
     try:
         kept = files.read_json(path) if path.exists() else {}
     except UserError:
@@ -69,22 +69,27 @@ def measure(
 
     A device that fails at one of them gets chunks.
     """
-    q = mx.random.normal((1, heads, tokens, size)).astype(dtype)
-    k, v = (mx.random.normal((1, kv_heads, tokens, size)).astype(dtype) for _ in range(2))
+    keys = [mx.random.key(seed) for seed in range(3)]  # the global generator stays as it is
+    q, k, v = (
+        mx.random.normal((1, n, tokens, size), key=key).astype(dtype)
+        for n, key in zip((heads, kv_heads, kv_heads), keys, strict=True)
+    )
     mx.eval(q, k, v)
     seconds: dict[str, list[float]] = {"chunks": [], "whole": []}
     peaks = {"chunks": 0, "whole": 0}
+
+    def run(chunk: int) -> Any:
+        chunks = prefix_chunks(tokens, None, chunk)
+        attend = lambda q, k, v: attend_prefix(q, k, v, size**-0.5, chunks).sum()  # noqa: E731
+        return mx.grad(attend, argnums=(0, 1, 2))(q, k, v)
+
     try:
         for _ in range(repeats + 1):
             for name, chunk in (("chunks", PREFIX_CHUNK), ("whole", WHOLE)):
-                chunks = prefix_chunks(tokens, None, chunk)
-                run = mx.grad(
-                    lambda *of, chunks=chunks: attend_prefix(*of, size**-0.5, chunks).sum(), argnums=(0, 1, 2)
-                )
                 mx.synchronize()
                 mx.reset_peak_memory()
                 before, started = mx.get_active_memory(), time.perf_counter()
-                mx.eval(run(q, k, v))
+                mx.eval(run(chunk))
                 seconds[name].append(time.perf_counter() - started)
                 peaks[name] = mx.get_peak_memory() - before
     except (RuntimeError, ValueError, MemoryError) as error:

@@ -6,6 +6,8 @@ of the residual stream, means arithmetic that the scorer would leave out. What n
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -29,7 +31,7 @@ NEEDED = {
 
 def decoder(model: nn.Module) -> nn.Module:
     """The language model of a model that also reads pictures (gemma3, mistral3), or the model itself."""
-    inner: nn.Module = getattr(model, "language_model", model)
+    inner: Any = getattr(model, "language_model", model)
     return inner
 
 

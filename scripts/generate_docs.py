@@ -277,10 +277,29 @@ def between(text: str, name: str, content: str, where: Path) -> str:
     return re.sub(pattern, lambda match: match[1] + content + "\n" + match[2], text, flags=re.DOTALL)
 
 
+def families_table() -> str:
+    """From docs/results/families.json, as benchmarks/families.py wrote it."""
+    rows = [
+        "| family | mlx-lm's module | window | log-prob, float32 (nats) | gradient | log-prob, 4-bit | gradient "
+        "| times faster |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in result("families")["families"].items():
+        cells = [
+            f"{row[part][of]:.0e}" if row[part][of] else "0"
+            for part in ("float32", "4-bit")
+            for of in ("nats", "gradient")
+        ]
+        faster = f"{row['seconds']['plain'] / row['seconds']['shared']:.1f}"
+        rows.append(f"| {' | '.join([name, row['module'], 'yes' if row['window'] else '', *cells, faster])} |")
+    return "\n".join(rows)
+
+
 # page -> its generated blocks
 BLOCKS: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"tree": tree, "results": demo_table, "speed": speed_sentence},
     DOCS / "architecture.md": {"modules": architecture},
+    DOCS / "models.md": {"families": families_table},
     DOCS / "performance.md": {"benchmark": benchmark_table, "forms": forms_table, "rank": rank_table},
     DOCS / "plan.md": {"plan": plan_table},
     DOCS / "prompts.md": {"prompts": prompt_forms},

@@ -44,6 +44,7 @@ class EvaluateSettings(CommonSettings):
         0, "Also let the model answer this many examples greedily, and count answers that are valid.", low=0
     )
     max_tokens: int = setting(128, "Longest generated answer, in tokens.", low=1)
+    caffeinate: bool = setting(True, "On a Mac: keep it from falling asleep while the evaluation lasts.")
     overwrite: bool = setting(
         False, "Replace a finished evaluation in --out. An unfinished one of the same settings is continued without it."
     )

@@ -71,6 +71,7 @@ class TrainSettings(CommonSettings):
     memory_check: bool = setting(
         True, "Refuse a run that, by the count of `mlx-dmpo plan`, does not fit in this machine's memory."
     )
+    caffeinate: bool = setting(True, "On a Mac: keep it from falling asleep while the run lasts.")
     steps_per_report: int = setting(5, "Steps between lines of metrics.jsonl.", low=1)
     steps_per_eval: int = setting(0, "Steps between validations; 0 validates at the end of every epoch.", low=0)
     val_batches: int | None = setting(
@@ -164,7 +165,8 @@ class DmpoSettings(TrainSettings):
 _FREE = frozenset(
     """model data valid_data skip_bad_rows prompt allow_other_prompt domains adapter_path start_adapter batch_size
     batch_tokens grad_accumulation_steps val_batches grad_checkpoint steps_per_report report_to plain project_name
-    save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check""".split()
+    save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check
+    caffeinate""".split()
 )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -11,12 +13,14 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from . import family
 from .attention import PREFIX_CHUNK
 from .scorer import plain_logps, shared_logps
 from .tree import EncodedGroup, GroupBatch, pad_groups
 
 LONG = 2 * PREFIX_CHUNK + 16  # tokens of the longest prefix that is compared
-SHORT, LARGE = 72, 10_000  # a prefix longer than common attention windows; a vocabulary of a real model
+SHORT, LARGE = 72, 10_000  # tokens of the only prefix that is compared on slow models; a vocabulary of a real model
+NARROW = 48  # tokens of an attention window while scorers are compared
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,19 @@ class GroupScorer:
     reason: str = ""
 
 
-def _unsupported(model: nn.Module) -> str:
-    """Why the shared-prefix scorer does not know this model, or an empty string."""
-    body = getattr(model, "model", None)
-    if getattr(model, "model_type", "") not in ("qwen3", "qwen2", "llama") or body is None:
-        return f"model type {getattr(model, 'model_type', '?')} is not one that the shared-prefix scorer knows"
-    for layer in body.layers:
-        if getattr(layer, "use_sliding", False):
-            return "the model has sliding-window layers"
-    return ""
+@contextlib.contextmanager
+def _narrow_windows(model: nn.Module) -> Iterator[None]:
+    """Attention windows of NARROW tokens in both scorers, so that short probes are longer than a window."""
+    inner = family.decoder(model)
+    name, width = family.window_name(inner), None
+    if any(family.windows(inner)):
+        width = getattr(inner.model, name)
+        setattr(inner.model, name, min(width, NARROW))
+    try:
+        yield
+    finally:
+        if width is not None:
+            setattr(inner.model, name, width)
 
 
 def _probes(vocabulary: int, short: bool = False) -> tuple[GroupBatch, GroupBatch]:
@@ -76,10 +84,10 @@ def _gradient(model: nn.Module, score: Callable[..., mx.array], probe: GroupBatc
         model.update(parameters)
 
 
-def _difference(model: nn.Module, vocabulary: int) -> str:
+def _difference(model: nn.Module, vocabulary: int, shared_logps: Callable[..., mx.array]) -> str:
     """How the scorers differ, or an empty string. The gradient is compared where the model is to be trained."""
     # float32 agrees to about 1e-5 nats per token; in 16 bits each logit carries about 3 digits
-    wide, trains = model.model.norm.weight.dtype == mx.float32, model.training
+    wide, trains = family.decoder(model).model.norm.weight.dtype == mx.float32, model.training
     quantized = any(isinstance(m, nn.QuantizedLinear | nn.QuantizedEmbedding) for m in model.modules())
     on_cpu = mx.default_device() == mx.Device(mx.cpu)  # where a quantized product takes a hundred times longer
     values, gradient = _probes(vocabulary, short=quantized and on_cpu and vocabulary > LARGE)
@@ -101,19 +109,25 @@ def _difference(model: nn.Module, vocabulary: int) -> str:
     return f"the gradients of the shared-prefix scorer and of the plain one differ by {100 * worst:.2g} %"
 
 
-def choose_scorer(model: nn.Module, vocabulary: int, scoring: str = "auto") -> GroupScorer:
+def choose_scorer(model: nn.Module, vocabulary: int, scoring: str = "auto", chunk: int = PREFIX_CHUNK) -> GroupScorer:
     """The shared-prefix scorer where it equals the plain one on this very model; else the plain one, and why.
 
     Compared are values, also with prefixes around PREFIX_CHUNK and a long one, and for a model in training mode one
-    gradient.
+    gradient, with `chunk` queries of a prefix at once; where that fails, with PREFIX_CHUNK. Where layers attend within
+    a window, it is narrowed for that, so that prefixes are longer than it.
     """
     if scoring == "plain":
         return GroupScorer(plain_logps, False, "--scoring plain was given")
-    reason, training = _unsupported(model), model.training
-    try:
-        reason = reason or _difference(model, vocabulary)
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"the shared-prefix scorer fails on this model ({error})"
-    finally:
-        model.train(training)
-    return GroupScorer(plain_logps, False, reason) if reason else GroupScorer(shared_logps, True)
+    reason, training = family.unsupported(model), model.training
+    for size in () if reason else dict.fromkeys((chunk, PREFIX_CHUNK)):
+        scorer = shared_logps if size == PREFIX_CHUNK else partial(shared_logps, chunk=size)
+        try:
+            with _narrow_windows(model):
+                reason = _difference(model, vocabulary, scorer)
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            reason = f"the shared-prefix scorer fails on this model ({error})"
+        finally:
+            model.train(training)
+        if not reason:
+            return GroupScorer(scorer, True)
+    return GroupScorer(plain_logps, False, reason)

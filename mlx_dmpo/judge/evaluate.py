@@ -23,7 +23,7 @@ from ..core.scorer import SCORER_VERSION
 from ..data import formats
 from ..data.rows import data_file, hub_inputs
 from ..errors import UserError
-from ..machine import console, files, memory, run_directory, trained_on
+from ..machine import console, files, mac, memory, run_directory, trained_on
 from ..machine.ranks import world
 from ..model import device
 from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
@@ -54,7 +54,7 @@ _NOT_IN_KEY = {
     "domains",
     "allow_other_prompt",
 }
-_NOT_IN_KEY |= {"memory_limit", "resamples", "overwrite", "generate", "max_tokens", "seed"}
+_NOT_IN_KEY |= {"memory_limit", "resamples", "overwrite", "generate", "max_tokens", "seed", "caffeinate"}
 
 
 def output_directory(settings: EvaluateSettings) -> Path:
@@ -81,7 +81,7 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
 
     Continues an unfinished evaluation of the same settings. Raises UserError for what the user can fix.
     """
-    with memory.memory_limits(settings), world().watched():
+    with memory.memory_limits(settings), world().watched(), mac.awake(settings.caffeinate):
         _check(settings)
         examples = read_examples(settings)
         finished = run_directory.is_complete(output_directory(settings))
@@ -104,13 +104,13 @@ def write_evaluation(
 
     facts  what the manifest says besides. Raises UserError for what the user can fix.
     """
-    with memory.memory_limits(settings), world().watched():
+    with memory.memory_limits(settings), world().watched(), mac.awake(settings.caffeinate):
         _check(settings)
         finished = run_directory.is_complete(output_directory(settings))
         if isinstance(scorer, LanguageModelScorer):
             examples = scorer.usable(list(examples))
             facts |= _model_facts(scorer, isinstance(examples[0], RankingExample))
-        free = ("out", "overwrite", "resamples", "memory_limit")
+        free = ("out", "overwrite", "resamples", "memory_limit", "caffeinate")
         given = {k: v for k, v in files.plain(settings).items() if k not in free}
         key = files.plain({"examples": _digest(examples), "versions": run_directory.versions(), **given, **facts})
         with _directory(settings, command) as run:

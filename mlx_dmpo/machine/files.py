@@ -31,6 +31,11 @@ _FIX = {
 }
 
 
+def cache_directory() -> Path:
+    """Of what is computed once and may be deleted at any time: $MLX_DMPO_CACHE, or ~/.cache/mlx-dmpo."""
+    return Path(os.environ.get("MLX_DMPO_CACHE") or Path.home() / ".cache" / "mlx-dmpo")
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turns an OSError inside into a WriteError that names `path` and says how to fix it."""

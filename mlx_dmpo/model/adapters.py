@@ -28,11 +28,19 @@ def add_lora(model: nn.Module, settings: TrainSettings) -> None:
 
     Raises UserError for a key that matches no layer.
     """
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
     lora = settings.lora_parameters
     check_layers(settings, len(model.layers))
-    adaptable = nn.Linear | nn.QuantizedLinear | nn.Embedding | nn.QuantizedEmbedding
+    adaptable = (
+        nn.Linear,
+        nn.QuantizedLinear,
+        nn.Embedding,
+        nn.QuantizedEmbedding,
+        SwitchLinear,
+        QuantizedSwitchLinear,
+    )
     within = {name for layer in model.layers for name, module in layer.named_modules() if isinstance(module, adaptable)}
     whole = {name for name, module in model.named_modules() if isinstance(module, adaptable)}
     for key in lora.keys:

@@ -38,6 +38,12 @@ class Loaded:
     date: str = ""  # day (YYYY-MM-DD) that the chat template prints, where it prints one: an adapter's own, else today
     prompt: dict[str, Any] = field(default_factory=dict)  # the prompt template in use, for the adapter's config
 
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Of the activations: that of the base's first weight which is neither quantized nor an adapter's."""
+        weights = tree_flatten(self.model.parameters())
+        return next(w.dtype for name, w in weights if "lora" not in name and mx.issubdtype(w.dtype, mx.floating))
+
 
 def _fingerprint(path: Path, extra: str) -> str:
     """SHA-256 over the files that decide a log-prob.
@@ -123,7 +129,8 @@ def load(settings: CommonSettings) -> Loaded:
     quantized = json.dumps(config.get("quantization"), sort_keys=True)
     fingerprint = _fingerprint(path, f"{quantized} {dtype}")
     date = today() if prints_date(tokenizer) else ""
-    return Loaded(model, tokenizer, name, path, config["vocab_size"], fingerprint, config, date)
+    vocabulary = int({**config.get("text_config", {}), **config}.get("vocab_size", len(tokenizer.get_vocab())))
+    return Loaded(model, tokenizer, name, path, vocabulary, fingerprint, config, date)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

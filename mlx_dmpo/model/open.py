@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..config import CommonSettings
+from ..core.attention import PREFIX_CHUNK
 from ..core.selfcheck import GroupScorer, choose_scorer
 from ..core.tree import EncodedGroup
 from ..errors import UserError
@@ -20,6 +21,7 @@ from ..records import Example, PreferenceGroup, RankingExample
 from ..scores import Scores
 from . import adapters, loading
 from .encode import Encoder
+from .prefix_attention import chunk_for
 from .score import score_groups
 from .spellings import Sequences, yes_and_no
 
@@ -55,7 +57,9 @@ class LanguageModelScorer:
     @functools.cached_property
     def groups(self) -> GroupScorer:
         """The shared-prefix scorer where it equals the plain one on this model, checked on first use."""
-        groups = choose_scorer(self.base.model, self.base.vocabulary, self.settings.scoring)
+        model, scoring = self.base.model, self.settings.scoring
+        chunk = chunk_for(model) if scoring == "auto" else PREFIX_CHUNK
+        groups = choose_scorer(model, self.base.vocabulary, scoring, chunk)
         if not groups.shared:
             console.notice(f"note: every sequence is run alone, which is slower: {groups.reason}")
         return groups

@@ -15,6 +15,7 @@ from ..machine.memory import in_halves
 from ..machine.prefetch import prefetch
 from ..machine.progress import Progress
 from ..machine.ranks import world
+from .device import tokens_at_once
 
 
 def score_groups(
@@ -23,12 +24,15 @@ def score_groups(
     groups: Sequence[EncodedGroup],
     batch_size: int,
     describe: str,
-    tokens: int = BATCH_TOKENS,
+    tokens: int | None = None,
 ) -> Iterator[tuple[EncodedGroup, np.ndarray]]:
     """Each group with its (R,) log-probs, outside gradient tracing, in batches of similar length, shared by the ranks.
 
-    A group of more than `tokens` is scored in parts of its branches, which gives the same log-probs.
+    tokens  run at once, shared ones counted once; None: BATCH_TOKENS, or what the device takes of a large model. A
+            larger group is scored in parts of its branches, which gives the same log-probs.
     """
+    at_once = min(BATCH_TOKENS, tokens_at_once(model))
+    tokens = tokens or at_once
     parts = [pieces(g, tokens) if g.shared_tokens > tokens else [] for g in groups]
     if any(len(p) > 1 for p in parts):
         small = [part(g, rows) for g, ps in zip(groups, parts, strict=True) for rows in ps] + [
@@ -55,7 +59,7 @@ def score_groups(
     def scored() -> Iterator[tuple[int, np.ndarray]]:
         with Progress(len(groups), describe, "group", quiet=not describe or not world().first) as bar:
             for rows, batch in prefetch(
-                (rows, pad(rows)) for rows in world().share(list(by_length(groups, batch_size)))
+                (rows, pad(rows)) for rows in world().share(list(by_length(groups, batch_size, at_once)))
             ):
                 for part in in_halves(partial(run, batch), rows):
                     yield from part

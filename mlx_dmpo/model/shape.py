@@ -56,6 +56,7 @@ class ModelShape:
         path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
         try:
             config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            config = {**config, **config.get("text_config", {})}  # of a model that reads pictures too
             heads = config["num_attention_heads"]
             quantization = config.get("quantization") or {}
             return cls(

@@ -203,10 +203,10 @@ def refuse_other_shape(settings: SftSettings | DmpoSettings, given: Mapping[str,
             raise UserError(_other_shape(f"lora_parameters.{part}", has, settings.start_adapter))
 
 
-def check_memory(settings: TrainSettings, policy: LanguageModelScorer, groups: Sequence[EncodedGroup]) -> None:
-    """Raises UserError for a run that by `plan` does not fit in this machine's memory."""
+def check_memory(settings: TrainSettings, policy: LanguageModelScorer, groups: Sequence[EncodedGroup]) -> float:
+    """Bytes that the run needs by `plan`, 0 where it does not know. Raises UserError where the machine has fewer."""
     if not settings.memory_check or not policy.groups.shared:
-        return
+        return 0.0
     base, shape = policy.base, model_shape.ModelShape.of(policy.base.path)
     if settings.quantize:
         shape = replace(shape, bits=settings.quantize, group_size=settings.quantize_group_size)
@@ -215,11 +215,12 @@ def check_memory(settings: TrainSettings, policy: LanguageModelScorer, groups: S
         settings.lora_parameters.rank,
         settings.lora_parameters.keys,
         settings.grad_checkpoint,
-        base.model.model.norm.weight.dtype.size,
+        base.dtype.size,
         cost.OPTIMIZER_STATES[settings.optimizer],
     )
     case = fit.Case(shape, training, groups, settings.batch_size, settings.batch_tokens)
     fit.check(case, fit.machine_memory())
+    return case.peak()
 
 
 def describe_work(groups: Sequence[EncodedGroup], groups_per_step: int, steps_per_epoch: int, steps: int) -> str:

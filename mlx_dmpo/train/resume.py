@@ -42,7 +42,7 @@ def run_identity(
     return {
         "checkpoint format": FORMAT,
         **resume_key(settings),
-        "dtype of the weights": str(policy.base.model.model.norm.weight.dtype).removeprefix("mlx.core."),
+        "dtype of the weights": str(policy.base.dtype).removeprefix("mlx.core."),
         "model": policy.base.fingerprint,
         "train data": digest(groups.epoch(0)),
         "number of validation groups": len(valid.examples) if valid else 0,

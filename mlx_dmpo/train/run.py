@@ -13,7 +13,7 @@ from ..config import DmpoSettings, SftSettings
 from ..core.finite import is_finite
 from ..data.rows import hub_inputs, hub_name
 from ..errors import UserError, WriteError
-from ..machine import commands, files, memory, trained_on
+from ..machine import commands, console, files, mac, memory, trained_on
 from ..machine.interrupts import Stop
 from ..machine.ranks import world
 from ..machine.run_directory import RunDirectory
@@ -32,13 +32,15 @@ def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
 
     Raises UserError for what the user can fix, Interrupted where SIGINT or SIGTERM came.
     """
-    with memory.memory_limits(settings), world().watched(), Stop() as stop:
+    with memory.memory_limits(settings), world().watched(), Stop() as stop, mac.awake(settings.caffeinate):
         examples = read_examples(settings)
         with _output(settings, command) as run:
             policy, settings = open_policy(settings)
             _say_parameters(policy.base)
             groups, valid = encode(settings, policy, examples)
-            check_memory(settings, policy, groups.epoch(0))
+            needed = check_memory(settings, policy, groups.epoch(0))
+            for line in mac.notes(needed, awake=settings.caffeinate) if world().first else ():
+                console.notice(f"note: {line}")
             reference = score_reference(settings, policy, groups, valid)
             training = set_up(settings, policy, groups, valid, reference, run.path if run else None, stop)
             state, schedule = training.checkpoints.state, training.schedule

@@ -106,7 +106,7 @@ def test_the_largest_micro_batch_keeps_to_its_tokens():
     size = max(g.shared_tokens for g in asked.groups)
     assert asked.largest.branches == 40 and replace(asked, batch_tokens=2 * size).largest.branches == 20
     assert (
-        replace(asked, batch_tokens=1).largest == cost.largest(asked.groups, 1)
+        replace(asked, batch_tokens=1).largest == replace(asked, batch_size=1).largest
         and replace(asked, batch_tokens=1).peak() < asked.peak()
     )
 
@@ -140,7 +140,7 @@ def test_training_refuses_what_cannot_fit_unless_told_otherwise(
     monkeypatch.setattr(fit, "machine_memory", lambda: 1e6)
     arguments = ["dmpo", "--model", str(model_directory), "--data", str(data_directory), "--iters", "1"]
     code, _, err = run(capsys, *arguments, "--adapter-path", str(tmp_path / "a"))
-    assert code == 2 and "GB will be needed" in err and "--no-memory-check" in err
+    assert code == 2 and "the leanest plan" in err and "--no-memory-check" in err
     code, _, err = run(capsys, *arguments, "--adapter-path", str(tmp_path / "a"), "--no-memory-check")
     assert code == 0, err
 

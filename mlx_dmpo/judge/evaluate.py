@@ -54,7 +54,7 @@ _NOT_IN_KEY = {
     "domains",
     "allow_other_prompt",
 }
-_NOT_IN_KEY |= {"memory_limit", "resamples", "overwrite", "generate", "max_tokens", "seed"}
+_NOT_IN_KEY |= {"memory", "memory_limit", "resamples", "overwrite", "generate", "max_tokens", "seed"}
 
 
 def output_directory(settings: EvaluateSettings) -> Path:
@@ -110,7 +110,7 @@ def write_evaluation(
         if isinstance(scorer, LanguageModelScorer):
             examples = scorer.usable(list(examples))
             facts |= _model_facts(scorer, isinstance(examples[0], RankingExample))
-        free = ("out", "overwrite", "resamples", "memory_limit")
+        free = ("out", "overwrite", "resamples", "memory", "memory_limit")
         given = {k: v for k, v in files.plain(settings).items() if k not in free}
         key = files.plain({"examples": _digest(examples), "versions": run_directory.versions(), **given, **facts})
         with _directory(settings, command) as run:

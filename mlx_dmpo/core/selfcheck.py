@@ -21,6 +21,8 @@ LONG = 2 * PREFIX_CHUNK + 16  # tokens of the longest prefix that is compared
 SHORT, LARGE = 72, 10_000  # a prefix longer than common attention windows; a vocabulary of a real model
 
 
+KNOWN = ("qwen3", "qwen2", "llama")  # model types
+
 R = TypeVar("R")
 
 
@@ -60,7 +62,7 @@ def _probed(batch: GroupBatch, run: Callable[[], R]) -> tuple[R, Probe]:
 def _unsupported(model: nn.Module) -> str:
     """Why the shared-prefix scorer does not know this model, or an empty string."""
     body = getattr(model, "model", None)
-    if getattr(model, "model_type", "") not in ("qwen3", "qwen2", "llama") or body is None:
+    if getattr(model, "model_type", "") not in KNOWN or body is None:
         return f"model type {getattr(model, 'model_type', '?')} is not one that the shared-prefix scorer knows"
     for layer in body.layers:
         if getattr(layer, "use_sliding", False):

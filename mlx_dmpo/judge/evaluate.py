@@ -275,8 +275,9 @@ def _generated(
     by_example = [rows[start:end] for start, end in itertools.pairwise(ends)]
     todo = list(generation.tasks(examples[: settings.generate], by_example, scorer, settings.seed))
     found: list[dict[str, Any]] = []
-    for start in range(0, len(todo), settings.batch_size):
-        found += generation.answer_rows(scorer, todo[start : start + settings.batch_size], settings.max_tokens)
+    size = scorer.prompts_at_once(max(len(task.prompt) for task in todo) + settings.max_tokens, 1) if todo else 1
+    for start in range(0, len(todo), size):
+        found += generation.answer_rows(scorer, todo[start : start + size], settings.max_tokens)
     if directory:
         files.write_text(
             directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in found)

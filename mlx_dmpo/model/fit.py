@@ -194,3 +194,20 @@ def tokens_at_once(
         if needed <= free:
             break
     return tokens, needed
+
+
+def prompts_at_once(
+    shape: ModelShape, tokens: int, vocabulary: int, answers: int, most: int, free: float, activation_bytes: int
+) -> int:
+    """Most prompts, at most `most`, whose answers are drawn at once in `free` bytes above the model; at least one.
+
+    tokens   of the longest prompt with its longest answer
+    answers  drawn to each prompt
+    A token's keys and values are counted twice, since mlx-lm's caches are merged and grow by copying, and an answer
+    has three arrays of float32 over the vocabulary.
+    """
+    cache = 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim * activation_bytes * tokens
+    reading = activation_bytes * tokens * (4 * shape.hidden + 3 * shape.intermediate)
+    while most > 1 and reading + most * answers * (cache + 12.0 * vocabulary) > free:
+        most //= 2
+    return most

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..config import CommonSettings, TrainSettings
-from ..core.selfcheck import GroupScorer, choose_scorer
+from ..core.selfcheck import KNOWN, GroupScorer, choose_scorer
 from ..core.tree import BATCH_TOKENS, EncodedGroup
 from ..errors import UserError
 from ..machine import console
@@ -99,7 +99,8 @@ class LanguageModelScorer:
         return probe.beside(self.base.model, counted)
 
     def tokens_at_once(self, groups: Sequence[EncodedGroup], batch_size: int) -> int:
-        """Tokens that scoring these groups runs at once: BATCH_TOKENS, or under --memory auto fewer, so that it fits."""
+        """Tokens that scoring these groups runs at once: BATCH_TOKENS, or fewer under --memory auto, so that it fits.
+        """
         if self.settings.memory != "auto" or not self.groups.shared or not groups:
             return BATCH_TOKENS
         limit = fit.limit(self.settings.memory_limit)
@@ -112,6 +113,26 @@ class LanguageModelScorer:
                 f"{(limit / fit.ROOM - free + needed) / 1e9:.3g} GB planned of {limit / 1e9:.3g} GB"
             )
         return tokens
+
+    def prompts_at_once(self, tokens: int, answers: int) -> int:
+        """Prompts to which that many answers are drawn at once: --batch-size, or fewer under --memory auto.
+
+        tokens  of the longest prompt with its longest answer. At a temperature other prompts beside it change the
+        answers that are drawn to a prompt, so a smaller number is reported.
+        """
+        size, model_type = self.settings.batch_size, getattr(self.base.model, "model_type", "")
+        if self.settings.memory != "auto" or model_type not in KNOWN:
+            return size
+        free = fit.limit(self.settings.memory_limit) / fit.ROOM - self.beside(0.0)
+        found = fit.prompts_at_once(
+            self.shape, tokens, self.base.vocabulary, answers, size, free, self.activation_bytes
+        )
+        if found < size:
+            console.notice(
+                f"note: memory: answers are drawn to {found} prompts at once instead of {size} (--memory auto); with "
+                f"--batch-size {found} the same answers are drawn anywhere"
+            )
+        return found
 
     def usable(self, examples: Sequence[Example], *, chosen_only: bool = False) -> list[Example]:
         """Under --skip-bad-rows, the examples whose tokens can be made, each other one named; else all of them.

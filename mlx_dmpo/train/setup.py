@@ -184,8 +184,8 @@ def _callbacks(
     def leaner(step: int, tokens: int, recompute: bool) -> None:
         again = ", and each layer is recomputed" if recompute else ""
         console.notice(
-            f"note: step {step}: memory did not suffice: at most {tokens:,} tokens are run at once from here on{again}; "
-            "the result is the same"
+            f"note: step {step}: memory did not suffice: at most {tokens:,} tokens are run at once from here on"
+            f"{again}; the result is the same"
         )
         checkpoints.identity["memory"] |= {"batch_tokens": tokens, "grad_checkpoint": recompute, "stepped_down": step}
 

@@ -99,8 +99,7 @@ class LanguageModelScorer:
         return probe.beside(self.base.model, counted)
 
     def tokens_at_once(self, groups: Sequence[EncodedGroup], batch_size: int) -> int:
-        """Tokens that scoring these groups runs at once: BATCH_TOKENS, or fewer under --memory auto, so that it fits.
-        """
+        """Tokens that scoring these groups runs at once: BATCH_TOKENS, or fewer under --memory auto, so that it fits."""
         if self.settings.memory != "auto" or not self.groups.shared or not groups:
             return BATCH_TOKENS
         limit = fit.limit(self.settings.memory_limit)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import DmpoSettings, SftSettings
 from ..core.tree import BATCH_TOKENS, EncodedGroup, pad_groups
-from ..model import cost, fit
+from ..model import fit
 from ..model.open import LanguageModelScorer
 from . import checkpoint
 from .step import padding
@@ -63,13 +63,18 @@ def plan_memory(
     if stored:
         tokens = tokens or stored["batch_tokens"]
         again = stored["grad_checkpoint"] if again is None else again
-        why = "as before"
+        why = "as in the checkpoint"
     if tokens and again is not None and not stored:
         why = "as given"
     leaner = auto and settings.grad_checkpoint is None
     if not policy.groups.shared:  # one sequence at a time, which is not planned
         return MemoryPlan(tokens or BATCH_TOKENS, bool(again), why, leaner=leaner)
     shape, training = policy.shape, policy.training(settings)
+    kept = 0.0
+    if training.adapted_layers < shape.layers:  # outputs of the layers below the adapter
+        held = sum(g.shared_tokens for g in groups) * shape.hidden * training.activation_bytes
+        kept = min(settings.frozen_cache_gb * 1e9, float(held))
+    counted = shape.weight_bytes(training.activation_bytes) + 4.0 * training.adapter_parameters(shape)
     case = fit.Case(
         shape,
         replace(training, checkpoint=bool(again)),
@@ -78,7 +83,7 @@ def plan_memory(
         tokens or BATCH_TOKENS,
         pad_groups if settings.lora_parameters.dropout else padding(policy.groups),
         policy.scale,
-        policy.beside(shape.weight_bytes(training.activation_bytes) + 4.0 * training.adapter_parameters(shape)),
+        kept + policy.beside(counted),
     )
     limit = fit.limit(settings.memory_limit) if auto else fit.machine_memory()
     if auto:

@@ -115,16 +115,14 @@ def set_up(
     )
     identity = run_identity(settings, policy, groups, valid, reference)
     world().agree("training", json.dumps(identity))
-    identity["environment"] = device.environment()  # machines may differ in it
-    identity["memory"] = plan.to_json()  # changes no result
+    identity |= {"environment": device.environment(), "memory": plan.to_json()}  # machines may differ in them
     shape = adapters.adapter_config(settings, policy.base)
     checkpoints = Checkpoints(path, model, optimizer, shape, identity, keep=settings.keep_checkpoints)
     if settings.resume and checkpoints.restore(check_identity):
         world().say(f"resumed at step {checkpoints.state.step} of {steps}")
     state = checkpoints.state
-    tracker = None
-    if path:
-        tracker = trackers.tracker(settings.report_to, settings.project_name, path, files.plain(settings))
+    config = files.plain(settings)
+    tracker = trackers.tracker(settings.report_to, settings.project_name, path, config) if path else None
     name = "sft" if isinstance(settings, SftSettings) else settings.loss
     report = Report(
         path / METRICS if path else None,

@@ -154,7 +154,7 @@ def check(case: Case, limit: float) -> None:
         return
     change = cheapest(case, limit)
     raise UserError(
-        f"memory: about {peak / 1e9:.2g} GB will be needed, and this machine gives {limit / 1e9:.2g} GB: "
+        f"memory: about {peak / 1e9:.2g} GB will be needed, and this machine has {limit / 1e9:.2g} GB: "
         f"{f'add {change}' if change else LESS}, or run it anyway with --no-memory-check"
     )
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -195,3 +196,16 @@ def test_a_long_group_among_short_ones_is_planned_for():
     works = cost.heaviest(groups, 4, groups[-1].shared_tokens + 400)
     assert [w.branches for w in works] == [2, 8]
     assert works[1].prefix_scores == 4 * works[0].prefix_scores > 0
+
+
+@pytest.mark.slow
+def test_planned_peaks_are_within_12_percent_of_measured_ones(monkeypatch):
+    """The configurations of docs/plan.md, and what --memory auto chooses under ever smaller limits."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import plan_accuracy
+
+    found = {c.name: plan_accuracy.measure(c)["error"] for c in plan_accuracy.CONFIGURATIONS}
+    assert {name: error for name, error in found.items() if abs(error) > 0.12} == {}
+    for configuration, limit in plan_accuracy.auto_choices():
+        row = plan_accuracy.measure(configuration)
+        assert abs(row["error"]) <= 0.12 and row["measured_mb"] <= limit / 1e6, row

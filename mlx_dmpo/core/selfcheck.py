@@ -157,4 +157,4 @@ def choose_scorer(model: nn.Module, vocabulary: int, scoring: str = "auto") -> G
         reason = f"the shared-prefix scorer fails on this model ({error})"
     finally:
         model.train(training)
-    return GroupScorer(plain_logps, False, reason) if reason else GroupScorer(shared_logps, True, **probes)
+    return GroupScorer(plain_logps, False, reason) if reason else GroupScorer(shared_logps, True, "", **probes)

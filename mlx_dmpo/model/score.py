@@ -26,14 +26,14 @@ def score_groups(
     batch_size: int,
     describe: str,
     tokens: int = BATCH_TOKENS,
-    whole: bool = False,
+    unsplit: bool = False,
 ) -> Iterator[tuple[EncodedGroup, np.ndarray]]:
     """Each group with its (R,) log-probs, outside gradient tracing, in batches of similar length, shared by the ranks.
 
-    A group of more than `tokens` is scored in parts of its branches, which gives the same log-probs, unless `whole`.
+    A group of more than `tokens` is scored in parts of its branches, which gives the same log-probs, unless `unsplit`.
     From the first batch that does not fit in memory, batches of its size are run in halves.
     """
-    parts = [pieces(g, tokens) if g.shared_tokens > tokens and not whole else [] for g in groups]
+    parts = [pieces(g, tokens) if g.shared_tokens > tokens and not unsplit else [] for g in groups]
     if any(len(p) > 1 for p in parts):
         small = [part(g, rows) for g, ps in zip(groups, parts, strict=True) for rows in ps] + [
             g for g, ps in zip(groups, parts, strict=True) if not ps

@@ -154,7 +154,7 @@ def settings_of(cls: type, stage: str, config_file: str | None, options: dict[st
     from .. import assets
 
     embedded = config.read_yaml(assets.settings_file())[0].get(stage) if stage else None
-    settings = config.resolve(cls, config_file, given(options), embedded, console.notice)
+    settings: Any = config.resolve(cls, config_file, given(options), embedded, console.notice)
     if not isinstance(settings, config.CommonSettings):
         return settings
     from ..data.wording import with_own_domains

@@ -150,7 +150,13 @@ def _take(
     missing = [name for name, value in zip(fields, values, strict=True) if value is None and name not in optional]
     if missing:
         value = row.get(missing[0])
-        kind = {dict: ", which is an object", list: ", which is a list"}.get(type(value), "")
+        kind = (
+            ", which is an object"
+            if isinstance(value, dict)
+            else ", which is a list"
+            if isinstance(value, list)
+            else ""
+        )
         bad.add(where, f'no usable "{missing[0]}"{kind}', "give it one value" if kind else "give it a value")
         return False
     for column, value in zip(columns, values, strict=True):

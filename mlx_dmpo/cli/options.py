@@ -25,8 +25,8 @@ GROUPS = {
     "reference_free epochs iters "
     "learning_rate lr_schedule warmup weight_decay optimizer max_grad_norm grad_accumulation_steps steps_per_eval "
     "val_batches best_metric patience resume save_every keep_checkpoints max_bad_steps debug_nan seed",
-    "Memory and speed": "batch_size batch_tokens grad_checkpoint frozen_cache_gb memory_limit memory_check scoring "
-    "tflops caffeinate",
+    "Memory and speed": "batch_size batch_tokens grad_checkpoint frozen_cache_gb memory memory_limit memory_check "
+    "scoring tflops caffeinate",
     "Output": "out as_json overwrite steps_per_report report_to project_name plain",
 }
 # What `--help` shows, the most important first; `--help-all` shows the rest as well.
@@ -129,7 +129,7 @@ def _click_type(annotation: Any, choices: tuple[str, ...]) -> Any:
 def _option(name: str, hint: Any, default: Any, meta: Any) -> Any:
     flags = [*([meta["short"]] if meta.get("short") else []), f"--{name.replace('_', '-')}"]
     shown = f"  [default: {default}]" if default not in ("", None, ()) and not isinstance(default, bool) else ""
-    if hint is bool:
+    if bool in (hint, *get_args(hint)):
         return click.option(f"{flags[-1]}/--no-{flags[-1][2:]}", name, default=None, help=meta["help"])
     if isinstance(default, tuple):
         return click.option(*flags, name, multiple=True, metavar="NAME", help=meta["help"] + "  May be repeated.")

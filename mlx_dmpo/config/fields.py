@@ -88,6 +88,12 @@ class CommonSettings:
     )
     seed: int = setting(0, "Seed of everything random: LoRA's start, data order, candidate order, dropout.", low=0)
     memory_limit: float = setting(0.0, "Gigabytes (10^9 bytes) that MLX may use; 0 leaves its own limit.", low=0)
+    memory: str = setting(
+        "auto",
+        "auto: tokens run at once, and in training recomputation, are chosen so that the plan fits in memory with room "
+        "to spare; the result is the same. fixed: the defaults are kept.",
+        choices=("auto", "fixed"),
+    )
     domains: dict[str, dict[str, str]] = setting(
         dict, "Wording of further domains: name -> topic, items, consumed, consuming (YAML only)."
     )

@@ -30,7 +30,7 @@ class PlanSettings:
     )
     stage: str = setting("dmpo", "What is trained.", choices=("sft", "dmpo"))
     batch_size: int = setting(_TRAIN.batch_size, "Groups run at once.", low=1)
-    batch_tokens: int = setting(_TRAIN.batch_tokens, "Tokens run at once.", low=1)
+    batch_tokens: int | None = setting(None, "Tokens run at once (8192 when left out).", low=1)
     max_seq_length: int = setting(
         _TRAIN.max_seq_length, "Maximum length of prompt plus answer, in tokens, with --data.", low=16
     )
@@ -38,7 +38,7 @@ class PlanSettings:
     lora_rank: int = setting(Lora().rank, "Rank of the LoRA matrices.", low=1)
     lora_keys: tuple[str, ...] = setting((), "Linear layers to adapt (default: all).")
     optimizer: str = setting("adamw", "Optimizer.", choices=("adamw", "adam", "sgd", "adafactor", "muon", "lion"))
-    grad_checkpoint: bool = setting(False, "Recompute each layer in the backward pass.")
+    grad_checkpoint: bool | None = setting(None, "Recompute each layer in the backward pass.")
     dtype: str = setting("16", "Bits of an activation, and of an unquantized weight.", choices=("16", "32"))
     epochs: float = setting(3.0, "Passes over the groups.", above=0)
     tflops: float = setting(

@@ -27,10 +27,10 @@ class TrainSettings(CommonSettings):
     lora_parameters: Lora = setting(Lora, "LoRA's rank, scale, dropout and keys.")
     epochs: float = setting(3.0, "Passes over the training groups.", above=0)
     iters: int | None = setting(None, "Optimizer steps; replaces epochs.", low=1)
-    batch_tokens: int = setting(
-        8192,
+    batch_tokens: int | None = setting(
+        None,
         "Tokens run at once, shared ones counted once; the other groups of a micro-batch run after it, with the same "
-        "result.",
+        "result.  [default: what --memory auto chooses, at most 8192]",
         low=1,
     )
     grad_accumulation_steps: int = setting(
@@ -60,8 +60,10 @@ class TrainSettings(CommonSettings):
     warmup: float = setting(0.0, "Steps over which the learning rate rises; below 1, a share of all steps.", low=0)
     weight_decay: float = setting(0.0, "Decoupled weight decay (adamw, lion, muon, adafactor).", low=0)
     max_grad_norm: float = setting(1.0, "Clip gradients to this global norm; 0 does not clip.", low=0)
-    grad_checkpoint: bool = setting(
-        False, "Recompute each layer in the backward pass: less memory, about a third more time."
+    grad_checkpoint: bool | None = setting(
+        None,
+        "Recompute each layer in the backward pass: less memory, about a third more time.  [default: where --memory "
+        "auto finds no other way]",
     )
     frozen_cache_gb: float = setting(
         1.0,
@@ -165,8 +167,8 @@ class DmpoSettings(TrainSettings):
 _FREE = frozenset(
     """model data valid_data skip_bad_rows prompt allow_other_prompt domains adapter_path start_adapter batch_size
     batch_tokens grad_accumulation_steps val_batches grad_checkpoint steps_per_report report_to plain project_name
-    save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check
-    caffeinate""".split()
+    save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory memory_limit
+    memory_check caffeinate""".split()
 )
 
 

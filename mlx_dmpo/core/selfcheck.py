@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,13 +24,40 @@ SHORT, LARGE = 72, 10_000  # tokens of the only prefix that is compared on slow 
 NARROW = 48  # tokens of an attention window while scorers are compared
 
 
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the shared-prefix scorer took on this device for a small batch."""
+
+    batch: GroupBatch
+    peak: int  # bytes above what was in use before
+    seconds: float
+
+
 @dataclass(frozen=True)
 class GroupScorer:
-    """The scorer in use, and why it is the plain one where it is."""
+    """The scorer in use, and why it is the plain one where it is.
+
+    forward, kept, recomputed  what the self-check took for values, and for gradients without and with recomputation;
+                               None where it did not measure that
+    """
 
     logps: Callable[..., mx.array]
     shared: bool
     reason: str = ""
+    forward: Probe | None = None
+    kept: Probe | None = None
+    recomputed: Probe | None = None
+
+
+def _probed(batch: GroupBatch, run: Callable[[], R]) -> tuple[R, Probe]:
+    mx.synchronize()
+    before, begun = mx.get_active_memory(), time.perf_counter()
+    mx.reset_peak_memory()
+    found = run()
+    return found, Probe(batch, mx.get_peak_memory() - before, time.perf_counter() - begun)
 
 
 @contextlib.contextmanager
@@ -78,56 +106,68 @@ def _gradient(model: nn.Module, score: Callable[..., mx.array], probe: GroupBatc
         return (weights * score(model, probe, **how)).sum()
 
     try:
-        found = tree_flatten(mx.grad(total)(parameters))
-        return np.concatenate([np.array(g.astype(mx.float32)).reshape(-1) for _, g in found])
+        found = mx.grad(total)(parameters)
+        mx.eval(found)  # all at once, as in a step: one by one, the others' graphs keep their arrays
+        return np.concatenate([np.array(g.astype(mx.float32)).reshape(-1) for _, g in tree_flatten(found)])
     finally:
         model.update(parameters)
 
 
-def _difference(model: nn.Module, vocabulary: int, shared_logps: Callable[..., mx.array]) -> str:
-    """How the scorers differ, or an empty string. The gradient is compared where the model is to be trained."""
+def _difference(
+    model: nn.Module, vocabulary: int, shared_logps: Callable[..., mx.array]
+) -> tuple[str, dict[str, Probe]]:
+    """How the scorers differ, or an empty string, and what the shared one took.
+
+    The gradient is compared where the model is to be trained.
+    """
     # float32 agrees to about 1e-5 nats per token; in 16 bits each logit carries about 3 digits
     wide, trains = family.decoder(model).model.norm.weight.dtype == mx.float32, model.training
     quantized = any(isinstance(m, nn.QuantizedLinear | nn.QuantizedEmbedding) for m in model.modules())
     on_cpu = mx.default_device() == mx.Device(mx.cpu)  # where a quantized product takes a hundred times longer
     values, gradient = _probes(vocabulary, short=quantized and on_cpu and vocabulary > LARGE)
     model.eval()
-    fast, slow = np.array(shared_logps(model, values)), np.array(plain_logps(model, values))
+    mx.eval(model.parameters())  # a file that is read late is not the scorer's memory
+    fast, forward = _probed(values, lambda: np.array(shared_logps(model, values)))
+    slow = np.array(plain_logps(model, values))
     difference = np.abs(fast - slow)
     if not (difference <= (1e-3 if wide else 0.05 + 0.03 * np.abs(slow))).all():  # also for NaN
-        return f"the shared-prefix scorer differs from the plain one by {float(difference.max()):.2g} nats"
+        return f"the shared-prefix scorer differs from the plain one by {float(difference.max()):.2g} nats", {}
     if not trains or not tree_flatten(model.trainable_parameters()):
-        return ""
+        return "", {"forward": forward}
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
-    fast, slow = _gradient(model, shared_logps, gradient, checkpoint=True), _gradient(model, plain_logps, gradient)
-    worst = float(np.linalg.norm(fast - slow)) / max(float(np.linalg.norm(slow)), 1e-30)
-    if worst <= (1e-3 if wide else 0.2):
-        return ""
-    return f"the gradients of the shared-prefix scorer and of the plain one differ by {100 * worst:.2g} %"
+    slow = _gradient(model, plain_logps, gradient)
+    probes = {"forward": forward}
+    for name, checkpoint in (("recomputed", True), ("kept", False)):
+        fast, probes[name] = _probed(gradient, partial(_gradient, model, shared_logps, gradient, checkpoint=checkpoint))
+        worst = float(np.linalg.norm(fast - slow)) / max(float(np.linalg.norm(slow)), 1e-30)
+        if not worst <= (1e-3 if wide else 0.2):  # also for NaN
+            return f"the gradients of the shared-prefix scorer and of the plain one differ by {100 * worst:.2g} %", {}
+    return "", probes
 
 
 def choose_scorer(model: nn.Module, vocabulary: int, scoring: str = "auto", chunk: int = PREFIX_CHUNK) -> GroupScorer:
     """The shared-prefix scorer where it equals the plain one on this very model; else the plain one, and why.
 
     Compared are values, also with prefixes around PREFIX_CHUNK and a long one, and for a model in training mode one
-    gradient, with `chunk` queries of a prefix at once; where that fails, with PREFIX_CHUNK. Where layers attend within
-    a window, it is narrowed for that, so that prefixes are longer than it.
+    gradient, with and without recomputation, and with `chunk` queries of a prefix at once; where that fails, with
+    PREFIX_CHUNK. Where layers attend within a window, it is narrowed for that, so that prefixes are longer than it.
+    What the shared one took for them is kept, for the plan of a run.
     """
     if scoring == "plain":
         return GroupScorer(plain_logps, False, "--scoring plain was given")
-    reason, training = family.unsupported(model), model.training
+    reason, training, probes = family.unsupported(model), model.training, dict[str, Probe]()
     for size in () if reason else dict.fromkeys((chunk, PREFIX_CHUNK)):
         scorer = shared_logps if size == PREFIX_CHUNK else partial(shared_logps, chunk=size)
         try:
             with _narrow_windows(model):
-                reason = _difference(model, vocabulary, scorer)
+                reason, probes = _difference(model, vocabulary, scorer)
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             reason = f"the shared-prefix scorer fails on this model ({error})"
         finally:
             model.train(training)
         if not reason:
-            return GroupScorer(scorer, True)
+            return GroupScorer(scorer, True, "", **probes)
     return GroupScorer(plain_logps, False, reason)

@@ -54,7 +54,7 @@ _NOT_IN_KEY = {
     "domains",
     "allow_other_prompt",
 }
-_NOT_IN_KEY |= {"memory_limit", "resamples", "overwrite", "generate", "max_tokens", "seed", "caffeinate"}
+_NOT_IN_KEY |= {"memory", "memory_limit", "resamples", "overwrite", "generate", "max_tokens", "seed", "caffeinate"}
 
 
 def output_directory(settings: EvaluateSettings) -> Path:
@@ -110,7 +110,7 @@ def write_evaluation(
         if isinstance(scorer, LanguageModelScorer):
             examples = scorer.usable(list(examples))
             facts |= _model_facts(scorer, isinstance(examples[0], RankingExample))
-        free = ("out", "overwrite", "resamples", "memory_limit", "caffeinate")
+        free = ("out", "overwrite", "resamples", "memory", "memory_limit", "caffeinate")
         given = {k: v for k, v in files.plain(settings).items() if k not in free}
         key = files.plain({"examples": _digest(examples), "versions": run_directory.versions(), **given, **facts})
         with _directory(settings, command) as run:
@@ -275,8 +275,9 @@ def _generated(
     by_example = [rows[start:end] for start, end in itertools.pairwise(ends)]
     todo = list(generation.tasks(examples[: settings.generate], by_example, scorer, settings.seed))
     found: list[dict[str, Any]] = []
-    for start in range(0, len(todo), settings.batch_size):
-        found += generation.answer_rows(scorer, todo[start : start + settings.batch_size], settings.max_tokens)
+    size = scorer.prompts_at_once(max(len(task.prompt) for task in todo) + settings.max_tokens, 1) if todo else 1
+    for start in range(0, len(todo), size):
+        found += generation.answer_rows(scorer, todo[start : start + size], settings.max_tokens)
     if directory:
         files.write_text(
             directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in found)

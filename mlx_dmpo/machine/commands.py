@@ -23,7 +23,8 @@ from .run_directory import CONFIG, is_complete, is_taken
 
 # Settings that a later stage needs as well, because the adapter and the data depend on them.
 CARRIED = (
-    "model quantize quantize_group_size quantize_mode dtype domain skip_bad_rows max_seq_length scoring memory_limit"
+    "model quantize quantize_group_size quantize_mode dtype domain skip_bad_rows max_seq_length scoring memory "
+    "memory_limit"
 ).split()
 
 

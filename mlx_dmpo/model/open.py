@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..config import CommonSettings
+from ..config import CommonSettings, TrainSettings
+from ..core import family
 from ..core.attention import PREFIX_CHUNK
 from ..core.selfcheck import GroupScorer, choose_scorer
-from ..core.tree import EncodedGroup
+from ..core.tree import BATCH_TOKENS, EncodedGroup
 from ..errors import UserError
 from ..machine import console
 from ..prompts import template as prompts
@@ -19,12 +20,14 @@ from ..prompts.groups import build_group
 from ..prompts.orders import rotations
 from ..records import Example, PreferenceGroup, RankingExample
 from ..scores import Scores
-from . import adapters, loading
+from . import adapters, cost, fit, loading, probe
 from .encode import Encoder
 from .prefix_attention import chunk_for
 from .score import score_groups
+from .shape import ModelShape
 from .spellings import Sequences, yes_and_no
 
+COUNTED = ("qwen3", "qwen2", "llama", "mistral", "ministral3", "smollm3")  # model types whose memory `plan` counts
 EVALUATED_ORDERS = 4  # listwise: printed orders over which a score is averaged, unless --orders says otherwise
 
 
@@ -51,7 +54,7 @@ class LanguageModelScorer:
         self.calibrate = bool(getattr(settings, "calibrate", False))
         self.per_token = bool(getattr(settings, "per_token", False))
         self.orders = getattr(settings, "orders", None) or EVALUATED_ORDERS
-        self.tokens, self.describe = 0, "evaluate"
+        self.tokens, self.describe, self._said = 0, "evaluate", False
         check_options(settings, self.template)
 
     @functools.cached_property
@@ -63,6 +66,83 @@ class LanguageModelScorer:
         if not groups.shared:
             console.notice(f"note: every sequence is run alone, which is slower: {groups.reason}")
         return groups
+
+    @functools.cached_property
+    def shape(self) -> ModelShape:
+        """The model's sizes. Raises UserError for a model of another kind."""
+        shape, settings = ModelShape.of(self.base.path), self.settings
+        if settings.quantize:
+            shape = replace(shape, bits=settings.quantize, group_size=settings.quantize_group_size)
+        return shape
+
+    @property
+    def counted(self) -> bool:
+        """Whether `plan` counts the memory of this kind of model."""
+        return getattr(self.base.model, "model_type", "") in COUNTED
+
+    @property
+    def activation_bytes(self) -> int:
+        return int(self.base.dtype.size)
+
+    def training(self, settings: TrainSettings) -> cost.Training:
+        """What of a training's settings memory depends on, nothing recomputed."""
+        return cost.Training(
+            self.shape.layers if settings.num_layers < 0 else settings.num_layers,
+            settings.lora_parameters.rank,
+            settings.lora_parameters.keys,
+            False,
+            self.activation_bytes,
+            cost.OPTIMIZER_STATES[settings.optimizer],
+        )
+
+    @functools.cached_property
+    def scale(self) -> cost.Scale:
+        """What the device at hand takes of the activations that `plan` counts."""
+        settings = self.settings
+        if isinstance(settings, TrainSettings):
+            training = self.training(settings)
+        else:
+            training = cost.Training(self.shape.layers, activation_bytes=self.activation_bytes)
+        return probe.scale_of(self.shape, training, self.groups)
+
+    def beside(self, counted: float) -> float:
+        """Bytes in use that `counted` bytes of weights leave out."""
+        return probe.beside(self.base.model, counted)
+
+    def tokens_at_once(self, groups: Sequence[EncodedGroup], batch_size: int) -> int:
+        """Tokens that scoring these groups runs at once: BATCH_TOKENS, or what --memory auto finds to fit."""
+        if self.settings.memory != "auto" or not self.groups.shared or not self.counted or not groups:
+            return BATCH_TOKENS
+        limit = fit.limit(self.settings.memory_limit)
+        free = limit / fit.ROOM - self.beside(0.0)
+        tokens, needed = fit.tokens_at_once(self.shape, groups, batch_size, free, self.activation_bytes, self.scale)
+        if tokens < BATCH_TOKENS and not self._said:
+            self._said = True
+            console.notice(
+                f"note: memory: at most {tokens:,} tokens at once in scoring (--memory auto); "
+                f"{(limit / fit.ROOM - free + needed) / 1e9:.3g} GB planned of {limit / 1e9:.3g} GB"
+            )
+        return tokens
+
+    def prompts_at_once(self, tokens: int, answers: int) -> int:
+        """Prompts to which that many answers are drawn at once: --batch-size, or fewer under --memory auto.
+
+        tokens  of the longest prompt with its longest answer. At a temperature other prompts beside it change the
+        answers that are drawn to a prompt, so a smaller number is reported.
+        """
+        size = self.settings.batch_size
+        if self.settings.memory != "auto" or family.unsupported(self.base.model) or not self.counted:
+            return size
+        free = fit.limit(self.settings.memory_limit) / fit.ROOM - self.beside(0.0)
+        found = fit.prompts_at_once(
+            self.shape, tokens, self.base.vocabulary, answers, size, free, self.activation_bytes
+        )
+        if found < size:
+            console.notice(
+                f"note: memory: answers are drawn to {found} prompts at once instead of {size} (--memory auto); with "
+                f"--batch-size {found} the same answers are drawn anywhere"
+            )
+        return found
 
     def usable(self, examples: Sequence[Example], *, chosen_only: bool = False) -> list[Example]:
         """Under --skip-bad-rows, the examples whose tokens can be made, each other one named; else all of them.
@@ -174,10 +254,10 @@ class LanguageModelScorer:
     def _logps(self, encoded: Sequence[EncodedGroup], describe: str) -> Iterator[np.ndarray]:
         """(R,) float64 of each group, in order."""
         self.tokens += sum(g.shared_tokens if self.groups.shared else g.separate_tokens for g in encoded)
-        scored = {
-            id(group): logps
-            for group, logps in score_groups(self.base.model, self.groups, encoded, self.settings.batch_size, describe)
-        }
+        size = self.settings.batch_size
+        tokens = self.tokens_at_once(encoded, size)
+        found = score_groups(self.base.model, self.groups, encoded, size, describe, tokens)
+        scored = {id(group): logps for group, logps in found}
         for group in encoded:
             logps = np.asarray(scored[id(group)], np.float64)
             if not np.isfinite(logps).all():

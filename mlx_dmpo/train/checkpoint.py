@@ -181,6 +181,16 @@ def newest(run: Path) -> Checkpoint | None:
     return without_best
 
 
+def stored(run: Path, name: str) -> Any:
+    """An entry of the identity in the newest checkpoint that can be read; None where there is none."""
+    for path in reversed(_all(run)):
+        try:
+            return _read_manifest(path)[0].identity.get(name)
+        except UserError:
+            continue
+    return None
+
+
 def prune(run: Path, keep: int) -> None:
     """Removes all but the last `keep` checkpoints and the best ones that these refer to; also damaged ones."""
     kept: set[Path] = set()

@@ -18,7 +18,7 @@ from ..data.rows import has_split
 from ..errors import UserError
 from ..machine import console, files
 from ..machine.ranks import world
-from ..model import adapters, cost, fit, loading, trackers
+from ..model import adapters, loading, trackers
 from ..model import shape as model_shape
 from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
 from ..prompts.orders import first_negatives
@@ -201,26 +201,6 @@ def refuse_other_shape(settings: SftSettings | DmpoSettings, given: Mapping[str,
         wanted, has = getattr(settings.lora_parameters, part), getattr(found.lora_parameters, part)
         if wanted != has:
             raise UserError(_other_shape(f"lora_parameters.{part}", has, settings.start_adapter))
-
-
-def check_memory(settings: TrainSettings, policy: LanguageModelScorer, groups: Sequence[EncodedGroup]) -> float:
-    """Bytes that the run needs by `plan`, 0 where it does not know. Raises UserError where the machine has fewer."""
-    if not settings.memory_check or not policy.groups.shared:
-        return 0.0
-    base, shape = policy.base, model_shape.ModelShape.of(policy.base.path)
-    if settings.quantize:
-        shape = replace(shape, bits=settings.quantize, group_size=settings.quantize_group_size)
-    training = cost.Training(
-        shape.layers if settings.num_layers < 0 else settings.num_layers,
-        settings.lora_parameters.rank,
-        settings.lora_parameters.keys,
-        settings.grad_checkpoint,
-        base.dtype.size,
-        cost.OPTIMIZER_STATES[settings.optimizer],
-    )
-    case = fit.Case(shape, training, groups, settings.batch_size, settings.batch_tokens)
-    fit.check(case, fit.machine_memory())
-    return case.peak()
 
 
 def describe_work(groups: Sequence[EncodedGroup], groups_per_step: int, steps_per_epoch: int, steps: int) -> str:

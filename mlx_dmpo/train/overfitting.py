@@ -34,7 +34,8 @@ def compared(
     best     whether this validation is the best so far
 
     With pairs, a run overfits where the training accuracy exceeds the held-out one by more than GAP and their 99 %
-    intervals are apart, while the held-out one is no longer improving or is not above one half. A gap alone is no fault.
+    intervals are apart, while the held-out one is no longer improving or is not above one half. A gap alone is not a
+    fault.
     Without (SFT), where the validation loss is 5 % above its lowest and the training loss below that lowest.
     """
     if since.get("pairs") and "valid_pair_accuracy" in numbers:

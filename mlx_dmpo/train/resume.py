@@ -68,7 +68,7 @@ def check_identity(stored: dict[str, Any], given: dict[str, Any]) -> None:
         )
     for name in {**given, **stored}:
         was, now = stored.get(name), given.get(name)
-        if was == now or name == "environment":
+        if was == now or name in ("environment", "memory"):
             continue
         if name in ("model", "train data", "valid data", "reference"):
             raise UserError(

@@ -21,8 +21,9 @@ from ..model import adapters, device, loading
 from ..model.open import LanguageModelScorer
 from ..report import charts
 from . import holdout, overfitting
-from .inputs import Examples, check_memory, encode, open_policy, read_examples
+from .inputs import Examples, encode, open_policy, read_examples
 from .loop import fit
+from .memory_plan import plan_memory
 from .objective import lower
 from .setup import Training, score_reference, set_up
 
@@ -38,11 +39,12 @@ def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
             policy, settings = open_policy(settings)
             _say_parameters(policy.base)
             groups, valid = encode(settings, policy, examples)
-            needed = check_memory(settings, policy, groups.epoch(0))
-            for line in mac.notes(needed, awake=settings.caffeinate) if world().first else ():
+            plan = plan_memory(settings, policy, groups.epoch(0), run.path if run else None)
+            world().say(plan.line())
+            for line in mac.notes(plan.planned, awake=settings.caffeinate) if world().first else ():
                 console.notice(f"note: {line}")
             reference = score_reference(settings, policy, groups, valid)
-            training = set_up(settings, policy, groups, valid, reference, run.path if run else None, stop)
+            training = set_up(settings, policy, groups, valid, reference, plan, run.path if run else None, stop)
             state, schedule = training.checkpoints.state, training.schedule
             stop.finish_step = True
             mx.reset_peak_memory()
@@ -140,5 +142,6 @@ def _finish(
         bad_steps=state.bad_steps,
         ranks=world().size,
         shared_road=policy.groups.shared,
+        memory=checkpoints.identity["memory"],
         peak_memory_gb=max(training.step_function.peak, mx.get_peak_memory()) / 1e9,
     )

@@ -60,6 +60,7 @@ def context(example: RankingExample, template: Template, **places: Any) -> tuple
 
     Disliked titles that are candidates are left out: they give the answer.
     """
+    template = template.worded_for(example.user)
     domain: Domain = template.domain(example.domain, example.source)
     if template.prints_disliked:
         known = set(candidates(example))

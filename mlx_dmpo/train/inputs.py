@@ -37,8 +37,8 @@ def refuse(settings: SftSettings | DmpoSettings) -> None:
     several = isinstance(settings, DmpoSettings) and settings.loss == "mult-dpo"
     if several and (template.form not in ("direct", "listwise") or (settings.orders or 1) > 1):
         raise UserError(
-            f"loss: mult-dpo needs all answers after one prompt, and --prompt {template.name} has several: take direct, "
-            "or listwise with --orders 1, or --loss s-dpo"
+            f"loss: mult-dpo needs all answers after one prompt, and --prompt {template.name} has several: take "
+            "direct, or listwise with --orders 1, or --loss s-dpo"
         )
     check_optimizer(settings)
     trackers.check(settings.report_to)

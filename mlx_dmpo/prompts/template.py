@@ -96,8 +96,12 @@ class Template:
         domains = _domains(values.get("domains"), at("domains"))
         named = {"name": values.get("name") or name, "domains": domains, "more_prompts": tuple(more)}
         template = cls(**{**values, **named})
-        for prompt, key in ((template.prompt, "prompt"), *((text, "more_prompts") for text in more)):
-            check(replace(template, prompt=prompt, more_prompts=()), lambda k, key=key: at(key if k == "prompt" else k))
+        check(replace(template, more_prompts=()), at)
+        for text in more:
+            check(
+                replace(template, prompt=text, more_prompts=()),
+                lambda key: at("more_prompts" if key == "prompt" else key),
+            )
         return template
 
     def worded_for(self, user: str) -> Template:

@@ -139,6 +139,9 @@ def encode(
 ) -> tuple[GroupSource, GroupSource | None]:
     """Training and validation groups. Says how many history items were left out."""
     form = policy.template.form if isinstance(examples.train[0], RankingExample) else "free text"
+    if form == "free text":  # brings its own prompts: the next stage may take any form
+        start = settings.start_adapter if isinstance(settings, SftSettings | DmpoSettings) else ""
+        policy.base.prompt = adapters.read_adapter_config(start).get("prompt", {}) if start else {}
     source = partial(GroupSource, encoder=policy.encoder, seed=settings.seed, orders=settings.orders or 1)
     both = settings.both_orders and form == "pairwise"
     redraw = settings.candidate_order == "epoch" and form in ("pairwise", "listwise")

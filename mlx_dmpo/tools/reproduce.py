@@ -17,9 +17,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import config
 from ..config.baseline import BASELINES, COUNTERS, LANGUAGE, BaselineSettings, check_baseline
 from ..data import formats
+from ..data.rows import hub_name
 from ..errors import UserError
 from ..machine import console, files, run_directory
 
@@ -310,8 +313,23 @@ def _of_model(
         yield Cell(path, system=system, steps=steps, k=k, few_shot=few, seed=seed, needs=needs, **names)
 
 
+def check_data(plan: Comparison) -> None:
+    """Raises UserError where data are not here: before the first cell, not hours later."""
+    for name, given in plan.data.items():
+        for part in (f.name for f in fields(Data)):
+            for path in {getattr(given, part).replace("{k}", str(k)) for k in plan.k} - {""}:
+                if not Path(path).exists() and not hub_name(path):
+                    raise UserError(
+                        f"data.{name}.{part}: {path}: no such file or directory: make it first (the head of the "
+                        "file may say how), or correct the path"
+                    )
+
+
 def make_subsets(plan: Comparison) -> None:
-    """Writes the training data of each few-shot size: the first so many users, so that the sizes are nested."""
+    """Writes the training data of each few-shot size: the first so many examples of one draw, so that sizes are nested.
+
+    Drawn, since neighbours in a file of sliding windows, as TALLRec's is, belong to one user.
+    """
     for (name, given), few in product(plan.data.items(), plan.few_shot):
         for stage in ("sft", "dmpo") if few else ():
             target = subset(plan, name, few, stage)
@@ -319,10 +337,9 @@ def make_subsets(plan: Comparison) -> None:
                 continue
             source = (given.sft if stage == "sft" and given.sft else given.train).replace("{k}", str(max(plan.k)))
             examples = formats.load_examples(source, "train", notice=console.notice)
-            users = list(dict.fromkeys(e.user for e in examples))
-            if len(users) < few:
-                raise UserError(f"few_shot: {few}, and {source} has {len(users)} users: lower few_shot")
-            rows = [e.to_json() for e in examples if e.user in set(users[:few])]
+            if len(examples) < few:
+                raise UserError(f"few_shot: {few}, and {source} has {len(examples)} examples: lower few_shot")
+            rows = [examples[i].to_json() for i in np.random.default_rng(0).permutation(len(examples))[:few]]
             target.mkdir(parents=True, exist_ok=True)
             if (valid := Path(source) / "valid.jsonl").is_file():
                 shutil.copyfile(valid, target / valid.name)

@@ -214,7 +214,9 @@ def test_training_cells_from_end_to_end(written, tmp_path):
     assert all(row["paired"]["pairs"] == row["pairs"] for row in table["rows"][1:])
 
 
-@pytest.mark.parametrize("name", ["smollm2-ml-1m", "ml-100k", "k-sweep", "tallrec", "tallrec-ml1m-qwen3", "s-dpo-lastfm"])
+@pytest.mark.parametrize(
+    "name", ["smollm2-ml-1m", "ml-100k", "k-sweep", "tallrec", "tallrec-ml1m-qwen3", "s-dpo-lastfm"]
+)
 def test_the_files_of_the_repository_read(name):
     from pathlib import Path
 

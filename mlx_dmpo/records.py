@@ -1,4 +1,4 @@
-"""The nouns that flow through the project. No behaviour beyond to and from JSON.
+"""What a row means: the data types of the project. They do nothing but convert from and to JSON.
 
 RankingExample (titles) -> PreferenceGroup (text) -> EncodedGroup (tokens) -> GroupBatch (padded arrays).
 """
@@ -28,7 +28,7 @@ class RankingExample:
     positive_first  for files that fix the printed order of each pair: one flag a negative; else None
     source          `file:line` or `file:row`, for messages only; never written
 
-    What a source may give besides, each None where it does not:
+    Optional fields, None where the source does not give them:
     disliked        titles the user disliked before, oldest first
     ratings         the user's rating of each title of the history
     times           when the user rated each title of the history, in seconds since 1970
@@ -91,7 +91,7 @@ class RankingExample:
         for name in ("negatives", *(n for n in ("candidates",) if n in optional)):
             what = {"negatives": "negative", "candidates": "candidate"}[name]
             if row["positive"] in row[name]:
-                raise fail(f"the positive stands among the {name}", "a pair needs two different titles")
+                raise fail(f"the positive is among the {name}", "a pair needs two different titles")
             if len(set(row[name])) < len(row[name]):
                 raise fail(f"a {what} is listed twice", "list each once")
         first = optional.get("positive_first")
@@ -118,7 +118,7 @@ class RankingExample:
 
 
 def _list_of(value: Any, length: int, *kinds: type) -> bool:
-    """Whether `value` is a list of so many values of these very types (true is no number), none of them NaN or Inf."""
+    """Whether `value` is a list of this many values of these types (true is not a number), without NaN and Inf."""
     return (
         isinstance(value, list)
         and len(value) == length

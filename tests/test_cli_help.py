@@ -186,7 +186,7 @@ def test_a_line_of_a_file_without_effect_is_reported(scene):
     Path("c.yaml").write_text("batch_size: 2\ngamma: 0.7\nepochs: 9\n")
     config.resolve(config.DmpoSettings, "c.yaml", {"iters": 3}, None, said.append)
     assert said == [
-        'note: c.yaml:3: "epochs": has no effect beside iters',
+        'note: c.yaml:3: "epochs": has no effect with iters',
         'note: c.yaml:2: "gamma": has no effect with loss dmpo: only simpo and recpo have a target margin',
     ]
 

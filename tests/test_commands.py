@@ -208,7 +208,7 @@ def test_evaluate_says_what_was_trained_on_whatever_the_file_is_called(model_dir
         _, err = run(
             capsys, "evaluate", *flags, "--data", "mixed.jsonl", "--adapter-path", adapter, "--out", f"{adapter}-eval"
         )
-        assert f"warning: 2 of the 6 examples are ones that {adapter} was trained on" in err
+        assert f"warning: 2 of the 6 examples were in the training data of {adapter}:" in err
         assert json.loads(Path(f"{adapter}-eval/metrics.json").read_text())["trained_on"] == 2
     _, err = run(capsys, "evaluate", *flags, "--data", "mixed.jsonl", "--out", "base")
     assert "warning" not in err and "trained_on" not in json.loads(Path("base/metrics.json").read_text())

@@ -198,7 +198,7 @@ def test_bad_input_is_one_line(capsys, arguments, expected):
 def test_a_config_that_is_none_is_told(capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": 4}')
     code, _, err = run(capsys, "plan", "--model", str(tmp_path), "--tflops", "1")
-    assert code == 2 and "is no config.json of a decoder model" in err
+    assert code == 2 and "not the config.json of a decoder model" in err
 
 
 def test_calibration_measures_a_rate():

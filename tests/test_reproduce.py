@@ -74,7 +74,7 @@ def test_shared_settings_reach_the_baselines_that_they_have_an_effect_on(written
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("seeds: [0, 1]", "seeds: [0, -1]", '"seeds": is no list of whole numbers'),
+        ("seeds: [0, 1]", "seeds: [0, -1]", '"seeds": is not a list of whole numbers'),
         ("seeds: [0, 1]", "seedz: [0, 1]", '"seedz": unknown setting'),
         ("  - popularity\n", "", "against"),
         ("against: popularity", "against: nobody", "'nobody' is none of the systems"),

@@ -370,7 +370,7 @@ def test_handlers_are_put_back():
     assert ([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], signal.set_wakeup_fd(-1)) == before
     found = []
     thread = threading.Thread(
-        target=lambda: found.append(Stop().__enter__().asked)
+        target=lambda: found.append(Stop().__enter__().requested)
     )  # a notebook's thread cannot take signals
     thread.start()
     thread.join()

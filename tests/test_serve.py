@@ -444,7 +444,7 @@ def test_sigterm_drains():
         threads[0].join(60)
         assert found[0].status_code == 200 and len(found[0].json()["results"]) == 12
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 143 and "every request that had come in was answered" in err
+        assert process.returncode == 143 and "every accepted request was answered" in err
     finally:
         process.kill()
 

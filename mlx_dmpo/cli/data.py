@@ -25,7 +25,7 @@ def prepare() -> None:
     mlx-dmpo prepare amazon Movies_and_TV_5.json.gz Video_Games_5.json.gz --domains movie,game \\
         --train-domains movie --test-domains game --out data/cross
 
-    In an example, a liked item is to be ranked above items that the user disliked, given the liked items before it.
+    In an example, a liked item should rank above items that the user disliked, given the items liked before it.
     There is one example per user, or --examples-per-user. Users of train, valid and test are different people, also
     across domains; a single person's ratings are split by time instead. To read a PATH with another source, write its
     name before it: table:FILE.
@@ -60,7 +60,7 @@ SOURCES: dict[str, tuple[type, str, str]] = {
     "movielens": (
         config.MovielensSettings,
         "MovieLens 100K to 32M.",
-        "MovieLens 100K, 1M, 10M, or 20M to 32M. PATH is the unpacked folder; its files show which one it is.",
+        "MovieLens 100K, 1M, 10M, or 20M to 32M. PATH is the unpacked folder; its files tell the version.",
     ),
     "amazon": (
         config.PrepareSettings,

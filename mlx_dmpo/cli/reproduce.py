@@ -17,14 +17,21 @@ from ..machine import console
     "--only", multiple=True, metavar="TEXT", help="Run only cells whose path holds this text.  May be repeated."
 )
 @click.option("--tables", default="", metavar="DIR", help="Where the tables are written.  [default: the file's `out`]")
-@click.option("--tflops", default=0.0, type=click.FloatRange(0), help="Rate for the hours (measured when left out).")
-@click.option("--no-hours", is_flag=True, help="With --dry-run: print no hours, which need the models and their data.")
+@click.option(
+    "--tflops",
+    default=0.0,
+    type=click.FloatRange(0),
+    help="TFLOP/s to estimate the hours with (measured when left out).",
+)
+@click.option(
+    "--no-hours", is_flag=True, help="With --dry-run: do not estimate hours, which needs the models and their data."
+)
 def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflops: float, no_hours: bool) -> None:
     """Run a comparison that a YAML file describes: data sets x models x prompts x systems x k x few-shot sizes x seeds.
 
     \b
     mlx-dmpo reproduce configs/reproduce/ml-100k.yaml --dry-run
-    mlx-dmpo reproduce configs/reproduce/ml-100k.yaml                  again after a stop: what is done is skipped
+    mlx-dmpo reproduce configs/reproduce/ml-100k.yaml                  after a stop, again: finished cells are skipped
     mlx-dmpo reproduce configs/reproduce/ml-100k.yaml --only /sft --tables docs/results
 
     Each cell is a run directory. The tables are written again after every cell.

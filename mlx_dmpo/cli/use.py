@@ -12,7 +12,7 @@ import click
 
 from .. import config
 from ..errors import UserError
-from ..machine import console
+from ..machine import console, extras
 from .options import SettingsCommand, settings_of, settings_options
 
 NOT_HERE = ("num_negatives", "skip_bad_rows")  # settings of training and evaluation without a meaning here
@@ -43,7 +43,7 @@ def _request(settings: Any) -> Any:
 
 
 def _say_work(job: Any, candidates: int) -> None:
-    """The arithmetic of a ranking that compares many pairs, and the flags that shorten it."""
+    """Prints how many pairs a long ranking compares, and the flags that shorten it."""
     from ..use.rank import ALL_PAIRS
 
     if job.pairs_to_compare and candidates > ALL_PAIRS:
@@ -64,8 +64,8 @@ def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
     mlx-dmpo rank --model M --data D --history "Heat (1995)" --history "Ronin (1998)" --candidates tonight.txt
     echo '{"history": ["Heat (1995)"], "candidates": ["Casino (1995)", "Babe (1995)"]}' | mlx-dmpo rank --json
 
-    Typed titles are matched to the catalogue of --data; a note says what was taken. Ctrl-C prints the best order so
-    far.
+    Typed titles are matched to the catalogue of --data; a note says which title was taken. Ctrl-C prints the best order
+    so far.
     """
     settings = settings_of(config.RankSettings, "evaluate", config_file, options)
     from ..machine import files, memory
@@ -96,12 +96,12 @@ def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
     return code
 
 
-@_command(config.ExplainSettings, "Say why one title ranks above another.")
+@_command(config.ExplainSettings, "Explain why one title ranks above another.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
-    """Say why one title ranks above another.
+    """Explain why one title ranks above another.
 
-    Tokens of the answers, history items, and the smallest set of items whose removal turns the order.
+    Tokens of the answers, history items, and the smallest set of items whose removal reverses the order.
 
     \b
     mlx-dmpo explain --model M --data D --adapter-path runs/dmpo --user 42 --out why.html
@@ -151,7 +151,7 @@ def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
 
 @_command(config.ServeSettings, "Serve the ranker over HTTP, with a page.")
 def serve(config_file: str | None, **options: Any) -> None:
-    """Serve the ranker over HTTP, with a page to try it out. Needs the extra: pip install 'mlx-dmpo[serve]'.
+    """Serve the ranker over HTTP, with a page to try it out. Needs the packages starlette and uvicorn.
 
     \b
     mlx-dmpo serve --model M --data D --adapter-path runs/dmpo           then open http://127.0.0.1:8765
@@ -166,7 +166,7 @@ def serve(config_file: str | None, **options: Any) -> None:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UserError(f"serve: {error.name} is not installed: run pip install 'mlx-dmpo[serve]'") from None
+        raise extras.not_installed("serve", str(error.name), extras.SERVE) from None
     from ..use.ranker import check_settings
     from ..use.serve import run
 

@@ -1,4 +1,4 @@
-"""Which settings change nothing beside others, and why: such a flag is refused, such a line of a file is reported"""
+"""Settings that have no effect because of other settings: such a flag is refused, such a line of a file is reported"""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
     if "tokenizer" in has:  # plan
         assumed, measured = ("history", "title_tokens", "groups"), ("tokenizer", "max_seq_length")
         for name in assumed if s.data else measured:
-            yield name, "beside data, which is measured" if s.data else "without data"
+            yield name, "with data, which is measured" if s.data else "without data"
     elif has >= {"max_seq_length", "num_negatives"} and "batch_size" not in has and not s.model:  # check
         for name in ("max_seq_length", "num_negatives", "prompt"):
             yield name, "without model, whose tokenizer counts"
@@ -62,12 +62,12 @@ def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
 
 def _training(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
     if s.iters is not None:
-        yield "epochs", "beside iters"
+        yield "epochs", "with iters"
     if s.both_orders:
-        yield "candidate_order", "beside both_orders"
+        yield "candidate_order", "with both_orders"
     if isinstance(s.lr_schedule, dict):
-        yield "learning_rate", "beside a mapping in lr_schedule: give it among its arguments"
-        yield "warmup", "beside a mapping in lr_schedule: give it there"
+        yield "learning_rate", "with a mapping in lr_schedule: give it among its arguments"
+        yield "warmup", "with a mapping in lr_schedule: give it there"
     if s.num_layers == -1 and not getattr(s, "start_adapter", ""):
         yield "frozen_cache_gb", "without num_layers: every layer is adapted, and none stays the same"
     if not s.report_to:

@@ -76,7 +76,9 @@ class CommonSettings:
     )
     num_negatives: int = setting(0, "Negatives used of each example; 0 takes all.", low=0)
     max_seq_length: int = setting(
-        2048, "Longest prompt with answer, in tokens; the oldest history items are left out, whole, to fit.", low=16
+        2048,
+        "Maximum length of prompt plus answer, in tokens; whole history items are left out to fit, oldest first.",
+        low=16,
     )
     batch_size: int = setting(4, "Groups run at once (a micro-batch).", low=1)
     scoring: str = setting(

@@ -13,7 +13,7 @@ from .fields import CommonSettings, Lora, default_of, setting
 class TrainSettings(CommonSettings):
     adapter_path: str = setting("", "Directory to write: adapter, metrics, pictures, manifest.", path=True)
     valid_data: str = setting(
-        "", "Validation examples, where --data is a file (a directory brings its own valid.jsonl).", path=True
+        "", "Validation examples, where --data is a file (a directory has its own valid.jsonl).", path=True
     )
     fine_tune_type: str = setting("lora", "Kind of adapter.", choices=("lora", "dora"))
     num_layers: int = setting(-1, "Adapt this many of the last layers; -1 adapts all.", low=-1)
@@ -26,7 +26,9 @@ class TrainSettings(CommonSettings):
         "result.",
         low=1,
     )
-    grad_accumulation_steps: int = setting(2, "Micro-batches a step: a step sees batch_size x this many groups.", low=1)
+    grad_accumulation_steps: int = setting(
+        2, "Micro-batches per step: a step sees batch_size x this many groups.", low=1
+    )
     candidate_order: str = setting(
         "fixed",
         "Printed order of each pair. fixed: the file's, or else drawn once by seed; epoch: drawn again each epoch.",
@@ -50,7 +52,7 @@ class TrainSettings(CommonSettings):
     )
     warmup: float = setting(0.0, "Steps over which the learning rate rises; below 1, a share of all steps.", low=0)
     weight_decay: float = setting(0.0, "Decoupled weight decay (adamw, lion, muon, adafactor).", low=0)
-    max_grad_norm: float = setting(1.0, "Largest global gradient norm, in the loss's units; 0 does not clip.", low=0)
+    max_grad_norm: float = setting(1.0, "Clip gradients to this global norm; 0 does not clip.", low=0)
     grad_checkpoint: bool = setting(
         False, "Recompute each layer in the backward pass: less memory, about a third more time."
     )
@@ -59,7 +61,9 @@ class TrainSettings(CommonSettings):
         "With --num-layers: GB for outputs of the layers below the adapter, which never change and are kept.",
         low=0,
     )
-    memory_check: bool = setting(True, "Refuse a run that by `mlx-dmpo plan` does not fit in this machine's memory.")
+    memory_check: bool = setting(
+        True, "Refuse a run that, by the count of `mlx-dmpo plan`, does not fit in this machine's memory."
+    )
     steps_per_report: int = setting(5, "Steps between lines of metrics.jsonl.", low=1)
     steps_per_eval: int = setting(0, "Steps between validations; 0 validates at the end of every epoch.", low=0)
     val_batches: int | None = setting(
@@ -128,9 +132,8 @@ class DmpoSettings(TrainSettings):
     )
     negatives_select: str = setting(
         "all",
-        "boundary trains, in each group, on negatives that the policy prefers to the liked title, or else on those "
-        "that "
-        "come nearest to it (DynamicPO); try it with many negatives.",
+        "boundary trains, in each group, on the negatives that the policy prefers to the liked title, or, if there are "
+        "none, on those nearest to it (DynamicPO); try it with many negatives.",
         choices=("all", "boundary"),
     )
     dynamic_beta: bool = setting(

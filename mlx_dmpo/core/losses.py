@@ -75,7 +75,7 @@ def s_dpo(margin: mx.array, mask: mx.array, smoothing: float = 0.0) -> mx.array:
 def simpo(margin: mx.array, mask: mx.array, gamma: float, smoothing: float = 0.0) -> mx.array:
     """mean_k -log sigmoid(margin_k - gamma) (Meng et al., arXiv 2405.14734, eq. 6).  margin, mask (G, K) -> (G,).
 
-    The margins are those of length-normalised log-probs, without a reference.
+    The margins are those of length-normalized log-probs, without a reference.
     """
     return dpo(margin - gamma, mask, smoothing)
 

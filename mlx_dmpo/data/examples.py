@@ -45,10 +45,10 @@ def read_scores(path: Path) -> Scores:
                 raise UserError(f'{path}:{n}: no text "{name}": give user, positive, negative and margin')
         margin = row.get("margin")
         if not isinstance(margin, int | float) or isinstance(margin, bool) or not math.isfinite(margin):
-            raise UserError(f'{path}:{n}: "margin" is no finite number: give it in nats')
+            raise UserError(f'{path}:{n}: "margin" is not a finite number: give it in nats')
         of_user = margins.setdefault((str(row.get("domain", "")), row["user"], row["positive"]), {})
         if row["negative"] in of_user:
-            raise UserError(f"{path}:{n}: the pair is there twice: keep one margin of each")
+            raise UserError(f"{path}:{n}: the pair occurs twice: keep one margin of each")
         of_user[row["negative"]] = float(margin)
     return Scores(path, margins)
 

@@ -55,8 +55,8 @@ def rules(rule: splits.LikedRule, order: str, s: PrepareSettings, all_liked: boo
     among = " among them" if one else ""
     source = {
         "disliked": f"of the user's disliked items{among}, drawn by seed",
-        "uniform": "drawn evenly from items that the user never met",
-        "popularity": "drawn by popularity from items that the user never met",
+        "uniform": "drawn uniformly from items that the user has not seen",
+        "popularity": "drawn by popularity from items that the user has not seen",
     }.get(s.negatives, "")
     if not one and s.negatives == "disliked":
         source = "of the user's disliked items, " + (
@@ -65,7 +65,7 @@ def rules(rule: splits.LikedRule, order: str, s: PrepareSettings, all_liked: boo
         source += ", those of train from before valid, of valid from before test" if s.split == "time" else ""
     if not source:
         file = Path(s.negatives).name
-        source = f"of the user's disliked items{among}, least margin in {file} first, the rest drawn by seed"
+        source = f"of the user's disliked items{among}, smallest margin in {file} first, the rest drawn by seed"
     number = f"up to {s.num_negatives}" if s.num_negatives else "all"
     positive = "the last liked" if one else f"{s.examples_per_user} of the liked, one example each"
     apart = (
@@ -76,7 +76,7 @@ def rules(rule: splits.LikedRule, order: str, s: PrepareSettings, all_liked: boo
     )
     return [
         rule.words + ("" if all_liked else ", all others disliked"),
-        f"{window}, {ordered}; a title met twice counts the last time",
+        f"{window}, {ordered}; a title that occurs twice counts the last time",
         f"users with at least {s.min_liked} liked and {splits.least_disliked(s, all_liked)} disliked{among}",
         f"positive: {positive}; history: the liked before it",
         f"negatives: {number} {source}",

@@ -291,8 +291,8 @@ def _count_trained_on(settings: EvaluateSettings, examples: Sequence[Example], r
         result["trained_on"] = trained
     if trained:
         console.notice(
-            f"warning: {trained} of the {len(examples)} examples are ones that {settings.adapter_path} was trained "
-            "on: this is no measure of ranking for new users; give test data with --data"
+            f"warning: {trained} of the {len(examples)} examples were in the training data of {settings.adapter_path}: "
+            "this does not measure ranking for new users; give test data with --data"
         )
 
 

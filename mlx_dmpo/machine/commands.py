@@ -1,4 +1,4 @@
-"""Every command that is printed to be run next: quoted for a shell, with the flags that it needs"""
+"""The commands that are printed as the next step: quoted for a shell, with the flags that they need"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..config import (
 )
 from .run_directory import CONFIG, is_complete, is_taken
 
-# Settings that a later stage needs as well, because the adapter or the data is not the same thing without them.
+# Settings that a later stage needs as well, because the adapter and the data depend on them.
 CARRIED = (
     "model quantize quantize_group_size quantize_mode dtype domain skip_bad_rows max_seq_length scoring memory_limit"
 ).split()

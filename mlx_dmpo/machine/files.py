@@ -56,7 +56,7 @@ def partial(parent: Path, suffix: str = "") -> Path:
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path of the same suffix beside `path`; it takes the final name only if the block succeeds.
 
-    Raises WriteError where the disk refuses; a file of that name stays as it was.
+    Raises WriteError where it cannot be written; an earlier file of that name stays as it was.
     """
     with writing(path):
         temporary = partial(path.parent, path.suffix)

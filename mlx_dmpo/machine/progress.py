@@ -53,7 +53,7 @@ class Progress:
         self._whole: Progress | None = None
 
     def __enter__(self) -> Progress:
-        self._begun = self._told = time.monotonic()
+        self._begun = self._reported = time.monotonic()
         self._idle = 0.0
         self._recent = deque([(0.0, self.done)], maxlen=RECENT)
         if not self.quiet and _open and _open[-1]._part:
@@ -83,7 +83,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that is no part of the rate. A Progress inside counts once."""
+        """Time that does not count for the rate. A Progress inside counts once."""
         since, before = time.monotonic(), self._idle
         try:
             yield
@@ -115,8 +115,8 @@ class Progress:
         if self._console is not None:
             if self._live is None and now - self._begun > DELAY:
                 self._start()
-        elif now - self._told > EVERY:
-            self._told = now
+        elif now - self._reported > EVERY:
+            self._reported = now
             print(self.line(), file=sys.stderr, flush=True)
 
     # --- what is shown

@@ -41,7 +41,7 @@ class Encoder:
 
     An answer's tokens are what the template's full rendering has after the prompt, up to and with the end-of-turn
     token. The prompt's tokens are a prefix of each branch: where the tokenizer would join the prompt's last token with
-    the answer's first characters, as in two line breaks, prompt and answer are tokenised apart, since a model that
+    the answer's first characters, as in two line breaks, prompt and answer are tokenized separately, since a model that
     answers has the prompt's tokens before it.
 
     date  day (YYYY-MM-DD) that a template prints where it prints today's; "" takes today. `self.date` is "" where the
@@ -103,9 +103,7 @@ class Encoder:
             full = next((t for t in self._apart(prompt, whole[len(text) :]) if self._same_text(t, full)), full)
         if full[: len(prompt)] != prompt:
             raise UserError(
-                f"{source}: the chat template renders the prompt in another way when an answer follows: use "
-                "another "
-                "model"
+                f"{source}: the chat template renders the prompt differently when an answer follows: use another model"
             )
         end = self._end(full, len(prompt))
         if end == len(prompt):
@@ -134,8 +132,8 @@ class Encoder:
     def usable(
         self, examples: Sequence[Example], notice: Callable[[str], None], *, chosen_only: bool = False
     ) -> list[Example]:
-        """The examples whose tokens can be made in every printed order; each other's error goes to `notice`
-        (--skip-bad-rows).
+        """The examples whose tokens can be made in every printed order; the errors of the others go to
+        `notice` (--skip-bad-rows).
 
         Raises UserError where none is left.
         """
@@ -263,16 +261,16 @@ class Encoder:
         return shortest
 
 
-MANY = 8  # answers to one prompt from which on `_Prompt` tokenises the answers alone
+MANY = 8  # answers to one prompt from which on `_Prompt` tokenizes the answers alone
 
 
 class _Prompt:
     """A prompt's text and tokens, and the tokens of its answers.
 
     Tokenizers cut a text at control tokens first and make tokens of each part on its own. So of many answers to one
-    prompt only what stands after the prompt's last control token is tokenised for each. That this gives the same tokens
+    prompt only what comes after the prompt's last control token is tokenized for each. That this gives the same tokens
     is checked on the first answer; an answer that a chat template might change (white space around it, brackets) is
-    rendered and tokenised whole.
+    rendered and tokenized whole.
     """
 
     def __init__(self, encoder: Encoder, text: str, tokens: list[int], many: bool):
@@ -296,7 +294,7 @@ class _Prompt:
         return sequence
 
     def _learn(self, branch: Branch, sequence: list[int], source: str) -> None:
-        """Finds what stands around this answer, and keeps it if the short way gives the same sequence."""
+        """Finds what surrounds this answer, and keeps it if the short way gives the same sequence."""
         encoder, cuts = self.encoder, [m.start() for m in self.encoder._control.finditer(self.text)]
         whole = encoder._render([*branch.messages, {"role": "assistant", "content": branch.answer}], source)
         if not cuts or not whole.startswith(self.text + branch.answer):

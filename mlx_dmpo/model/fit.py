@@ -85,7 +85,7 @@ def check(case: Case, limit: float) -> None:
         return
     change = cheapest(case, limit)
     raise UserError(
-        f"memory: about {peak / 1e9:.1f} GB will be needed, and this machine gives {limit / 1e9:.1f} GB: "
+        f"memory: about {peak / 1e9:.1f} GB will be needed, and this machine has {limit / 1e9:.1f} GB: "
         f"{f'add {change}' if change else 'take a smaller model or a shorter --max-seq-length'}, or run it anyway "
         "with --no-memory-check"
     )

@@ -82,7 +82,7 @@ def load(settings: CommonSettings) -> Loaded:
     local = _is_directory(source)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            # said outright: where it is left open, transformers asks on stdin whether to run the model's code
+            # explicit: otherwise transformers asks on stdin whether to run the model's code
             model, tokenizer, config = utils.load(
                 source, lazy=True, return_config=True, tokenizer_config={"trust_remote_code": False}
             )
@@ -145,7 +145,7 @@ def load_tokenizer(name: str) -> Any:
         )
     try:
         path = Path(source) if local else utils.hf_repo_to_path(source)
-        # the end-of-turn token may stand in config.json or generation_config.json only
+        # the end-of-turn token may be in config.json or generation_config.json only
         config = utils.load_config(path) if (path / "config.json").is_file() else {}
         tokenizer = utils.load_tokenizer(path, {"trust_remote_code": False}, config.get("eos_token_id"))
     except (

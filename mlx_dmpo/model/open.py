@@ -1,4 +1,4 @@
-"""The one way to a model that scores: load it, attach the adapter, choose the prompt, check the scorers."""
+"""Opens a model for scoring: load it, attach the adapter, choose the prompt, check the scorers."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class LanguageModelScorer:
         places = None
         if self.template.form == "listwise":
             orders = np.array(rotations(example, self.orders, self.settings.seed))
-            placed = np.take_along_axis(numbers, orders, axis=1)  # column p: the score of what stands in place p
+            placed = np.take_along_axis(numbers, orders, axis=1)  # column p: the score of what is printed in place p
             best = placed == placed.max(axis=1, keepdims=True)
             places = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
         return Scores(example, items[0] - items[1:], by_pair, items, places)
@@ -227,7 +227,7 @@ def check_options(settings: CommonSettings, template: prompts.Template) -> None:
     if getattr(settings, "orders", None) and template.form != "listwise":
         raise UserError(f"--orders: prompt {template.name} prints no list of candidates: leave it out, or use listwise")
     if getattr(settings, "per_token", False) and template.form not in ("direct", "listwise"):
-        raise UserError(f"--per-token: the answers of prompt {template.name} are no titles: leave it out")
+        raise UserError(f"--per-token: the answers of prompt {template.name} are not titles: leave it out")
 
 
 def refuse_for_free_text(settings: CommonSettings, free_text: bool = True) -> None:

@@ -76,7 +76,7 @@ class ModelShape:
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path}: is no config.json of a decoder model ({error}): name a model directory or its config.json"
+                f"{path}: not the config.json of a decoder model ({error}): name a model directory or its config.json"
             ) from None
 
     @property

@@ -49,7 +49,7 @@ def rotations(example: RankingExample, count: int, seed: int, start: int = 0) ->
     """`count` printed orders of an example's 1 + K candidates (0 is the positive), at most 1 + K; 0 takes all of them.
 
     One permutation, drawn by seed, user and titles, and its rotations from the `start`-th on: with all of them, each
-    title stands once in each place. The order in which the example lists its negatives does not matter.
+    title is once in each place. The order in which the example lists its negatives does not matter.
     """
     titles = candidates(example)
     by_title = sorted(range(len(titles)), key=titles.__getitem__)

@@ -44,8 +44,8 @@ class Template:
 
     form       pairwise, listwise, direct or pointwise
     prompt     the user's message, with placeholders
-    more_prompts  further wordings of it, as S-DPO has ten: each user's examples take one of them all (see `worded_for`)
-    title      how each title of a list is printed, with {title}; `separator` stands between two of them
+    more_prompts  further wordings of it, as S-DPO has ten: all examples of a user take one (see `worded_for`)
+    title      how each title of a list is printed, with {title}; `separator` goes between two of them
     empty      what an empty list prints
     answer     the assistant's message with {title}, or {first} and {second} (pairwise)
     answer_yes, answer_no  the two answers of pointwise
@@ -88,11 +88,11 @@ class Template:
             if not str(values.get(key, "")).strip():
                 raise UserError(f'{where}: "{key}" is missing: a template has form, prompt, title and an answer')
         if values["form"] not in FORMS:
-            raise UserError(f"{at('form')}: {values['form']!r} is no prompt form: give one of {', '.join(FORMS)}")
+            raise UserError(f"{at('form')}: {values['form']!r} is not a prompt form: give one of {', '.join(FORMS)}")
         unused = ("answer",) if values["form"] == "pointwise" else ("answer_yes", "answer_no")
         for key in unused:
             if values.get(key):
-                raise UserError(f"{at(key)}: has no use in form {values['form']}: leave it out")
+                raise UserError(f"{at(key)}: has no effect in form {values['form']}: leave it out")
         domains = _domains(values.get("domains"), at("domains"))
         named = {"name": values.get("name") or name, "domains": domains, "more_prompts": tuple(more)}
         template = cls(**{**values, **named})
@@ -237,7 +237,7 @@ def _domains(value: Any, where: str, built_in: bool = True) -> dict[str, Domain]
     if value is None:
         return found
     if not isinstance(value, Mapping):
-        raise UserError(f"{where}: is no mapping: write name: {{topic: ..., items: ..., ...}}")
+        raise UserError(f"{where}: is not a mapping: write name: {{topic: ..., items: ..., ...}}")
     for name, words in value.items():
         if not isinstance(words, Mapping) or any(not isinstance(v, str) for v in words.values()):
             raise UserError(f"{where}.{name}: wording is not complete: give {', '.join(WORDS)}, each as text")
@@ -269,7 +269,7 @@ def load(prompt: str) -> Template:
     if not prompt.lower().endswith((".yaml", ".yml")):
         near = difflib.get_close_matches(prompt, FORMS, n=1)
         hint = f'did you mean "{near[0]}"?' if near else f"give {', '.join(FORMS)}, or a YAML file (NAME.yaml)"
-        raise UserError(f"--prompt: {prompt!r} is no prompt form: {hint}")
+        raise UserError(f"--prompt: {prompt!r} is not a prompt form: {hint}")
     values, lines = read_yaml(prompt)
     return Template.build(values, prompt, Path(prompt).stem, lines)
 
@@ -279,7 +279,7 @@ def read_stored(stored: Any, where: str) -> Template | None:
     if stored is None:
         return None
     if not isinstance(stored, dict):
-        raise UserError(f'{where}: "prompt" is no template: take the adapter as sft or dmpo wrote it')
+        raise UserError(f'{where}: "prompt" is not a template: take the adapter as sft or dmpo wrote it')
     template = Template.build({k: v for k, v in stored.items() if k != "hash"}, where)
     if stored.get("hash") != template.hash:
         raise UserError(

@@ -82,14 +82,14 @@ def _read(path: Path, fits: Callable[[Any], bool]) -> Any:
     if path.suffix == ".json":
         value = files.read_json(path)
         if not fits(value):
-            raise UserError(f"{path}: holds other values than this program writes: write the directory anew")
+            raise UserError(f"{path}: has values that this program does not write: write the directory again")
         return value
     values = files.read_lines(path)
     for n, value in enumerate(values, 1):
         if not fits(value):
-            raise UserError(f"{path}: row {n} holds other values than this program writes: write the directory anew")
+            raise UserError(f"{path}: row {n} has values that this program does not write: write the directory again")
     if not values:
-        raise UserError(f"{path}: is empty: write the directory anew")
+        raise UserError(f"{path}: is empty: write the directory again")
     return values
 
 

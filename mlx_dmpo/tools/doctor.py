@@ -49,7 +49,7 @@ def blas_remedy(rate: float) -> str:
     """One line for a slow Linux CPU, or nothing."""
     if platform.system() != "Linux" or not device.on_cpu() or rate > SLOW:
         return ""
-    why = "MLX's Linux CPU wheel carries the reference BLAS"
+    why = "MLX's Linux CPU wheel uses the slow reference BLAS"
     found = sorted(glob.glob("/usr/lib/*/libopenblas.so.0") + glob.glob("/usr/lib*/libopenblas.so.0"))
     if found:
         return f"LD_PRELOAD={found[0]} mlx-dmpo ... makes float32 products many times faster ({why})"
@@ -101,7 +101,7 @@ def verdict(step: dict[str, Any]) -> str:
     wrong = [
         name for name, off in (("memory", not 0.85 <= memory <= 1.15), ("time", not 2 / 3 <= seconds <= 1.5)) if off
     ]
-    return f"plan is off here ({' and '.join(wrong)}): report it with --json" if wrong else AGREES
+    return f"plan is inaccurate here ({' and '.join(wrong)}): report it with --json" if wrong else AGREES
 
 
 def examine() -> dict[str, Any]:

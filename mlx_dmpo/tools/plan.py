@@ -67,7 +67,7 @@ def run(settings: PlanSettings) -> dict[str, Any]:
     for key in s.lora_keys:
         if key.rsplit(".", 1)[-1] not in shape.projections:
             known = ", ".join(shape.projections)
-            raise UserError(f'--lora-keys: "{key}" is no linear layer of the model: choose among {known}')
+            raise UserError(f'--lora-keys: "{key}" is not a linear layer of the model: choose among {known}')
     template = prompts.load(s.prompt or "pairwise")
     if s.data:
         encoded = measured_groups(

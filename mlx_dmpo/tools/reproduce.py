@@ -97,14 +97,14 @@ class Comparison:
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not value:
-        raise UserError(f"{where}: is no mapping of names: write name: value lines below it")
+        raise UserError(f"{where}: is not a mapping of names: write name: value lines below it")
     return {str(k): v for k, v in value.items()}
 
 
 def _numbers(value: Any, where: str) -> tuple[int, ...]:
     numbers = value if isinstance(value, list) else [value]
     if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
-        raise UserError(f"{where}: is no list of whole numbers: write it as [1, 3, 5]")
+        raise UserError(f"{where}: is not a list of whole numbers: write it as [1, 3, 5]")
     return tuple(dict.fromkeys(numbers))
 
 
@@ -137,7 +137,7 @@ def read(path: str | Path) -> Comparison:
         raise UserError(f"{at('against')}: {against!r} is none of the systems: name one of them")
     models = {n: str(m) for n, m in _mapping(values["models"], at("models")).items()} if values.get("models") else {}
     if not models and any(s not in BASELINES or s in LANGUAGE for s in systems):
-        raise UserError(f'{path}:1: "models" is missing: systems that are no baseline need a model')
+        raise UserError(f'{path}:1: "models" is missing: systems other than baselines need a model')
     prompts = values.get("prompts", ["pairwise"])
     return Comparison(
         name,
@@ -161,7 +161,7 @@ def _data(value: Any, where: str) -> Data:
     known = [f.name for f in fields(Data)]
     for key, part in given.items():
         if key not in known or not isinstance(part, str):
-            raise UserError(f"{where}.{key}: is no path of a known part: known are {', '.join(known)}")
+            raise UserError(f"{where}.{key}: is not a path of a known part: known are {', '.join(known)}")
     if "test" not in given:
         raise UserError(f"{where}: has no test: name a directory or a file")
     return Data(**given)

@@ -151,7 +151,7 @@ def _lines(settings: SampleSettings) -> tuple[list[dict[str, Any]], str]:
         lines = [{k: row[k] for k in ("user", "domain", "positive", "negative", "margin")} for row in rows]
         hardest = sorted(row["margin"] for row in lines)
         return lines, (
-            f"{len(lines)} margins, {hardest[0]:+.2f} to {hardest[-1]:+.2f} nats; the least are the hardest negatives"
+            f"{len(lines)} margins, {hardest[0]:+.2f} to {hardest[-1]:+.2f} nats; small margins are hard negatives"
         )
     lines = list(draw(scorer.base, scorer.encoder, examples, settings))
     return lines, summarize(lines)

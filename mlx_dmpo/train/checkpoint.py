@@ -5,7 +5,7 @@ RUN/checkpoints/0000050/   adapters.safetensors, adapter_config.json   an mlx-lm
                            manifest.json                               the rest of the state, and the other files'
                                                                        hashes
 
-A checkpoint is written under another name and renamed when it is whole. Seed and step determine the data order, the
+A checkpoint is written under another name and renamed when it is complete. Seed and step determine the data order, the
 learning rate and the dropout; a step is never saved half done.
 """
 
@@ -114,7 +114,7 @@ def _read_manifest(path: Path) -> tuple[Checkpoint, dict[str, str]]:
             raise ValueError(f"it is of step {state.step}")
         return Checkpoint(path, state, dict(manifest["identity"])), dict(manifest["files"])
     except (UserError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{path}: is no whole checkpoint ({error}): remove it") from None
+        raise UserError(f"{path}: is not an intact checkpoint ({error}): remove it") from None
 
 
 def read(path: Path) -> Checkpoint:
@@ -124,7 +124,7 @@ def read(path: Path) -> Checkpoint:
         try:
             whole = files.sha256(path / name) == expected
         except OSError as error:
-            raise UserError(f"{path}: is no whole checkpoint ({error}): remove it") from None
+            raise UserError(f"{path}: is not an intact checkpoint ({error}): remove it") from None
         if not whole:
             raise UserError(f"{path / name}: is damaged: remove {path}")
     return found
@@ -136,9 +136,9 @@ def _all(run: Path) -> list[Path]:
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, or None; damaged ones are named.
+    """The newest intact checkpoint, or None; damaged ones are named.
 
-    One whose best adapter is whole too is preferred. Where there is none, the best so far is forgotten.
+    One whose best adapter is intact too is preferred. Where there is none, the best so far is forgotten.
     """
     without_best: Checkpoint | None = None
     for path in reversed(_all(run)):
@@ -182,7 +182,7 @@ def prune(run: Path, keep: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """No reader meets it half removed."""
+    """No reader sees it half removed."""
     aside = path.with_name(f"{files.PARTIAL}removed-{path.name}")
     os.rename(path, aside)
     shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
@@ -230,7 +230,7 @@ class Checkpoints:
         prune(self.run, self.keep)
 
     def restore(self, check: Callable[[dict[str, Any], dict[str, Any]], None]) -> bool:
-        """Continues from the newest whole checkpoint -> whether there is one.
+        """Continues from the newest intact checkpoint -> whether there is one.
 
         Raises what `check(stored identity, given identity)` raises.
         """

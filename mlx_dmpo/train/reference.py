@@ -148,7 +148,7 @@ class Reference:
                     logps=np.array(list(self._table.values()), np.float32),
                 )
         except WriteError as error:
-            console.notice(f"note: the reference is not kept: {error}")
+            console.notice(f"note: the reference is not saved: {error}")
 
     def logps(self, groups: Sequence[EncodedGroup]) -> np.ndarray:
         """(G, R) float32 in nats."""

@@ -161,7 +161,7 @@ def _callbacks(
 
     def validate() -> None:
         assert valid is not None
-        give_up = lambda: bool(stop.asked) and world().size == 1  # noqa: E731
+        give_up = lambda: bool(stop.requested) and world().size == 1  # noqa: E731
         size, metric = settings.batch_size, settings.best_metric
         Validation(model, policy.groups, valid, objective(settings), reference, size, metric, give_up).run(
             state, report
@@ -169,10 +169,10 @@ def _callbacks(
 
     def interrupted() -> Interrupted:
         text = f"stopped at step {state.step} of {steps}, saved at {checkpoints.saved}: continue with {resume}"
-        return Interrupted(text, stop.asked or SIGTERM)
+        return Interrupted(text, stop.requested or SIGTERM)
 
     return Callbacks(
-        stopping=lambda: world().any(bool(stop.asked)),
+        stopping=lambda: world().any(bool(stop.requested)),
         interrupted=interrupted,
         validate=validate,
         save=checkpoints.save,

@@ -1,4 +1,4 @@
-"""Why one title is put above another: tokens, history items, the smallest set of items that turns the order"""
+"""Why one title ranks above another: tokens, history items, the smallest set of items whose removal reverses it"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .scoring import History
 class TokenScore:
     """One token of the answers.
 
-    side        "chosen" or "rejected": the title that it belongs to; "both" for what stands between titles and ends an
+    side        "chosen" or "rejected": the title that it belongs to; "both" for what is between titles and what ends an
                 answer
     chosen      its log-prob in the answer that prefers the chosen title, None where that answer does not hold it, in
                 nats
@@ -56,7 +56,8 @@ class Explanation:
     margin   nats; for prompts in two printed orders the sum over both, as everywhere
     tokens   their differences add up to the margin
     history  each item that the prompt holds, oldest first, with its effect
-    flip     the smallest set of history items without which the order turns; None if no set of up to `searched` does it
+    flip     the smallest set of history items without which the order is reversed; None if no set of up to `searched`
+             items does it
     dropped  oldest history items that the prompt has no room for
     """
 
@@ -220,7 +221,7 @@ def _sides(tokenizer: Any, tokens: Sequence[int], example: RankingExample) -> li
 
 
 def _find(text: str, title: str, titles: Sequence[str]) -> int:
-    """Where a title stands in an answer, not inside the other title (which may hold it)."""
+    """Where a title is in an answer, not inside the other title (which may hold it)."""
     for other in titles:
         if other != title and title in other:
             text = text.replace(other, "\0" * len(other), 1)

@@ -1,4 +1,4 @@
-"""The smallest set of history items whose removal turns a margin's sign"""
+"""The smallest set of history items whose removal changes a margin's sign"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHUNK = 64  # sets scored at once in the exact search
 def flip_set(
     n: int, base: float, margins: Callable[[Sequence[Removed]], np.ndarray], limit: int = 3
 ) -> tuple[Removed | None, np.ndarray]:
-    """(the set, None if none of up to `limit` items turns the sign; the margin without each single item (n,)).
+    """(the set, None if no set of up to `limit` items changes the sign; the margin without each single item (n,)).
 
     n        items of the history; at least one is always left
     margins  the margins without each of several sets of items
@@ -25,7 +25,7 @@ def flip_set(
     known: dict[Removed, float] = {(): base}
 
     def score(sets: Iterable[Removed]) -> list[Removed]:
-        """Scores what is not known yet; gives those that turn the sign, the strongest first."""
+        """Scores what is not known yet; gives those that change the sign, the strongest first."""
         sets = list(dict.fromkeys(sets))
         missing = [s for s in sets if s not in known]
         if missing:
@@ -56,7 +56,7 @@ def flip_set(
 def _greedy(
     n: int, base: float, score: Callable[[Iterable[Removed]], list[Removed]], known: dict[Removed, float], limit: int
 ) -> Removed | None:
-    """The first set on the greedy path that turns the sign."""
+    """The first set on the greedy path that changes the sign."""
     taken: Removed = ()
     for _ in range(limit):
         grown = [tuple(sorted((*taken, i))) for i in range(n) if i not in taken]

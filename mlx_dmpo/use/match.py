@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ..data.titles import normalise
+from ..data.titles import normalize
 
-CLOSE = 80.0  # of 100: rapidfuzz's ratio from which a typed title is taken for the catalogue's
+CLOSE = 80.0  # of 100: the lowest ratio of rapidfuzz at which a typed title is read as the catalogue's
 
 
 _YEAR = re.compile(r"\(\d{4}\)\s*$")
@@ -48,7 +48,7 @@ class Catalogue:
 
         if typed in self._known:
             return typed
-        title = normalise(typed)
+        title = normalize(typed)
         if not self.titles or not title or title in self._known:
             return title
         if title.casefold() in self._folded:
@@ -59,7 +59,7 @@ class Catalogue:
         )
         for _, _, place in near:
             if _same_numbers(title, self.titles[place]):
-                notice(f'note: "{title}" is taken for "{self.titles[place]}"')
+                notice(f'note: "{title}" is read as "{self.titles[place]}"')
                 return self.titles[place]
         notice(f'note: "{title}" is not in the catalogue: it is used as typed')
         return title

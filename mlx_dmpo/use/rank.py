@@ -79,7 +79,7 @@ class Ranking:
 
 
 def check_candidates(candidates: Sequence[str]) -> tuple[str, ...]:
-    """The candidates in one fixed order, so that theirs cannot matter.
+    """The candidates in a fixed order, so that the given order does not matter.
 
     Raises UserError for none, an empty one, a duplicate.
     """
@@ -95,7 +95,7 @@ def check_candidates(candidates: Sequence[str]) -> tuple[str, ...]:
 
 
 def default_budget(n: int) -> int:
-    """Pairs compared of n candidates: all of them up to ALL_PAIRS candidates, else about n log2 n."""
+    """Pairs compared of n candidates: all pairs of up to ALL_PAIRS candidates, else about n log2 n."""
     every = n * (n - 1) // 2
     return every if n <= ALL_PAIRS else min(every, math.ceil(n * math.log2(n)))
 
@@ -177,16 +177,16 @@ class PairRanking:
         if not self._planned and self.done < self.budget:
             self._planned = self._neighbours()
         left = min(ROUND, self.budget - self.done)
-        self._asked, self._planned = self._planned[:left], self._planned[left:]
-        return [(self.titles[a], self.titles[b]) for a, b in self._asked]
+        self._current, self._planned = self._planned[:left], self._planned[left:]
+        return [(self.titles[a], self.titles[b]) for a, b in self._current]
 
     def add(self, probabilities: Sequence[float] | np.ndarray) -> None:
         """P(first above second) of each pair that `next_pairs` gave last."""
-        for (a, b), p in zip(self._asked, probabilities, strict=True):
+        for (a, b), p in zip(self._current, probabilities, strict=True):
             self.counts[a, b], self.counts[b, a] = p, 1 - p
             self._compared[a, b] = self._compared[b, a] = True
-        self.done += len(self._asked)
-        self._asked = []
+        self.done += len(self._current)
+        self._current = []
 
     @property
     def finished(self) -> bool:
@@ -294,11 +294,11 @@ class Job:
         return Ranking("items", self.prompt, rows, 0, self.tokens, seconds)
 
 
-def run(job: Job, scoring: Scoring, progress: Callable[[Ranking], None] = lambda ranking: None) -> Ranking:
+def run(job: Job, scoring: Scoring, progress: Callable[[Ranking], None] | None = None) -> Ranking:
     """The job's steps, one after another. `progress` gets the best ranking so far after each round of pairs."""
     with Progress(job.pairs_to_compare or None, "rank", "pair" if job.method == "pairs" else "step") as bar:
         while step([job], scoring):
-            if job.method == "pairs":
+            if progress and job.method == "pairs":
                 progress(job.ranking())
             bar.update(job.pairs_compared - bar.done)
     return job.ranking()
@@ -327,8 +327,8 @@ def step(jobs: Sequence[Job], scoring: Scoring) -> bool:
     return True
 
 
-def _hand_out(asked: Sequence[tuple[Job, int]], values: np.ndarray, give: Callable[..., None]) -> None:
+def _hand_out(parts: Sequence[tuple[Job, int]], values: np.ndarray, give: Callable[..., None]) -> None:
     at = 0
-    for job, number in asked:
+    for job, number in parts:
         give(job, values[at : at + number])
         at += number

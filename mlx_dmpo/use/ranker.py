@@ -107,7 +107,7 @@ class Ranker:
         top: int = 0,
         *,
         budget: int = 0,
-        progress: Callable[[Ranking], None] = lambda ranking: None,
+        progress: Callable[[Ranking], None] | None = None,
     ) -> Ranking:
         """The candidates, best first; the first `top` of them unless 0. Their order as given does not matter.
 
@@ -129,8 +129,8 @@ class Ranker:
         return margins
 
     def explain(self, history: Iterable[str], chosen: str, rejected: str, *, max_flip: int = 3) -> Explanation:
-        """Why `chosen` is put above `rejected`, or below it: tokens, history items, the smallest set of items that
-        turns it.
+        """Why `chosen` is put above `rejected`, or below it: tokens, history items, and the smallest set
+        of items whose removal reverses the order.
         """
         return explain(self.scoring, tuple(history), chosen, rejected, max_flip)
 

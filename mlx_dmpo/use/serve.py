@@ -103,7 +103,7 @@ class Server:
         async def answer(request: Request) -> Response:
             try:
                 host = re.sub(r":\d+$", "", request.headers.get("host", "")).strip("[]")
-                if self.settings.host in LOOPBACK and host not in LOOPBACK:  # another site's name that leads here
+                if self.settings.host in LOOPBACK and host not in LOOPBACK:  # DNS rebinding
                     return _json_error(
                         400, "this server answers to 127.0.0.1 and localhost only: use one of them, or --host"
                     )
@@ -119,7 +119,7 @@ class Server:
             except TooManyTokens as error:
                 return _json_error(413, f"{error}: send fewer or shorter titles")
             except QueueFull:
-                return _json_error(429, "too many requests wait: try again in a second", {"Retry-After": "1"})
+                return _json_error(429, "too many requests are waiting: try again in a second", {"Retry-After": "1"})
             except UserError as error:
                 return _json_error(400, str(error))
             except ClientDisconnect:
@@ -261,7 +261,7 @@ class Server:
 
 
 def page() -> tuple[str, str]:
-    """The page, and a content security policy that lets in its own script and style alone."""
+    """The page, and a content security policy that allows only its own script and style."""
     html = PAGE.read_text(encoding="utf-8")
 
     def hashes(tag: str) -> str:
@@ -309,12 +309,12 @@ def run(settings: ServeSettings) -> None:
         server, _ = start(settings)
         host, port = listening.getsockname()[:2]
         if settings.host not in LOOPBACK and not server.key:
-            console.notice(f"note: whoever reaches {host} can use this: add --api-key")
+            console.notice(f"note: anyone who can reach {host} can use this server: add --api-key")
         shown = f"[{host}]" if ":" in host else host
-        print(f"serving {console.printable(server.ranker.name)} on http://{shown}:{port} (Ctrl-C ends it)", flush=True)
+        print(f"serving {console.printable(server.ranker.name)} on http://{shown}:{port} (Ctrl-C stops it)", flush=True)
 
         def stopped(number: int, frame: FrameType | None) -> None:
-            raise Interrupted("stopped; every request that had come in was answered", number)
+            raise Interrupted("stopped; every accepted request was answered", number)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stopped)

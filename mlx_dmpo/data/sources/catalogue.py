@@ -60,6 +60,6 @@ def read_catalogue(path: Path, encoding: str = "") -> tuple[dict[str, int], str]
                 found[name] = found.get(name, 0) + max(1, round(weight) if math.isfinite(weight) else 1)
     if not found:
         raise UserError(f"--catalogue: {path} holds no titles: name a file with a title column")
-    how = f'popularity from "{counts}"' if counts else "no popularity column: all alike"
+    how = f'popularity from "{counts}"' if counts else "no popularity column: all count the same"
     left = f"; {bad.counts.total():,} rows cannot be read" if bad.counts else ""
     return found, f'{len(found):,} titles of the catalogue {path.name} ("{title}"; {how}{left})'

@@ -40,7 +40,7 @@ def as_text(column: pa.Array) -> pa.Array:
 
 
 def numbers_of(column: pa.Array, one: Callable[[Any], float]) -> np.ndarray:
-    """(N,) float64, NaN where there is no finite number; `one` reads a value that arrow does not."""
+    """(N,) float64, NaN where there is not a finite number; `one` reads a value that arrow does not."""
     try:
         second = 1.0
         if pa.types.is_temporal(column.type):  # seconds since 1970
@@ -105,7 +105,7 @@ def _report(names: list[str], part: list[np.ndarray], batch: Batch, good: np.nda
             fix = "give one"
             if name == "time":
                 fix = "give a number or a date such as 2004-11-09, or add --order file, which needs no time"
-            what = "is missing" if values.dtype == np.int32 else "is no finite number"
+            what = "is missing" if values.dtype == np.int32 else "is not a finite number"
             value = repr(batch.columns[n][int(row)].as_py())[:40]
             bad.add(partial(batch.where, int(row)), f"the {name} {what}", fix, value)
         good &= ~wrong

@@ -1,4 +1,4 @@
-"""Bytes of a file as UTF-8 text: gzip, encodings, line ends, and a clear error for what is no text at all."""
+"""Bytes of a file as UTF-8 text: gzip, encodings, line ends, and a clear error for what is not text."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def opened(path: Path, bar: bool = True) -> Iterator[Any]:
     except EOFError:
         raise UserError(f"{path}: the gzip file is cut short: download it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a sound gzip file ({error}): download it again") from None
+        raise UserError(f"{path}: not a valid gzip file ({error}): download it again") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder: name a file of it") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}): name a readable file") from None
 
 
-# first bytes of what is no text, what it is, and what to do about it
+# first bytes of what is not text, what it is, and what to do about it
 _OTHER = (
     (b"\xd0\xcf\x11\xe0", "a spreadsheet (.xls)", "open it and save it as CSV (UTF-8)"),
     (b"SQLite format 3\0", "an SQLite database", "export its table as CSV"),
@@ -61,7 +61,7 @@ _OTHER = (
 
 
 def _refuse_other(path: Path, start: bytes) -> None:
-    """Raises UserError that says what the file is, where it is no text."""
+    """Raises UserError that says what the file is, where it is not text."""
     if start[:4] == b"PK\x03\x04":
         head = start[:4096]
         if b"opendocument" in head:

@@ -148,7 +148,7 @@ def convert(value: Any, kind: str) -> Any:
             return None
     if isinstance(value, float) and value.is_integer() and kind == TEXT:
         value = int(value)
-    return str(value).encode("utf-8", "replace").decode()  # a lone surrogate is no text
+    return str(value).encode("utf-8", "replace").decode()  # a lone surrogate is not text
 
 
 def first_object(path: Path, encoding: Encoding = UTF8) -> dict[str, Any] | None:

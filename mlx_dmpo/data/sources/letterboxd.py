@@ -27,7 +27,7 @@ def letterboxd(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     export = Export()
     for file in [main, *(p for p in beside if p.is_file() and p != main)]:
         for where, row in read_csv(file, export, settings.encoding):
-            # a film that stands in diary.csv counts with the rating of ratings.csv
+            # a film that is also in diary.csv counts with the rating of ratings.csv
             rating = rating_of(row.get("rating", ""), where, bad) if file == main else None
             export.entries.append(
                 Entry(titled(row["name"], row["year"]), rating, time_of(row.get("watcheddate") or row.get("date", "")))

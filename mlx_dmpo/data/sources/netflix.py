@@ -35,7 +35,7 @@ def netflix(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     shown = {e for d in dates if (e := evidence(d)) is not None}
     day_first = settings.date_order == "day-first" if settings.date_order else shown == {True}
     if not shown and not settings.date_order and any(map(ambiguous, dates)):
-        export.notes.append("dates are read with the month first; --date-order day-first is the other")
+        export.notes.append("dates are read with the month first; --date-order day-first reads the day first")
     last: dict[tuple[str, str], float] = {}
     for where, row in rows:
         if full and row.get("supplementalvideotype"):

@@ -70,7 +70,7 @@ def read_csv(path: Path, export: Export, encoding: str = "") -> Iterator[tuple[s
 
 
 def header_of(path: Path) -> set[str]:
-    """The plain column names of a CSV, nothing for what is no CSV with a header."""
+    """The plain column names of a CSV, nothing for what is not a CSV with a header."""
     try:
         how = dialect(path, encoding=encoding_of(path))
     except UserError:
@@ -91,12 +91,12 @@ def need(path: Path, columns: Iterable[str], what: str) -> None:
 
 
 def rating_of(text: str, where: str, bad: BadRows, unrated: Callable[[float], bool] = lambda r: False) -> float | None:
-    """A rating; None for an empty or an unrated one. A cell that is no number is reported as a bad row."""
+    """A rating; None for an empty or an unrated one. A cell that is not a number is reported as a bad row."""
     if not text:
         return None
     value = number(text)
     if not math.isfinite(value):
-        bad.add(where, "the rating is no finite number", "give a number", repr(text)[:40])
+        bad.add(where, "the rating is not a finite number", "give a number", repr(text)[:40])
         return None
     return None if unrated(value) else value
 

@@ -37,7 +37,7 @@ class Table:
 
 
 def open_table(path: Path, known: Iterable[str] = (), encoding: Encoding = UTF8) -> Table:
-    """Recognises the form of a file. Raises UserError for what is no table."""
+    """Recognizes the form of a file. Raises UserError for what is not a table."""
     known = [name for name in known if not name.isdecimal()]
     if path.is_dir():
         raise UserError(f"{path}: is a folder: name a file of it")
@@ -64,7 +64,7 @@ def _parquet_table(path: Path) -> Table:
     try:
         names = list(pa.parquet.read_schema(path).names)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}): write it again") from None
+        raise UserError(f"{path}: not a valid Parquet file ({str(error).splitlines()[0]}): write it again") from None
     return Table(path, names, lambda columns, kinds, bad, optional: parquet_batches(path, columns))
 
 
@@ -84,7 +84,7 @@ def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Batch]:
                 yield Batch([batch.column(c) for c in columns], where)
                 bar.update(len(batch))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise UserError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}): write it again") from None
+        raise UserError(f"{path}: not a valid Parquet file ({str(error).splitlines()[0]}): write it again") from None
 
 
 def _json_table(path: Path, encoding: Encoding) -> Table:

@@ -1,4 +1,4 @@
-"""Text tables: separator, header line and quotes are recognised, then arrow reads them in blocks."""
+"""Text tables: separator, header line and quotes are recognized, then arrow reads them in blocks."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def plain(name: str) -> str:
 
 
 def dialect(path: Path, *, encoding: Encoding = UTF8, known: Iterable[str] = ()) -> Dialect:
-    """Recognises how a table is written from its first 64 KiB and its quotes.
+    """Recognizes how a table is written from its first 64 KiB and its quotes.
 
     The first line is a header where two of its cells are `known` names, or none is a number or a date. Raises
     UserError.
@@ -197,7 +197,7 @@ def _cells(lines: Iterable[str], how: Dialect) -> Iterator[tuple[int, list[str]]
             yield start, row  # the line on which the row begins
             start = reader.line_num + 1
     except csv.Error as error:  # a cell beyond 128 KiB
-        raise UserError(f"line {start}: cannot be read ({error}): a quote may not be closed") from None
+        raise UserError(f"line {start}: cannot be read ({error}): is a quote not closed?") from None
 
 
 def _line_of(path: Path, how: Dialect, columns: Sequence[int] | None, values: list[str]) -> str:
@@ -265,5 +265,5 @@ def _arrow_error(path: Path, error: Exception) -> UserError:
     if "Empty CSV" in text:
         return UserError(f"{path}: holds no rows: give at least one")
     if "straddl" in text:
-        return UserError(f"{path}: a row is longer than {files.BLOCK >> 20} MiB: a quote may not be closed")
+        return UserError(f"{path}: a row is longer than {files.BLOCK >> 20} MiB: is a quote not closed?")
     return UserError(f"{path}: cannot be read ({text.splitlines()[0]}): fix the file")

@@ -38,7 +38,7 @@ def unpacked(path: Path, names: Sequence[str], what: str) -> Iterator[Path]:
                     if found is not None:
                         _copy(archive, found, Path(folder) / name, path)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise UserError(f"{path}: not a sound zip archive ({error}): download it again") from None
+            raise UserError(f"{path}: not a valid zip archive ({error}): download it again") from None
         except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way that Python does not know
             raise UserError(f"{path}: cannot be read ({error}): unpack it, then name the folder") from None
         if not any(Path(folder).iterdir()):

@@ -270,3 +270,27 @@ def test_mult_dpo_trains_on_several_positives(prompt, model_directory, data_dire
     assert (
         run("evaluate", "--model", model_directory, "--data", data_directory, "--adapter-path", tmp_path / "run") == 0
     )
+
+
+def test_prepare_writes_ratings_and_times_of_the_answers(tmp_path):
+    rng, lines, known = np.random.default_rng(0), ["userId,movieId,rating,timestamp"], {}
+    for user in range(12):
+        for n, movie in enumerate(rng.permutation(16)[:12]):
+            known[str(user), f"{tiny.WORDS[movie]} (1999)"] = (float(rng.integers(1, 6)), 1e9 + 100.0 * n + user)
+            rating, time = known[str(user), f"{tiny.WORDS[movie]} (1999)"]
+            lines.append(f"{user},{movie},{rating},{time:.0f}")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "ratings.csv").write_text("\n".join(lines) + "\n")
+    titles = ["movieId,title,genres", *(f"{n},{word} (1999),Drama" for n, word in enumerate(tiny.WORDS))]
+    (tmp_path / "raw" / "movies.csv").write_text("\n".join(titles) + "\n")
+    few = ("--min-liked", 2, "--min-disliked", 2)
+    assert run("prepare", "movielens", tmp_path / "raw", "--out", tmp_path / "d", "--num-negatives", 3, *few) == 0
+    examples = formats.load_examples(tmp_path / "d", "train")
+    for e in examples:
+        answers = [known[e.user, title] for title in (e.positive, *e.negatives)]
+        assert list(zip(e.answer_ratings, e.answer_times, strict=True)) == answers
+        assert e.answer_ratings[0] > 3 >= max(e.answer_ratings[1:])
+    drawn = ("--negatives", "uniform", "--out", tmp_path / "u")
+    assert run("prepare", "movielens", tmp_path / "raw", *drawn, "--num-negatives", 3, *few) == 0
+    (first, *_) = formats.load_examples(tmp_path / "u", "train")
+    assert first.answer_ratings is None and first.ratings is not None  # nobody rated a drawn negative

@@ -261,6 +261,14 @@ def test_recpo_trains_and_its_ratings_are_part_of_the_run(prompt, model_director
     assert "which recpo needs" in capfd.readouterr().err
 
 
+def test_rows_with_ratings_of_the_answers_rank_other_candidates(model_directory, data_directory, tmp_path):
+    """The drawn candidates are more than the row's answers, and have no ratings."""
+    data = with_answers(data_directory, tmp_path / "data")
+    about = ("--model", model_directory, "--prompt", "direct", "--data", data, "--resamples", 100)
+    assert run("evaluate", *about, "--candidates", 6, "--out", tmp_path / "e") == 0
+    assert "hr@1" in json.loads((tmp_path / "e" / "metrics.json").read_text())
+
+
 @pytest.mark.parametrize("prompt", ["listwise", "direct"])
 def test_mult_dpo_trains_on_several_positives(prompt, model_directory, data_directory, tmp_path, capfd):
     about = ("--model", model_directory, "--prompt", prompt, "--data", data_directory, *SHORT)

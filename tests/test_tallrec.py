@@ -79,6 +79,8 @@ def test_s_dpo_ranks_its_own_candidates(shared, tmp_path):
     assert run("evaluate", "--model", shared / "models" / "ml1m-qwen3", *about, *more) == 0
     found = metrics(tmp_path / "eval")
     assert {"hr@1", "hr@5", "ndcg@5"} <= set(found) and "generation" in found
+    rows = [json.loads(line) for line in (tmp_path / "eval" / "candidates.jsonl").read_text().splitlines()]
+    assert [row["candidates"] for row in rows] == [20, 20]  # all of the lists, whatever --num-negatives
 
 
 # --- the untuned language model, and `baseline` as a command

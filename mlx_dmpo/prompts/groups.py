@@ -23,9 +23,12 @@ def utilities(example: RankingExample) -> tuple[float, ...] | None:
 
     delay  1 for the answer that was rated nearest in time to the end of the history, 2 for the next, ...; equal times
            have equal delays. Where the answers are the next items in their order, these are the paper's steps.
-    None where the example has no ratings or times of its answers, or no times of its history.
+    None where the example has no ratings or times of its answers, or no times of its history; and where its negatives
+    are other ones than the row's, as when a list of candidates is scored.
     """
     if example.answer_ratings is None or example.answer_times is None or not example.times:
+        return None
+    if len(example.answer_ratings) != 1 + len(example.negatives):
         return None
     away = [abs(t - example.times[-1]) for t in example.answer_times]
     return tuple(

@@ -216,9 +216,10 @@ def speed_sentence() -> str:
 
     small, whole = over_ours("qwen3-0.6b-proportional"), over_ours("qwen3-0.6b-2l")
     return (
-        f"Relative to ours, on the same groups with equal losses and gradients, mlx-lm-lora's DMPO step takes\n"
-        f"{small[0]:.0f} times the time and {small[1]:.0f} times the memory on two layers proportioned like Qwen3-0.6B, and "
-        f"{whole[0]:.0f} and {whole[1]:.0f} times\nwith Qwen3's whole vocabulary ([docs/performance.md](docs/performance.md))."
+        "Relative to ours, on the same groups with equal losses and gradients, mlx-lm-lora's DMPO step takes\n"
+        f"{small[0]:.0f} times the time and {small[1]:.0f} times the memory on two layers proportioned like Qwen3-0.6B, "
+        f"and {whole[0]:.0f} and {whole[1]:.0f} times\n"
+        "with Qwen3's whole vocabulary ([docs/performance.md](docs/performance.md))."
     )
 
 
@@ -226,7 +227,8 @@ def forms_table() -> str:
     """From docs/results/forms.json, as `benchmarks/forms.py --json` wrote it."""
     found = result("forms")
     rows = [
-        "| form | step, s per group, k = 1 | k = 3 | k = 5 | k = 5 / k = 1 | tokens, k = 5 | evaluation, pairwise / this |",
+        "| form | step, s per group, k = 1 | k = 3 | k = 5 | k = 5 / k = 1 | tokens, k = 5 "
+        "| evaluation, pairwise / this |",
         "|---" * 7 + "|",
     ]
     whole = found["evaluation"]["pairwise"]["seconds"]

@@ -149,11 +149,18 @@ def was_given(name: str, config_file: str | None, options: dict[str, Any]) -> bo
 
 
 def settings_of(cls: type, stage: str, config_file: str | None, options: dict[str, Any]) -> Any:
-    """The settings of a command; `stage` names the embedded model's own. Raises UserError."""
+    """The settings of a command; `stage` names the embedded model's own. A prepared directory brings the wording of its
+    domains. Raises UserError."""
     from .. import assets
 
     embedded = config.read_yaml(assets.settings_file())[0].get(stage) if stage else None
-    return config.resolve(cls, config_file, given(options), embedded, console.notice)
+    settings: Any = config.resolve(cls, config_file, given(options), embedded, console.notice)
+    if not isinstance(settings, config.CommonSettings):
+        return settings
+    from ..data.wording import with_own_domains
+
+    writes = isinstance(settings, config.TrainSettings)  # what it reads is --start-adapter
+    return with_own_domains(settings, getattr(settings, "start_adapter" if writes else "adapter_path", ""))
 
 
 def say_done(text: str) -> None:

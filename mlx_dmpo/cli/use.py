@@ -31,7 +31,24 @@ def _command(cls: type, short_help: str) -> Callable[[Any], click.Command]:
 
 def _stdin(settings: Any) -> str | None:
     """Standard input, where nothing else gives the history."""
-    return None if settings.history or settings.user or sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    if settings.history or settings.user or sys.stdin is None or sys.stdin.isatty():
+        return None
+    try:
+        raw = getattr(sys.stdin, "buffer", None)  # sys.stdin itself hides what is not UTF-8 in some locales
+        return sys.stdin.read() if raw is None else raw.read().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:  # a directory, or another encoding
+        raise UserError(f'standard input: cannot be read ({error}): write {{"history": [titles]}} in UTF-8') from None
+
+
+def _check_out(settings: Any) -> None:
+    """Raises UserError for an --out that cannot be a file, before any work is done."""
+    from ..machine import files
+
+    if settings.out:
+        out = Path(settings.out)
+        files.check_place(out)
+        with files.writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _request(settings: Any) -> Any:
@@ -42,10 +59,15 @@ def _request(settings: Any) -> Any:
     return data, found
 
 
-def _say_work(job: Any, candidates: int) -> None:
-    """Prints how many pairs a long ranking compares, and the flags that shorten it."""
+def _say_work(job: Any, candidates: int, settings: Any) -> None:
+    """Prints how many pairs a long ranking compares, and the flags that shorten it.
+
+    Raises UserError for a --start that changes nothing.
+    """
     from ..use.rank import ALL_PAIRS
 
+    if settings.start == "items" and not job.starts_from_items:
+        raise UserError("--start: every pair of these candidates is compared: leave it out, or add a --budget")
     if job.pairs_to_compare and candidates > ALL_PAIRS:
         possible = candidates * (candidates - 1) // 2
         console.notice(
@@ -75,16 +97,17 @@ def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
 
     check_settings(settings, settings.adapter_path)
     data, request = _request(settings)
+    _check_out(settings)
     with memory.memory_limits(settings):
         ranker = Ranker.open(settings_for(settings), settings.adapter_path, data.domain)
         job = ranker.job(request.history, request.candidates)
-        if settings.start == "items" and not job.starts_from_items:
-            raise UserError("--start: every pair of these candidates is compared: leave it out, or add a --budget")
-        _say_work(job, len(request.candidates))
+        _say_work(job, len(request.candidates), settings)
         try:
             found = run(job, ranker.scoring)
         except KeyboardInterrupt:
-            found = job.ranking()  # raises where nothing has been scored yet
+            if not job.scored:
+                raise
+            found = job.ranking()
             console.notice(f"interrupted after {found.pairs_scored} pairs: the best order so far")
     code = 0 if found.finished else 130
     found = found.top(settings.top)
@@ -114,28 +137,39 @@ def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
     settings = settings_of(config.ExplainSettings, "evaluate", config_file, options)
     from ..machine import memory
     from ..use.explain import to_json
-    from ..use.ranker import Ranker, check_settings, settings_for, top_pair
+    from ..use.rank import run
+    from ..use.ranker import Ranker, check_settings, pair_job, settings_for, top_pair
 
     if settings.chosen and settings.rejected:
-        for name in ("candidates", "budget", "method"):
-            if getattr(settings, name):
+        for name in ("candidates", "budget", "method", "start"):
+            if getattr(settings, name) != getattr(config.ExplainSettings(), name):
                 raise UserError(f"--{name}: --chosen and --rejected name the pair, and nothing is ranked: leave it out")
     adapters = list(settings.adapter_path)
     for adapter in adapters or [""]:
         check_settings(settings, adapter)
     data, request = _request(settings)
+    _check_out(settings)
     chosen, rejected = (
         data.catalogue.match(t, console.notice) if t else "" for t in (settings.chosen, settings.rejected)
     )
+    for name in ("chosen", "rejected"):
+        if getattr(settings, name) and not {"chosen": chosen, "rejected": rejected}[name]:
+            raise UserError(f"--{name}: the title is empty: give a title, or leave the flag out")
     names = ["", *adapters] if settings.base or not adapters else adapters
     found: list[Any] = []
+    prompts: list[str] = []
     with memory.memory_limits(settings):
         for adapter in reversed(names):  # the last one names the pair
             ranker = Ranker.open(settings_for(settings), adapter, data.domain)
+            prompts.insert(0, ranker.prompt)
             if not chosen or not rejected:
-                chosen, rejected = top_pair(ranker, request.history, request.candidates, chosen, rejected)
+                job = pair_job(ranker, request.history, request.candidates, chosen, rejected)
+                _say_work(job, len(job.candidates), settings)
+                chosen, rejected = top_pair(run(job, ranker.scoring), chosen, rejected)
             found.insert(0, ranker.explain(request.history, chosen, rejected, max_flip=settings.max_flip))
             del ranker
+    if len(set(prompts)) > 1:
+        console.notice(f"note: the prompts differ ({', '.join(prompts)}): the margins are not on one scale")
     if as_json:
         click.echo(json.dumps(to_json(found), ensure_ascii=True, allow_nan=False))
     else:

@@ -21,10 +21,10 @@ class PlanSettings:
     tokenizer: str = setting(
         "", "Directory of the tokenizer for --data (default: --model, where it is a directory).", path=True
     )
-    history: int = setting(22, "Assumed number of history items, without --data.", low=1)
-    title_tokens: int = setting(5, "Assumed tokens per title, without --data.", low=1)
-    groups: int = setting(100, "Assumed number of training groups, without --data.", low=1)
-    num_negatives: int = setting(5, "Negatives per group.", low=1, short="-k")
+    history: int = setting(22, "Assumed number of history items, without --data.", low=1, high=10_000)
+    title_tokens: int = setting(5, "Assumed tokens per title, without --data.", low=1, high=1000)
+    groups: int = setting(100, "Assumed number of training groups, without --data.", low=1, high=1_000_000)
+    num_negatives: int = setting(5, "Negatives per group.", low=1, high=1000, short="-k")
     prompt: str = setting(
         "", "Prompt form: pairwise (default), listwise, direct, pointwise, or a YAML file.", path=True
     )

@@ -67,8 +67,12 @@ class ExplainSettings(UseSettings):
     candidates: tuple[str, ...] = setting(
         (), "Title to rank, or a file of titles, where --chosen or --rejected is left out. As in rank."
     )
-    max_flip: int = setting(
-        3, "Most history items that are removed together in search of a set that reverses the order.", low=0, high=3
+    max_flip: int | None = setting(
+        None,
+        "Largest set of history items searched for one that reverses the order (3 when left out; fewer where a long "
+        "history has more than 5,000 such sets).",
+        low=0,
+        high=3,
     )
     out: str = setting("", "HTML file to write.", path=True)
 

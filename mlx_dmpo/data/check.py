@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..machine import files
-from ..machine.run_directory import MANIFEST
 from ..prompts.pairwise import DOMAINS, Domain
 from ..records import Example, PreferenceGroup, RankingExample
 from . import formats
 from .guess import ratings_beside
 from .rows import SPLITS, has_split
 from .titles import without_hidden
+from .wording import manifest_of
 
 SHOWN = 3  # rows that a finding names on the terminal; --json has all of them
 
@@ -72,34 +71,6 @@ class Part:
     bad: tuple[str, ...]
     prepared: str = ""  # the prepared directory that it is a split of
     by_time: bool = False  # the directory's splits are parts of each user's time: users stand in all of them
-
-
-def manifest_of(data: str | Path) -> Mapping[str, Any]:
-    """The settings that a prepared directory was made with; {} where there are none."""
-    path = Path(data) / MANIFEST
-    if not path.is_file():
-        return {}
-    whole = files.read_json(path)
-    config = whole.get("config") if isinstance(whole, dict) else None
-    if not isinstance(config, dict):
-        return {}
-    return {
-        **config,
-        "split": whole.get("split") or config.get("split"),
-    }  # where it was left to prepare, prepare says it
-
-
-def own_domains(data: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The wording of domains that prepared directories were made with. Raises UserError where two of them differ."""
-    found: dict[str, dict[str, str]] = {}
-    for name in data:
-        worded = manifest_of(name).get("domains")
-        for domain, wording in (worded if isinstance(worded, dict) else {}).items():
-            if found.setdefault(domain, wording) != wording:
-                raise UserError(
-                    f'{name}: words the domain "{domain}" differently from the directories before it: check them apart'
-                )
-    return found
 
 
 def read_parts(data: Sequence[str], domains: Mapping[str, Domain] = DOMAINS, domain: str = "") -> list[Part]:

@@ -156,7 +156,7 @@ def _domain(
             "choose by it"
         )
     notes = [*ratings.notes, *([further[1]] if further else [])]
-    notes += summary.notes(bad, titles, histories, examples, scored if scores else None)
+    notes += summary.notes(bad, titles, histories, ratings.interactions.items, examples, scored if scores else None)
     notes += _short(examples, wanted, settings)
     if rankings.dropped.total():
         notes.append(

@@ -60,16 +60,16 @@ def carried(settings: CommonSettings, target: type) -> dict[str, Any]:
 
 
 def config_for(settings: CommonSettings, directory: str | Path, target: type, config_file: str | None) -> list[str]:
-    """`-c FILE` for further domains: the user's file where `target` can read it, else the run's own."""
+    """`-c FILE` for further domains: the user's file where `target` can read it, else what the run wrote of them."""
     if not settings.domains:
         return []
     known = {f.name for f in fields(target)}
     if config_file and set(read_yaml(config_file)[0]) <= known:
         return ["-c", str(config_file)]
-    return ["-c", str(Path(directory) / (CONFIG if {f.name for f in fields(settings)} <= known else DOMAINS))]
+    return ["-c", str(Path(directory) / DOMAINS)]
 
 
-DOMAINS = "domains.yaml"  # written into a run directory beside config.yaml, for commands that cannot read the latter
+DOMAINS = "domains.yaml"  # written into a run directory beside config.yaml, whose other settings are of one stage
 
 
 def resume(settings: TrainSettings) -> str:

@@ -18,6 +18,7 @@ from ..prompts.orders import printed_orders
 from ..prompts.pairwise import PAIRWISE
 from ..prompts.template import Template
 from ..records import Branch, Example, Message, PreferenceGroup, RankingExample
+from .tokens import Tokens
 
 
 def prints_date(tokenizer: Any) -> bool:
@@ -56,6 +57,8 @@ class Encoder:
             self._values = {f"%{c}": day.strftime(f"%{c}") for c in "aAbBcdfGHIjmMpSuUVwWxXyY"}
             self._values |= {f"%-{c}": day.strftime(f"%{c}").lstrip("0") for c in "djm"}
             self._dated = STRFTIME + tokenizer.get_chat_template()
+        self._tokens = Tokens(tokenizer)
+        self._dropped: tuple[Any, int] = (None, 0)  # history and disliked titles met last, how many were left out
         self._ends = frozenset(tokenizer.eos_token_ids)
         added = tokenizer.added_tokens_decoder.values()
         control = sorted((str(t.content) for t in added if t.content.strip()), key=len, reverse=True)
@@ -76,9 +79,6 @@ class Encoder:
                 "system text into the first user message, begin with the user), or use another model"
             ) from None
         return text
-
-    def _tokens(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def prompt(self, branch: Branch, source: str) -> list[int]:
         """Tokens up to where the answer begins. Raises UserError for text that holds a control token."""
@@ -241,26 +241,42 @@ class Encoder:
         return self._fitting(example, attempt)
 
     def _fitting(self, example: RankingExample, attempt: Callable[[int], EncodedGroup]) -> EncodedGroup:
-        """`attempt` with the fewest titles left out that fits `max_seq_length`."""
-        group = attempt(0)
-        if longest(group) <= self.max_seq_length:
-            return group
-        low, high = 0, droppable(example, self.template)  # low does not fit; does high?
-        shortest = attempt(high)
-        if longest(shortest) > self.max_seq_length:
-            raise UserError(
-                f"{example.source}: {longest(shortest)} tokens with a single history item, and max_seq_length is "
-                f"{self.max_seq_length}: raise --max-seq-length"
-            )
-        while high - low > 1:
-            middle = (low + high) // 2
-            tried = attempt(middle)
-            low, high, shortest = (
-                (low, middle, tried) if longest(tried) <= self.max_seq_length else (middle, high, shortest)
-            )
-        return shortest
+        """`attempt` with the fewest titles left out that fits `max_seq_length`.
+
+        Begins where the same history ended before, or, where that is long, with a single title, and doubles its steps,
+        so that no prompt is much longer than what fits.
+        """
+        most, key = droppable(example, self.template), (example.history, example.disliked)
+        at = self._dropped[1] if key == self._dropped[0] else 0 if most <= FEW else most
+        at = min(at, most)
+        tried = attempt(at)
+        low, high, step = -1, most + 1, 1  # low does not fit, high does
+        kept = tried
+        while True:
+            if longest(tried) <= self.max_seq_length:
+                high, kept = at, tried
+            elif at == most:
+                raise UserError(
+                    f"{example.source}: {longest(tried)} tokens with a single history item, and max_seq_length is "
+                    f"{self.max_seq_length}: raise --max-seq-length"
+                )
+            else:
+                low = at
+            if high - low <= 1:
+                break
+            if low < 0:
+                at = max(0, high - step)
+            elif high > most:
+                at = min(most, low + step)
+            else:
+                at = (low + high) // 2
+            step *= 2
+            tried = attempt(at)
+        self._dropped = key, high
+        return kept
 
 
+FEW = 500  # titles up to which all of them are tried first
 MANY = 8  # answers to one prompt from which on `_Prompt` tokenizes the answers alone
 
 

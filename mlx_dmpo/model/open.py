@@ -107,12 +107,13 @@ class LanguageModelScorer:
         domain: str,
         *,
         disliked: Sequence[str] | None = None,
+        describe: str = "",
     ) -> np.ndarray:
         """One score per candidate after one history; a higher score ranks higher.  -> (N,) float64, nats.
 
         direct: log p(title); pointwise: log-odds of Yes. The candidates are one prefix tree, run in parts under the
-        token budget; each score equals that of the candidate alone. Raises UserError for another form, a candidate that
-        is given twice, and for NaN or Inf.
+        token budget; each score equals that of the candidate alone. `describe` names the progress bar.
+        Raises UserError for another form, a candidate that is given twice, and for NaN or Inf.
         """
         if self.template.form not in ("direct", "pointwise"):
             raise UserError(f"--prompt: {self.template.form} does not score a title by itself: use direct or pointwise")
@@ -126,7 +127,7 @@ class LanguageModelScorer:
         first, *rest = candidates
         old = tuple(disliked) if disliked is not None else None
         example = RankingExample("", domain, tuple(history), first, tuple(rest), source="candidates", disliked=old)
-        scores = self._numbers([example], "")[0]
+        scores = self._numbers([example], describe)[0]
         if self.calibrate:
             scores = scores - self._without_history(domain, tuple(candidates))
         return scores[0]

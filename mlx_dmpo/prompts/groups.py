@@ -66,7 +66,7 @@ def context(example: RankingExample, template: Template, **places: Any) -> tuple
     template = template.worded_for(example.user)
     domain: Domain = template.domain(example.domain, example.source)
     if template.prints_disliked:
-        known = set(candidates(example))
+        known = set(candidates(example)) if example.disliked else ()
         places["disliked"] = [t for t in example.disliked or () if t not in known]
     content = template.message(domain, example.source, history=example.history, **places)
     return ({"role": "user", "content": content},)

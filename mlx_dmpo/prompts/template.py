@@ -163,6 +163,11 @@ class Template:
         return parts(self.answer, self.name)
 
     @functools.cached_property
+    def _printed(self) -> list[Any]:
+        """The list of titles that was printed last, and its text."""
+        return [None, ""]
+
+    @functools.cached_property
     def _known_ends(self) -> dict[Domain, dict[str, set[str]]]:
         return {}
 
@@ -182,7 +187,13 @@ class Template:
 
     def printed(self, titles: Sequence[str]) -> str:
         """A list of titles as the prompt prints it."""
-        return self.separator.join(filled(self._title_parts, {"title": t}) for t in titles) if titles else self.empty
+        if not titles:
+            return self.empty
+        key = tuple(titles)
+        if key != self._printed[0]:  # the prompts of one example print one history
+            self._printed[:] = key, self.separator.join(filled(self._title_parts, {"title": t}) for t in titles)
+        text: str = self._printed[1]
+        return text
 
     def message(self, domain: Domain, source: str = "", **places: str | Sequence[str]) -> str:
         """The user's message. `places`: a title, or titles for a list, for each placeholder of the form.

@@ -30,6 +30,8 @@ def write_report(directories: Sequence[Path], out: Path, compare: Compare | None
              import it
     Raises UserError for a directory that holds no finished run or evaluation, or values of another kind.
     """
+    if out.suffix == ".md":
+        raise UserError(f"{out}: is where the Markdown would go: name the HTML file, {out.with_suffix('.html')}")
     found = contents.read_contents(directories)
     if compare and found.evaluations:
         added = compare([e.path for e in found.evaluations])
@@ -37,7 +39,7 @@ def write_report(directories: Sequence[Path], out: Path, compare: Compare | None
     try:
         charts = draw(found)
         page, markdown = render(found, charts), _markdown(found, charts, out)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         where = ", ".join(str(e.path / "metrics.json") for e in found.evaluations[:3])
         raise UserError(
             f"{where}: has values that this program does not write ({type(error).__name__}): evaluate again"

@@ -121,13 +121,18 @@ def read(path: str | Path) -> Comparison:
     for key in ("data", "systems"):
         if not values.get(key):
             raise UserError(f'{path}:1: "{key}" is missing: see docs/reproduce.md')
-    name = str(values.get("name", Path(path).stem))
+    for key in ("name", "out"):
+        if key in values and not (isinstance(values[key], str) and values[key].strip()):
+            raise UserError(f"{at(key)}: is not text: write a name, or leave it out")
+    name = values.get("name", Path(path).stem)
     data = {n: _data(d, f"{at('data')}: {n}") for n, d in _mapping(values["data"], at("data")).items()}
     stages = {stage: _mapping(values[stage], at(stage)) if values.get(stage) else {} for stage in STAGES}
     for stage, given in stages.items():
         config.build(STAGES[stage], given, lambda key, stage=stage: f"{at(stage)}: {key}")
     systems: dict[str, dict[str, Any]] = {}
     for entry in values["systems"] if isinstance(values["systems"], list) else [values["systems"]]:
+        if not isinstance(entry, str | Mapping):
+            raise UserError(f"{at('systems')}: {entry!r} is no system: write its name, or name: {{setting: value}}")
         for system, given in (entry if isinstance(entry, Mapping) else {entry: {}}).items():
             if str(system) in systems:
                 raise UserError(f"{at('systems')}: {system} is listed twice: give each system its own name")
@@ -347,13 +352,25 @@ def make_subsets(plan: Comparison) -> None:
             files.write_text(target / "train.jsonl", text)
 
 
+def read_notes(cell: Cell) -> dict[str, Any]:
+    """A cell's cell.json, {} where there is none yet. Raises UserError for other values than `run_cell` writes."""
+    path = cell.path / CELL
+    noted: Any = files.read_json(path) if path.exists() else {}
+    if not isinstance(noted, dict) or not all(
+        isinstance(v, dict) and type(v.get("seconds")) in (int, float) and type(v.get("peak_bytes")) is int
+        for v in noted.values()
+    ):
+        raise UserError(f"{path}: holds other values than this program writes: remove it")
+    return noted
+
+
 def run_cell(cell: Cell) -> None:
     """Runs the steps that are not done, each in a process of its own, and notes time and memory in cell.json.
 
     Raises UserError where one fails: the cell stays undone, and the next run continues it.
     """
     cell.path.mkdir(parents=True, exist_ok=True)
-    noted: dict[str, Any] = files.read_json(cell.path / CELL) if (cell.path / CELL).exists() else {}
+    noted = read_notes(cell)
     for step in cell.steps:
         if step.done:
             continue

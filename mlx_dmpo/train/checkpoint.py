@@ -11,6 +11,7 @@ learning rate and the dropout; a step is never saved half done.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -47,6 +48,19 @@ class State:
     window: dict[str, float] = field(default_factory=dict)  # sums since the last report
     metrics_bytes: int = 0  # length of metrics.jsonl
     seconds: float = 0.0  # of all processes of the run, this one included
+
+
+def _state(values: Mapping[str, Any]) -> State:
+    """A state as a manifest has it. Raises ValueError or TypeError where a value is of another kind."""
+    state = State(**values)
+    value, best_step = state.best if state.best is not None else (0.0, 0)
+    counts = (state.step, state.waited, state.bad_steps, state.bad_in_a_row, state.metrics_bytes, best_step)
+    if not all(type(n) is int and 0 <= n < 2**53 for n in counts) or type(state.validate) is not bool:
+        raise ValueError("a count of its state is of another kind")
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in (state.seconds, value, *state.window.values())):
+        raise ValueError("a number of its state is of another kind")
+    state.best = (float(value), best_step) if state.best is not None else None
+    return state
 
 
 @dataclass
@@ -108,12 +122,15 @@ def _read_manifest(path: Path) -> tuple[Checkpoint, dict[str, str]]:
     """A checkpoint as its manifest has it, and the hashes of its files. Raises UserError where it is not one."""
     try:
         manifest = files.read_json(path / run_directory.MANIFEST)
-        state = State(**manifest["state"])
-        state.best = state.best and (float(state.best[0]), int(state.best[1]))
+        state, identity, hashes = _state(manifest["state"]), dict(manifest["identity"]), dict(manifest["files"])
+        if not {ADAPTER_WEIGHTS, OPTIMIZER_STATE} <= set(hashes):
+            raise ValueError("it names no weights")
+        if not isinstance(identity.get("environment", {}), dict):
+            raise ValueError("its environment is of another kind")
         if state.step != int(path.name):
             raise ValueError(f"it is of step {state.step}")
-        return Checkpoint(path, state, dict(manifest["identity"])), dict(manifest["files"])
-    except (UserError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        return Checkpoint(path, state, identity), hashes
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: is not an intact checkpoint ({error}): remove it") from None
 
 

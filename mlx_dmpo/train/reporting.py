@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from ..machine import console, files
 from ..report.live import View
+from ..report.read import training_line
 from .checkpoint import State
 
 METRICS = "metrics.jsonl"
@@ -51,7 +52,8 @@ class Report:
         self._learning_rate, self._peak, self._open_view = learning_rate, peak, view
         self.lines: list[dict[str, Any]] = []
         if path and not state.step:
-            path.unlink(missing_ok=True)
+            with files.writing(path):
+                path.unlink(missing_ok=True)
         elif path:
             self._continue(path)
 
@@ -65,7 +67,17 @@ class Report:
                 )
             else:
                 os.truncate(path, self.state.metrics_bytes)
-        self.lines = files.read_lines(path)
+        self.lines = self._whole_lines(path)
+
+    def _whole_lines(self, path: Path) -> list[dict[str, Any]]:
+        """What this program wrote there. Damaged lines are taken out of the file, and counted."""
+        texts = [line for line in path.read_bytes().decode("utf-8", "replace").split("\n") if line.strip()]
+        lines = [value for text in texts if (value := training_line(text)) is not None]
+        if len(lines) < len(texts):
+            console.notice(f"note: {len(texts) - len(lines)} damaged lines of {path} are taken out")
+            files.write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+            self.state.metrics_bytes = path.stat().st_size
+        return lines
 
     def __enter__(self) -> Report:
         self._view = self._open_view(self.lines)

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 Removed = tuple[int, ...]  # places in the history, ascending
 CHUNK = 64  # sets scored at once in the exact search
+MOST = 5000  # sets of one size that are searched where nobody says how large a set may be
+
+
+def affordable(n: int, most: int = MOST) -> int:
+    """The largest size, at most three, of which a history of n items has at most `most` sets."""
+    return max((size for size in (1, 2, 3) if math.comb(n, size) <= most), default=0)
+
+
+def sets(n: int, limit: int) -> int:
+    """How many sets of up to `limit` of n items a search scores at most."""
+    return sum(math.comb(n, size) for size in range(1, min(limit, n - 1) + 1))
 
 
 def flip_set(

@@ -64,8 +64,8 @@ def read_data(data: str, domain: str = "", domains: Any = None) -> DataSet:
             return formats.load_examples(source, split, known, domain=domain)
 
     examples = [e for split in SPLITS if has_split(source, split) for e in load(split)]
-    if not examples and not Path(source).is_dir():
-        examples = load("test")
+    if not examples and not (Path(source) / ITEMS).is_file():
+        examples = load("test")  # a file, or the error that says what a directory must hold
     rows = _items(Path(source) / ITEMS) if (Path(source) / ITEMS).is_file() else []
     found = list(dict.fromkeys([*(r["domain"] for r in rows), *(e.domain for e in examples)]))
     if len(found) > 1 and not domain:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..data.titles import normalize
+from ..errors import UserError
 
 CLOSE = 80.0  # of 100: the lowest ratio of rapidfuzz at which a typed title is read as the catalogue's
 
@@ -42,12 +43,15 @@ class Catalogue:
     def match(self, typed: str, notice: Callable[[str], None] = lambda message: None) -> str:
         """The catalogue's title that `typed` means; an unknown title is kept as typed.
 
-        `notice` gets a line about either.
+        `notice` gets a line about either. Raises UserError for text with half a surrogate pair, or bytes that are not
+        UTF-8.
         """
         from rapidfuzz import fuzz, process, utils
 
         if typed in self._known:
             return typed
+        if any("\ud800" <= c <= "\udfff" for c in typed):  # cleaning would drop them: "Caf" for a Latin-1 "Café"
+            raise UserError(f"title {typed[:60]!r}: is not valid Unicode: write it in UTF-8")
         title = normalize(typed)
         if not self.titles or not title or title in self._known:
             return title

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import UserError
 from ..machine.progress import Progress
 from . import bradley_terry
-from .scoring import History, Scoring
+from .scoring import FIRST_LINE, History, Scoring, check_history, check_titles
 
 ALL_PAIRS = 20  # up to so many candidates every pair is compared
 ROUND = 64  # pairs compared at once: what an interrupt can lose
@@ -85,8 +85,7 @@ def check_candidates(candidates: Sequence[str]) -> tuple[str, ...]:
     """
     if not candidates:
         raise UserError("candidates: there are none: give at least one title")
-    if any(not title.strip() for title in candidates):
-        raise UserError("candidates: a title is empty: remove it")
+    check_titles("candidates", candidates)
     ordered = sorted(candidates)
     for a, b in itertools.pairwise(ordered):
         if a == b:
@@ -237,8 +236,7 @@ class Job:
             raise UserError(f"method: {self.method!r} is not a choice: give one of {', '.join(METHODS)}")
         if self.budget and self.method == "items":
             raise UserError("--budget: counts pairs, and --method items compares none: leave one of them out")
-        if not self.history:
-            raise UserError("history: it is empty: give at least one title")
+        check_history(self.history)
         self._titles = check_candidates(self.candidates)
         self._items: np.ndarray | None = None
         self._pairs: PairRanking | None = None
@@ -271,6 +269,11 @@ class Job:
         return self._pairs.finished if self._pairs is not None else self._items is not None
 
     @property
+    def scored(self) -> bool:
+        """Whether anything has been scored, so that there is an order."""
+        return self._items is not None or self.pairs_compared > 0
+
+    @property
     def pairs_to_compare(self) -> int:
         """Pairs that the whole ranking compares; 0 for the method items."""
         n = len(self._titles)
@@ -296,7 +299,8 @@ class Job:
 
 def run(job: Job, scoring: Scoring, progress: Callable[[Ranking], None] | None = None) -> Ranking:
     """The job's steps, one after another. `progress` gets the best ranking so far after each round of pairs."""
-    with Progress(job.pairs_to_compare or None, "rank", "pair" if job.method == "pairs" else "step") as bar:
+    unit = "pair" if job.method == "pairs" else "step"
+    with Progress(job.pairs_to_compare or None, "rank", unit, first=FIRST_LINE) as bar:
         while step([job], scoring):
             if progress and job.method == "pairs":
                 progress(job.ranking())

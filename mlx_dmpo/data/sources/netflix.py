@@ -25,8 +25,9 @@ def netflix(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     Episodes of a series count as the series, trailers not at all; a title's last viewing is its time.
     """
     file = find(path, ("viewingactivity.csv", "netflixviewinghistory.csv"), "Netflix export")
-    full = "starttime" in header_of(file)
-    need(file, ("Profile Name", "Title") if full else ("Title", "Date"), "a Netflix viewing history")
+    full = "starttime" in header_of(file, settings.encoding)
+    names = ("Profile Name", "Title") if full else ("Title", "Date")
+    need(file, names, "a Netflix viewing history", settings.encoding)
     export = Export()
     found: dict[tuple[str, str], str] = {}
     trailers = 0

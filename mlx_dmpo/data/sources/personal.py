@@ -69,18 +69,19 @@ def read_csv(path: Path, export: Export, encoding: str = "") -> Iterator[tuple[s
             yield f"{path}:{line}", dict(zip(names, (cell.strip() for cell in padded), strict=False))
 
 
-def header_of(path: Path) -> set[str]:
+def header_of(path: Path, encoding: str = "") -> set[str]:
     """The plain column names of a CSV, nothing for what is not a CSV with a header."""
+    chosen = encoding_of(path, encoding)
     try:
-        how = dialect(path, encoding=encoding_of(path))
+        how = dialect(path, encoding=chosen)
     except UserError:
         return set()
     return {plain(name) for name in how.names} if how.header else set()
 
 
-def need(path: Path, columns: Iterable[str], what: str) -> None:
-    """Raises UserError where the header lacks a column that this export has."""
-    found = header_of(path)
+def need(path: Path, columns: Iterable[str], what: str, encoding: str = "") -> None:
+    """Raises UserError where the header lacks a column that this export has, and where its encoding is not clear."""
+    found = header_of(path, encoding)
     for column in columns:
         if plain(column) not in found:
             have = ", ".join(sorted(found)) or "no column names"
@@ -170,8 +171,9 @@ def ratings_of(
     )
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, encoding: str = "") -> str:
     """The whole text of a small file. Raises UserError."""
-    files.start(path)
-    with files.text(path, encoding_of(path)) as file:
+    chosen = encoding_of(path, encoding)
+    files.start(path, encoding="" if chosen == files.UTF8 else chosen.codec)
+    with files.text(path, chosen) as file:
         return file.read().decode()

@@ -21,6 +21,7 @@ from .contract import BadRows
 from .dates import is_date
 from .files import UTF8, Encoding
 
+THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?\s*")  # 1,200: 1200, or 1.2 with three decimals
 SAMPLED = 200_000  # lines with quotes that decide what quotes mean
 
 
@@ -59,11 +60,15 @@ def numeric(text: str) -> bool:
 
 
 def number(value: Any) -> float:
-    """A number, also one with a decimal comma ("4,5"); NaN for anything else."""
+    """A number, also one with a decimal comma ("4,5"), or true or false (1, 0); NaN for anything else, and for 1,200,
+    which may be 1200.
+    """
     try:
         return float(value)
     except (TypeError, ValueError):
-        if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", value):
+        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+            return float(value.strip().lower() == "true")
+        if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", value) and not THOUSANDS.fullmatch(value):
             return float(value.replace(",", "."))
         return math.nan
 
@@ -104,8 +109,12 @@ def dialect(path: Path, *, encoding: Encoding = UTF8, known: Iterable[str] = ())
         and separator != "::"
         and _one_more(cells, rest[:-1][:20], separator, quoted or separator in ",;", escape)
     ):
-        cells = ["row", *cells]  # R writes row names, but no name above them
-        notes.append(f"{path.name}: rows have one cell more than the header: the first is taken as a row name")
+        how = Dialect(separator, [], False, quoted=quoted or separator in ",;", escape=escape)
+        if all(not row[-1].strip() for _, row in _cells((line + "\n" for line in rest[:-1][:20] if line.strip()), how)):
+            cells = [*cells, ""]  # rows end in a separator
+        else:
+            cells = ["row", *cells]  # R writes row names, but no name above them
+            notes.append(f"{path.name}: rows have one cell more than the header: the first is taken as a row name")
     names = cells if header else [str(n) for n in range(1, len(cells) + 1)]
     return Dialect(separator, names, header, skip, quoted or separator in ",;", escape, encoding, tuple(notes))
 

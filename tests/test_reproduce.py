@@ -9,7 +9,7 @@ import pytest
 from mlx_dmpo.cli.main import main
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.machine import files
-from mlx_dmpo.tools import reproduce, results
+from mlx_dmpo.tools import reproduce, reproduce_data, results
 from mlx_dmpo.tools.hours import step_hours
 
 FILE = """
@@ -115,14 +115,14 @@ def test_faults_are_one_line_and_exit_code_2(written, names, old, new, said, mor
 def test_few_shot_sizes_are_nested(written, tmp_path):
     text = FILE.replace("k: [1, 2]", "k: [1]\nfew_shot: [4, 8]")
     plan = reproduce.read(written(text))
-    reproduce.make_subsets(plan)
+    reproduce_data.make_subsets(plan)
     rows = {n: files.read_lines(tmp_path / f"out/ratings/few-shot/dmpo-{n}/train.jsonl") for n in (4, 8)}
     users = {n: list(dict.fromkeys(r["user"] for r in rows[n])) for n in rows}
     assert (len(users[4]), len(users[8])) == (4, 8) and users[8][:4] == users[4]
     cells = [c for c in reproduce.cells(plan) if c.system == "dmpo" and c.few_shot == 4]
     assert str(tmp_path / "out/ratings/few-shot/dmpo-4") in cells[0].steps[0].arguments
     with pytest.raises(UserError, match=r"99, and .* has 12 examples"):
-        reproduce.make_subsets(reproduce.read(written(FILE.replace("k: [1, 2]", "few_shot: [99]"))))
+        reproduce_data.make_subsets(reproduce.read(written(FILE.replace("k: [1, 2]", "few_shot: [99]"))))
 
 
 def test_flags():

@@ -38,6 +38,7 @@ def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflo
     """
     from ..tools import reproduce as tool
     from ..tools.hours import hours_of
+    from ..tools.reproduce_data import check_data, make_subsets
     from ..tools.results import write_tables
 
     if (tflops or no_hours) and not dry_run:
@@ -48,8 +49,8 @@ def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflo
     if not chosen:
         raise UserError(f"--only: none of {len(every)} cells has {' or '.join(only)} in its path: see --dry-run")
     if not (dry_run and no_hours):
-        tool.check_data(plan)
-        tool.make_subsets(plan)
+        check_data(plan)
+        make_subsets(plan)
     if dry_run:
         total = 0.0
         for cell in chosen:

@@ -312,6 +312,18 @@ def _of_model(
         yield Cell(path, system=system, steps=steps, k=k, few_shot=few, seed=seed, needs=needs, **names)
 
 
+def read_notes(cell: Cell) -> dict[str, Any]:
+    """A cell's cell.json, {} where there is none yet. Raises UserError for other values than `run_cell` writes."""
+    path = cell.path / CELL
+    noted: Any = files.read_json(path) if path.exists() else {}
+    if not isinstance(noted, dict) or not all(
+        isinstance(v, dict) and type(v.get("seconds")) in (int, float) and type(v.get("peak_bytes")) is int
+        for v in noted.values()
+    ):
+        raise UserError(f"{path}: holds other values than this program writes: remove it")
+    return noted
+
+
 def run_cell(cell: Cell) -> None:
     """Runs the steps that are not done, each in a process of its own, and notes time and memory in cell.json.
 

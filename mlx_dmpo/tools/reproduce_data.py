@@ -49,15 +49,3 @@ def make_subsets(plan: Comparison) -> None:
                 shutil.copyfile(valid, target / valid.name)
             text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
             files.write_text(target / "train.jsonl", text)
-
-
-def read_notes(cell: Cell) -> dict[str, Any]:
-    """A cell's cell.json, {} where there is none yet. Raises UserError for other values than `run_cell` writes."""
-    path = cell.path / CELL
-    noted: Any = files.read_json(path) if path.exists() else {}
-    if not isinstance(noted, dict) or not all(
-        isinstance(v, dict) and type(v.get("seconds")) in (int, float) and type(v.get("peak_bytes")) is int
-        for v in noted.values()
-    ):
-        raise UserError(f"{path}: holds other values than this program writes: remove it")
-    return noted

@@ -303,3 +303,54 @@ def test_later_commands_know_the_domains_of_the_adapter(model_directory, tmp_pat
             assert code == 0, printed
         code, printed = run("evaluate", *common, "--prompt", form, "--out", out / "e")
         assert code == 2 and 'no wording for domain "song"' in printed
+
+
+WORDINGS = """
+form: listwise
+prompt: "I listened to [{history}]. Choose the next from [{candidates}]. Answer:"
+more_prompts:
+  - "After [{history}], which comes next of these: [{candidates}]? Answer:"
+  - "Which of [{candidates}] follows [{history}]? Answer:"
+title: "<{title}>"
+separator: ", "
+answer: "{title}"
+"""
+
+
+def test_each_users_examples_take_one_of_several_wordings(tmp_path):
+    path = tmp_path / "music.yaml"
+    path.write_text(WORDINGS)
+    template = prompts.load(str(path))
+    begins = {"I listened", "After", "Which of"}
+    seen = {}
+    for n in range(60):
+        example = RankingExample(f"u{n % 30}", "movie", ("amber", str(n)), "iron", ("salt",))
+        group = build_group(example, [(0, 1), (1, 0)], template)
+        texts = {b.messages[0]["content"] for b in group.branches}
+        (begin,) = {next(b for b in begins if t.startswith(b)) for t in texts}
+        assert seen.setdefault(example.user, begin) == begin and len(texts) == 2
+    assert set(seen.values()) == begins
+    assert prompts.read_stored(template.to_json(), "a") == template
+    one = prompts.load(str(_one_wording(tmp_path)))
+    assert "more_prompts" not in one.to_json() and one.hash != template.hash
+
+
+def _one_wording(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text(WORDINGS.replace(WORDINGS[WORDINGS.index("more_prompts") : WORDINGS.index("title:")], ""))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (" follows [{history}]", "", '"more_prompts": {history} is missing'),
+        ("more_prompts:\n", "more_prompts: one\nx:\n", '"more_prompts": is no list of texts'),
+    ],
+)
+def test_every_wording_is_checked(old, new, said, tmp_path):
+    path = tmp_path / "music.yaml"
+    path.write_text(WORDINGS.replace(old, new))
+    with pytest.raises(UserError) as error:
+        prompts.load(str(path))
+    assert said in str(error.value) and "\n" not in str(error.value)

@@ -38,6 +38,7 @@ def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflo
     """
     from ..tools import reproduce as tool
     from ..tools.hours import hours_of
+    from ..tools.reproduce_data import check_data, make_subsets
     from ..tools.results import write_tables
 
     if (tflops or no_hours) and not dry_run:
@@ -47,8 +48,10 @@ def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflo
     chosen = [c for c in every if not only or any(text in str(c.path) for text in only)]
     if not chosen:
         raise UserError(f"--only: none of {len(every)} cells has {' or '.join(only)} in its path: see --dry-run")
+    if not (dry_run and no_hours):
+        check_data(plan)
+        make_subsets(plan)
     if dry_run:
-        tool.make_subsets(plan) if not no_hours else None
         total = 0.0
         for cell in chosen:
             hours = None if cell.done or no_hours else hours_of(cell, tflops * 1e12)
@@ -58,7 +61,6 @@ def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflo
         left = sum(not cell.done for cell in chosen)
         click.echo(f"{len(chosen)} cells, {left} to do" + ("" if no_hours else f", {total:.1f} h"))
         return
-    tool.make_subsets(plan)
     out = Path(tables or plan.out)
     for n, cell in enumerate(chosen, 1):
         needed = [cell.needs] if cell.needs and not cell.needs.done else []

@@ -28,12 +28,18 @@ def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
     if "lr_schedule" in has:
         yield from _training(s, has)
     if "loss" in has:
-        if s.loss != "simpo":
-            yield "gamma", f"with loss {s.loss}: only simpo has a target margin"
+        if s.loss not in ("simpo", "recpo"):
+            yield "gamma", f"with loss {s.loss}: only simpo and recpo have a target margin"
         if s.loss in ("simpo", "mppo"):
             yield "reference_free", f"with loss {s.loss}, which has no reference"
         if s.loss == "mppo":
             yield "beta", "with loss mppo, whose likelihoods lie between 0 and 1 as they are"
+        if s.loss == "mult-dpo":
+            yield from (
+                (name, "with loss mult-dpo, which has no pairs") for name in ("label_smoothing", "negatives_select")
+            )
+        else:
+            yield "num_positives", f"with loss {s.loss}: only mult-dpo takes several"
     if "negatives_select" in has and s.negatives_select != "boundary":
         yield "dynamic_beta", "without negatives_select boundary"
     if "score" in has:

@@ -119,7 +119,7 @@ class SftSettings(TrainSettings):
     )
 
 
-LOSSES = ("dmpo", "dpo", "s-dpo", "simpo", "mppo")
+LOSSES = ("dmpo", "dpo", "s-dpo", "simpo", "mppo", "recpo", "mult-dpo")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,18 @@ class DmpoSettings(TrainSettings):
     beta: float = setting(
         None, "Strength of the preference: 0.1 to 0.5, simpo 2 to 10.  [default: 0.1; simpo: 2]", above=0
     )
-    gamma: float = setting(0.5, "Target reward margin of simpo; other losses have none.", low=0)
+    gamma: float = setting(
+        None,
+        "Target reward margin of simpo; recpo multiplies each pair's own target margin by it; other losses have none.  "
+        "[default: 0.5; recpo: 2]",
+        low=0,
+    )
+    num_positives: int = setting(
+        1,
+        "mult-dpo: liked titles of each example that are ranked above the negatives: the positive and the last of the "
+        "history, which are no longer printed in it.",
+        low=1,
+    )
     negatives_select: str = setting(
         "all",
         "boundary trains, in each group, on the negatives that the policy prefers to the liked title, or, if there are "
@@ -161,6 +172,8 @@ class DmpoSettings(TrainSettings):
         super().__post_init__()
         if self.beta is None:
             object.__setattr__(self, "beta", 2.0 if self.loss == "simpo" else 0.1)
+        if self.gamma is None:
+            object.__setattr__(self, "gamma", 2.0 if self.loss == "recpo" else 0.5)
 
 
 # What may change when a run is resumed: paths (their contents are compared), reports, and how a step's work is cut up.

@@ -65,12 +65,16 @@ def candidate_examples(settings: EvaluateSettings, examples: Sequence[Example], 
             raise UserError(
                 "--candidates all: ranks the whole catalogue: leave --candidate-negatives out, or give a number"
             )
-        short = sum(len(e.negatives) < count - 1 for e in ranking)
+        listed = [
+            e.negatives if e.candidates is None else e.candidates for e in ranking
+        ]  # --num-negatives cuts the first
+        short = sum(len(titles) < count - 1 for titles in listed)
         if short:
-            notice(
-                f"note: {short} of {len(ranking)} examples have fewer than {count - 1} negatives: all of them are used"
-            )
-        return [replace(e, negatives=e.negatives[: count - 1], positive_first=None) for e in ranking]
+            notice(f"note: {short} of {len(ranking)} examples list fewer than {count - 1} titles: all of them are used")
+        return [
+            replace(e, negatives=titles[: count - 1], positive_first=None)
+            for e, titles in zip(ranking, listed, strict=True)
+        ]
     titles: dict[str, list[str]] = {}
     for domain, title in catalogue(Path(settings.data), examples, facts):
         titles.setdefault(domain, []).append(title)

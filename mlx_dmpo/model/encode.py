@@ -196,6 +196,7 @@ class Encoder:
             group.source,
             dropped,
             None if chosen_only else group.targets,
+            None if chosen_only else group.utilities,
         )
 
     def encode(self, example: Example, orders: Sequence[tuple[Any, ...]], *, chosen_only: bool = False) -> EncodedGroup:

@@ -69,5 +69,22 @@ def first_negatives(example: E, count: int) -> E:
         return replace(example, branches=tuple(example.branches[b] for b in kept), pairs=renumbered)
     if count == 0 or count >= len(example.negatives):
         return example
-    first = example.positive_first
-    return replace(example, negatives=example.negatives[:count], positive_first=first and first[:count])
+    first, ratings, times = example.positive_first, example.answer_ratings, example.answer_times
+    return replace(
+        example,
+        negatives=example.negatives[:count],
+        positive_first=first and first[:count],
+        answer_ratings=ratings and ratings[: 1 + count],
+        answer_times=times and times[: 1 + count],
+    )
+
+
+def last_positives(example: RankingExample, count: int) -> RankingExample:
+    """The example with the last titles of its history as further positives, `count` positives in all.
+
+    One title of the history stays, and none counts twice or beside the same negative: so there may be fewer.
+    """
+    cut = max(1, len(example.history) - (count - 1))
+    others = {example.positive, *example.negatives}
+    more = tuple(dict.fromkeys(t for t in example.history[cut:] if t not in others))
+    return replace(example, history=example.history[:cut], more_positives=more)

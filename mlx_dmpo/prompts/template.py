@@ -44,6 +44,7 @@ class Template:
 
     form       pairwise, listwise, direct or pointwise
     prompt     the user's message, with placeholders
+    more_prompts  further wordings of it, as S-DPO has ten: all examples of a user take one (see `worded_for`)
     title      how each title of a list is printed, with {title}; `separator` goes between two of them
     empty      what an empty list prints
     answer     the assistant's message with {title}, or {first} and {second} (pairwise)
@@ -61,6 +62,7 @@ class Template:
     answer_yes: str = ""
     answer_no: str = ""
     domains: Mapping[str, Domain] = None  # type: ignore[assignment]  # set by build
+    more_prompts: tuple[str, ...] = ()
 
     @classmethod
     def build(
@@ -72,12 +74,15 @@ class Template:
             return f'{where}:{lines[key]}: "{key}"' if lines and key in lines else f'{where}: "{key}"'
 
         known = [f.name for f in fields(cls)]
+        more = values.get("more_prompts", ())
+        if not isinstance(more, list | tuple) or any(not isinstance(text, str) for text in more):
+            raise UserError(f"{at('more_prompts')}: is no list of texts: write each on a line of its own, after a dash")
         for key, value in values.items():
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
                 fix = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"
                 raise UserError(f"{at(key)}: is not part of a template: {fix}")
-            if key != "domains" and not isinstance(value, str):
+            if key not in ("domains", "more_prompts") and not isinstance(value, str):
                 raise UserError(f"{at(key)}: is not text: put it in quotes")
         for key in ("form", "prompt", "title"):
             if not str(values.get(key, "")).strip():
@@ -89,9 +94,29 @@ class Template:
             if values.get(key):
                 raise UserError(f"{at(key)}: has no effect in form {values['form']}: leave it out")
         domains = _domains(values.get("domains"), at("domains"))
-        template = cls(**{**values, "name": values.get("name") or name, "domains": domains})
-        check(template, at)
+        named = {"name": values.get("name") or name, "domains": domains, "more_prompts": tuple(more)}
+        template = cls(**{**values, **named})
+        check(replace(template, more_prompts=()), at)
+        for text in more:
+            check(
+                replace(template, prompt=text, more_prompts=()),
+                lambda key: at("more_prompts" if key == "prompt" else key),
+            )
         return template
+
+    def worded_for(self, user: str) -> Template:
+        """The template with the one prompt that this user's examples have: drawn by a hash of the name."""
+        if not self.more_prompts:
+            return self
+        if not self._worded:
+            wordings = (self.prompt, *self.more_prompts)
+            self._worded.extend(replace(self, prompt=text, more_prompts=()) for text in wordings)
+        digest = hashlib.blake2b(user.encode(), digest_size=8).digest()
+        return self._worded[int.from_bytes(digest, "big") % len(self._worded)]
+
+    @functools.cached_property
+    def _worded(self) -> list[Template]:
+        return []
 
     def with_domains(self, extra: Mapping[str, Mapping[str, str]] | None, where: str = "domains") -> Template:
         """The template with a config's own domains. Raises UserError for words that are unknown or missing."""
@@ -104,12 +129,15 @@ class Template:
     @property
     def hash(self) -> str:
         """16 hexadecimal digits of everything that all domains share. Two templates of one hash print alike."""
-        shared = {k: v for k, v in asdict(self).items() if k not in ("name", "domains")}
+        shared = {k: v for k, v in self._stored().items() if k not in ("name", "domains")}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
         """What an adapter's config keeps; `read_stored` reads it."""
-        return {**asdict(self), "hash": self.hash}
+        return {**self._stored(), "hash": self.hash}
+
+    def _stored(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if k != "more_prompts" or v}
 
     def domain(self, name: str, source: str) -> Domain:
         """A domain's words. Raises UserError where there are none and the prompt uses any."""
@@ -145,13 +173,17 @@ class Template:
 
     @functools.cached_property
     def words_used(self) -> list[str]:
-        """The domain's words that the prompt prints."""
-        return [name for _, name in self._prompt_parts if name in WORDS]
+        """The domain's words that a prompt prints."""
+        return [name for _, name in self._all_parts if name in WORDS]
+
+    @property
+    def _all_parts(self) -> list[tuple[str, str]]:
+        return [*self._prompt_parts, *(part for text in self.more_prompts for part in parts(text, self.name))]
 
     @property
     def prints_disliked(self) -> bool:
-        """Whether the prompt has a place for disliked titles."""
-        return any(name == "disliked" for _, name in self._prompt_parts)
+        """Whether a prompt has a place for disliked titles."""
+        return any(name == "disliked" for _, name in self._all_parts)
 
     def printed(self, titles: Sequence[str]) -> str:
         """A list of titles as the prompt prints it."""

@@ -5,9 +5,7 @@ A cell is one system on one data set: a directory with a run, its evaluation and
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +17,6 @@ from typing import Any
 
 from .. import config
 from ..config.baseline import BASELINES, COUNTERS, LANGUAGE, BaselineSettings, check_baseline
-from ..data import formats
 from ..errors import UserError
 from ..machine import console, files, run_directory
 
@@ -313,26 +310,6 @@ def _of_model(
         needs = first if after_sft else None
         steps = (step, evaluated(path, path))
         yield Cell(path, system=system, steps=steps, k=k, few_shot=few, seed=seed, needs=needs, **names)
-
-
-def make_subsets(plan: Comparison) -> None:
-    """Writes the training data of each few-shot size: the first so many users, so that the sizes are nested."""
-    for (name, given), few in product(plan.data.items(), plan.few_shot):
-        for stage in ("sft", "dmpo") if few else ():
-            target = subset(plan, name, few, stage)
-            if (target / "train.jsonl").exists():
-                continue
-            source = (given.sft if stage == "sft" and given.sft else given.train).replace("{k}", str(max(plan.k)))
-            examples = formats.load_examples(source, "train", notice=console.notice)
-            users = list(dict.fromkeys(e.user for e in examples))
-            if len(users) < few:
-                raise UserError(f"few_shot: {few}, and {source} has {len(users)} users: lower few_shot")
-            rows = [e.to_json() for e in examples if e.user in set(users[:few])]
-            target.mkdir(parents=True, exist_ok=True)
-            if (valid := Path(source) / "valid.jsonl").is_file():
-                shutil.copyfile(valid, target / valid.name)
-            text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-            files.write_text(target / "train.jsonl", text)
 
 
 def read_notes(cell: Cell) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..config import DmpoSettings, SftSettings, resume_key
 from ..core.scorer import SCORER_VERSION
 from ..core.tree import EncodedGroup
@@ -18,12 +20,13 @@ from .reference import Reference, adapter_digest, sequences
 
 
 def digest(groups: Sequence[EncodedGroup]) -> str:
-    """SHA-256 of the groups' tokens, pairs and order."""
+    """SHA-256 of the groups' tokens, pairs, utilities and order."""
     found = hashlib.sha256()
     for group in groups:
         for sequence in sequences(group):
             found.update(sequence)
         found.update(group.pairs.tobytes())
+        found.update(np.array(group.utilities or (), np.float64).tobytes())
     return found.hexdigest()
 
 

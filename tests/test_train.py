@@ -276,6 +276,7 @@ def test_the_best_adapter_is_kept_and_patience_ends_the_run(sft_settings):
             steps_per_eval=1,
             max_grad_norm=0.0,
             optimizer="sgd",
+            best_metric="valid_loss",
         ),
         "test",
     )

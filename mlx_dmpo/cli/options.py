@@ -16,7 +16,7 @@ from ..machine import console
 GROUPS = {
     "Model": "model quantize quantize_group_size quantize_mode dtype tokenizer base_name",
     "Data": "data split domain domains valid_data skip_bad_rows limit num_negatives max_seq_length candidate_order "
-    "both_orders history title_tokens groups user candidates chosen rejected",
+    "both_orders holdout history title_tokens groups user candidates chosen rejected",
     "Prompt": "prompt allow_other_prompt orders calibrate per_token",
     "Ranking": "method budget start calibrate per_token top base max_flip",
     "Server": "host port api_key max_body max_items max_request_tokens max_queue",
@@ -113,6 +113,10 @@ def _options(cls: type) -> Iterable[Callable[[Any], Any]]:
                 yield _option(f"lora_{inner.name}", kind, config.default_of(inner), inner.metadata)
         elif not isinstance(default, dict):
             yield _option(spec.name, hint, default, spec.metadata)
+            if spec.name == "holdout":
+                yield click.option(
+                    "--no-holdout", "holdout", flag_value=0.0, type=float, help="The same as --holdout 0."
+                )
 
 
 def _click_type(annotation: Any, choices: tuple[str, ...]) -> Any:

@@ -73,12 +73,6 @@ def _own_directory(settings: Any, config_file: str | None, options: dict[str, An
 
 
 def _notes(settings: Any) -> None:
-    from ..data.rows import has_split
-
-    if settings.data and not settings.valid_data and not has_split(settings.data, "valid"):
-        console.notice(
-            "note: no validation data: the last adapter is kept, not the best; add --valid-data FILE to choose by it"
-        )
     if settings.data and not settings.model:
         console.notice(
             "note: no --model: this trains the embedded toy model, which knows a fictional catalogue only; "

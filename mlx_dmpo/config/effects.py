@@ -55,6 +55,10 @@ def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def _training(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
+    if s.valid_data or not s.data or (Path(s.data) / "valid.jsonl").is_file():
+        yield "holdout", "beside validation data"
+    elif s.val_batches == 0:
+        yield "holdout", "with val_batches 0, which validates nothing"
     if s.iters is not None:
         yield "epochs", "beside iters"
     if s.both_orders:

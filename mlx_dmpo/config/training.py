@@ -15,6 +15,13 @@ class TrainSettings(CommonSettings):
     valid_data: str = setting(
         "", "Validation examples, where --data is a file (a directory brings its own valid.jsonl).", path=True
     )
+    holdout: float | bool = setting(
+        0.1,
+        "Share of the training users held out for validation where the data brings no validation split, at least 5 "
+        "users; 0 or false (--no-holdout) trains on all of them.",
+        low=0,
+        high=0.5,
+    )
     fine_tune_type: str = setting("lora", "Kind of adapter.", choices=("lora", "dora"))
     num_layers: int = setting(-1, "Adapt this many of the last layers; -1 adapts all.", low=-1)
     lora_parameters: Lora = setting(Lora, "LoRA's rank, scale, dropout and keys.")
@@ -69,7 +76,9 @@ class TrainSettings(CommonSettings):
         low=-1,
     )
     best_metric: str = setting(
-        "valid_loss", "Metric that decides which adapter is best.", choices=("valid_loss", "valid_pair_accuracy")
+        "auto",
+        "Metric that decides which adapter is best; auto: pair accuracy, ties by loss, and loss for data without pairs.",
+        choices=("auto", "valid_loss", "valid_pair_accuracy"),
     )
     patience: int = setting(0, "Stop after this many validations without a new best; 0 never stops early.", low=0)
     save_every: int = setting(
@@ -87,6 +96,10 @@ class TrainSettings(CommonSettings):
     plain: bool = setting(False, "Print plain lines instead of the live panel, which only a terminal shows.")
     project_name: str = setting("", "Project name for the experiment tracker.")
     overwrite: bool = setting(False, "Replace a finished run in --adapter-path.")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.holdout, bool):
+            object.__setattr__(self, "holdout", 0.1 if self.holdout else 0.0)
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,7 @@ class DmpoSettings(TrainSettings):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.beta is None:
             object.__setattr__(self, "beta", 2.0 if self.loss == "simpo" else 0.1)
 
@@ -163,7 +177,9 @@ def resume_key(settings: TrainSettings) -> dict[str, Any]:
 
 
 # Settings that a preset sets; flags and YAML override them.
-PRESETS: dict[str, dict[str, Any]] = {"released-code": {"loss": "dpo", "reference_free": True, "sft_weight": 1.0}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "released-code": {"loss": "dpo", "reference_free": True, "sft_weight": 1.0, "holdout": 0.0}
+}
 
 
 def describe_preset(settings: DmpoSettings) -> str:

@@ -118,7 +118,11 @@ class Clock:
 
 
 def validation_text(line: Mapping[str, Any], best: bool) -> str:
-    return f"  step {line['step']:>4}: validation {numbers(line, 'valid_')}{' (best)' if best else ''}"
+    parted = ""
+    if line.get("overfitting"):
+        accuracies = f"train {line['train_pair_accuracy']:.2f}, held out {line['valid_pair_accuracy']:.2f}"
+        parted = f"; {accuracies}: overfitting"
+    return f"  step {line['step']:>4}: validation {numbers(line, 'valid_')}{' (best)' if best else ''}{parted}"
 
 
 class Silent:

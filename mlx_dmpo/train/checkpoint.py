@@ -40,11 +40,13 @@ class State:
 
     step: int = 0  # steps done
     validate: bool = False  # the validation at this step is still to be done
-    best: tuple[float, int] | None = None  # the best validation's value (less is better) and its step
+    # the best validation's value (less is better), its step, and its loss, which decides among equal values
+    best: tuple[float, int, float] | None = None
     waited: int = 0  # validations since
     bad_steps: int = 0  # steps skipped because of NaN or Inf
     bad_in_a_row: int = 0
     window: dict[str, float] = field(default_factory=dict)  # sums since the last report
+    since: dict[str, float] = field(default_factory=dict)  # right and pairs since the last validation
     metrics_bytes: int = 0  # length of metrics.jsonl
     seconds: float = 0.0  # of all processes of the run, this one included
 
@@ -109,7 +111,7 @@ def _read_manifest(path: Path) -> tuple[Checkpoint, dict[str, str]]:
     try:
         manifest = files.read_json(path / run_directory.MANIFEST)
         state = State(**manifest["state"])
-        state.best = state.best and (float(state.best[0]), int(state.best[1]))
+        state.best = state.best and (float(state.best[0]), int(state.best[1]), float(state.best[2]))
         if state.step != int(path.name):
             raise ValueError(f"it is of step {state.step}")
         return Checkpoint(path, state, dict(manifest["identity"])), dict(manifest["files"])

@@ -25,6 +25,7 @@ from ..prompts.orders import first_negatives
 from ..prompts.template import Domain
 from ..records import Example, RankingExample
 from .batches import GroupSource
+from .holdout import describe, hold_out
 from .optimizer import check_optimizer
 
 VALIDATION_GROUPS = 1000  # by default, at most
@@ -49,17 +50,27 @@ def refuse(settings: SftSettings | DmpoSettings) -> None:
 class Examples:
     train: Sequence[Example]
     valid: Sequence[Example]  # those that validations measure
+    held_out: Sequence[Example] = ()  # training users' rows that `valid` was taken from, if any
 
 
 def read_examples(settings: SftSettings | DmpoSettings) -> Examples:
     """Both splits. Raises UserError for settings that cannot work, and for data that their loss cannot use."""
     refuse(settings)
     domains = dict(choose_template(settings, settings.start_adapter).domains)
-    train = _read_split(settings, "train", domains)
-    valid = validation_sample(settings, _read_split(settings, "valid", domains))
+    train, held_out = _read_split(settings, "train", domains), list[Example]()
+    if not validates_on_own_data(settings) and settings.val_batches != 0:
+        share, start = float(settings.holdout), settings.start_adapter
+        train, held_out = hold_out(train, share, settings.seed, start)
+        world().say(describe(train, held_out, share, start))
+    valid = validation_sample(settings, held_out or _read_split(settings, "valid", domains))
     if not valid and settings.patience:
         raise UserError("patience: there is nothing to validate on: give --valid-data, or leave patience out")
-    return Examples(train, valid)
+    return Examples(train, valid, held_out)
+
+
+def validates_on_own_data(settings: TrainSettings) -> bool:
+    """Whether there is a validation file or split, so that no training user is held out."""
+    return bool(settings.valid_data) or has_split(settings.data or str(assets.data_dir()), "valid")
 
 
 def validation_sample(settings: TrainSettings, examples: Sequence[Example]) -> Sequence[Example]:

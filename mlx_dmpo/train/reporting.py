@@ -14,6 +14,7 @@ import mlx.core as mx
 from ..machine import console, files
 from ..report.live import View
 from .checkpoint import State
+from .overfitting import is_overfitting
 
 METRICS = "metrics.jsonl"
 
@@ -82,6 +83,8 @@ class Report:
         window, step = self.state.window, self.state.step
         for name, value in {**(sums or {}), "seconds": seconds}.items():
             window[name] = window.get(name, 0.0) + value
+        for name in ("right", "pairs") if sums else ():
+            self.state.since[name] = self.state.since.get(name, 0.0) + (sums or {})[name]
         self._view.stepped(step)
         if step % self.every == 0 or step == self.steps:
             line = self._line()
@@ -89,10 +92,15 @@ class Report:
             self._write(line)
             self._view.on_step(line)
 
-    def validated(self, numbers: dict[str, float], best: bool) -> None:
+    def validated(self, numbers: dict[str, float], best: bool, users: int) -> None:
+        """Writes a validation's line. users: validation users, for the test of `overfitting`."""
         if self.rewards and "valid_margin" in numbers:
             numbers = {**numbers, "valid_reward_margin": numbers["valid_margin"]}
-        line = self._head() | numbers
+        line, since = self._head() | numbers, self.state.since
+        self.state.since = {}
+        if since.get("pairs") and "valid_pair_accuracy" in numbers:
+            train = line["train_pair_accuracy"] = since["right"] / since["pairs"]
+            line["overfitting"] = is_overfitting(train, numbers["valid_pair_accuracy"], users)
         self._write(line)
         self._view.on_validation(line, best)
 

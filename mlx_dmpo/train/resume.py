@@ -27,7 +27,7 @@ def digest(groups: Sequence[EncodedGroup]) -> str:
     return found.hexdigest()
 
 
-FORMAT = 2  # of the identity
+FORMAT = 3  # of the identity
 
 
 def run_identity(

@@ -20,6 +20,7 @@ from ..machine.run_directory import RunDirectory
 from ..model import adapters, device, loading
 from ..model.open import LanguageModelScorer
 from ..report import charts
+from . import holdout, overfitting
 from .inputs import Examples, check_memory, encode, open_policy, read_examples
 from .loop import fit
 from .setup import Training, score_reference, set_up
@@ -81,6 +82,19 @@ def _say_parameters(base: loading.Loaded) -> None:
     world().say(f"{base.name}: {share}, on {device.device_name()}")
 
 
+def _say_best(settings: SftSettings | DmpoSettings, training: Training) -> None:
+    """Which step is kept, where that is not the last, and whether the run overfitted."""
+    state = training.checkpoints.state
+    best = state.best[1] if state.best else state.step
+    if text := overfitting.last_line(training.report.lines, best, isinstance(settings, DmpoSettings)):
+        world().say(f"  {text}")
+    if best != state.step:
+        last = training.checkpoints.last()
+        world().say(
+            f"  {adapters.ADAPTER_WEIGHTS} holds step {best}, the best; the last step, {state.step}, is in {last}"
+        )
+
+
 def _finish(
     run: RunDirectory,
     settings: SftSettings | DmpoSettings,
@@ -92,6 +106,7 @@ def _finish(
     base, checkpoints = policy.base, training.checkpoints
     checkpoints.load_best()
     state = checkpoints.state
+    _say_best(settings, training)
     if not is_finite(base.model.trainable_parameters()):
         raise UserError(
             f"step {state.step}: the adapter has NaN or Inf: continue from step {checkpoints.saved} with "
@@ -103,8 +118,10 @@ def _finish(
     charts.plot_training(training.report.lines, run.path / "training.png")
     run.config = {k: v for k, v in files.plain(settings).items() if k in run.config}
     trained_on.write(run.path, examples.train, settings.start_adapter)
+    held_out = examples.held_out
+    holdout.write(run.path, held_out)
     data = settings.data or str(assets.data_dir())
-    read = [(data, "train")] + ([(settings.valid_data or data, "valid")] if examples.valid else [])
+    read = [(data, "train")] + ([(settings.valid_data or data, "valid")] if examples.valid and not held_out else [])
     for name, split in read:
         if hub_name(name):
             run.inputs |= hub_inputs(name, split)
@@ -115,6 +132,7 @@ def _finish(
         model=base.name,
         base_fingerprint=base.fingerprint,
         steps=state.step,
+        held_out={"users": len(holdout.users(held_out)), "digest": holdout.digest(held_out)} if held_out else None,
         best_step=state.best[1] if state.best else state.step,
         bad_steps=state.bad_steps,
         ranks=world().size,

@@ -32,7 +32,7 @@ class Validation:
     loss: Loss
     reference: Reference | None
     batch_size: int
-    best_metric: str  # valid_loss or valid_pair_accuracy
+    best_metric: str  # auto, valid_loss or valid_pair_accuracy
     interrupted: Callable[[], bool]  # whether to give up: the validation is then done on resume, from its start
 
     def measure(self) -> dict[str, float] | None:
@@ -64,10 +64,11 @@ class Validation:
             state.waited += 1
             console.notice(f"note: step {state.step}: the validation has NaN or Inf; it cannot be the best")
             return
-        sign = 1 if self.best_metric == "valid_loss" else -1
-        value = sign * numbers[self.best_metric]
-        better = state.best is None or value < state.best[0]
+        by_loss = self.best_metric == "valid_loss" or "valid_pair_accuracy" not in numbers
+        loss = numbers["valid_loss"]
+        value = loss if by_loss else -numbers["valid_pair_accuracy"]
+        better = state.best is None or (value, loss) < (state.best[0], state.best[2])
         state.waited = 0 if better else state.waited + 1
         if better:
-            state.best = (value, state.step)
-        report.validated(numbers, better)
+            state.best = (value, state.step, loss)
+        report.validated(numbers, better, len({(e.domain, e.user) for e in self.source.examples}))

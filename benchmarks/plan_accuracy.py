@@ -20,7 +20,7 @@ import shapes
 
 from mlx_dmpo.config import DmpoSettings
 from mlx_dmpo.core.tree import pad_groups
-from mlx_dmpo.model import cost
+from mlx_dmpo.model import cost, fit
 from mlx_dmpo.model import shape as model_shape
 from mlx_dmpo.train import objective
 from mlx_dmpo.train import step as train_step
@@ -67,6 +67,26 @@ CONFIGURATIONS = (
 )
 
 
+SHARES = (1.2, 1.0, 0.8, 0.6, 0.4)  # of the default's peak: the limits that --memory auto is given
+
+
+def auto_choices() -> list[tuple[Configuration, float]]:
+    """The largest micro-batch of what --memory auto chooses for 4 groups of 12 narrow layers, and the limit in
+    bytes."""
+    shape, k, groups = replace(NARROW, layers=12), 5, 4
+    examples = cost.assumed_groups(groups, k, vocabulary=shape.vocabulary)
+    case = fit.Case(shape, cost.Training(shape.layers, activation_bytes=4), examples, groups)
+    found = []
+    for share in SHARES:
+        limit = share * case.peak()
+        chosen = fit.choose(case, limit)
+        batch = chosen.largest.branches // (2 * k)
+        name = f"auto within {limit / 1e6:.0f} MB: {batch} of 4 groups"
+        name += ", recomputed" if chosen.training.checkpoint else ""
+        found.append((Configuration(name, shape, k, batch=batch, checkpoint=chosen.training.checkpoint), limit))
+    return found
+
+
 def measure(c: Configuration) -> dict[str, Any]:
     mx.clear_cache()
     nothing = mx.get_active_memory()
@@ -108,8 +128,11 @@ def main() -> None:
         "by |"
     )
     print("|---|---|---|---|---|---|---|")
-    for configuration in CONFIGURATIONS:
+    todo: list[tuple[Configuration, float | None]] = [(c, None) for c in CONFIGURATIONS]
+    for configuration, limit in [*todo, *auto_choices()]:
         r = measure(configuration)
+        if limit is not None:
+            r["limit_mb"] = limit / 1e6
         gc.collect()
         rows.append(r)
         print(
@@ -121,6 +144,8 @@ def main() -> None:
         f"\nlargest error of the peak {100 * max(abs(r['error']) for r in rows):.1f} %, above the model "
         f"{100 * max(abs(r['error_above']) for r in rows):.1f} %"
     )
+    over = [r["name"] for r in rows if r["measured_mb"] > r.get("limit_mb", float("inf"))]
+    print(f"choices of --memory auto over their limit: {', '.join(over) or 'none'}")
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
 

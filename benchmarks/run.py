@@ -271,7 +271,12 @@ def main() -> None:
             versions[package] = "absent"
     print(f"{'CPU' if on_cpu else mx.device_info()['device_name']}, {platform.platform()}; "
           f"{', '.join(f'{k} {v}' for k, v in versions.items())}; matmul peak {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
-    out: dict[str, Any] = {"versions": versions, "matmul_gflops": peak / 1e9, "arguments": sys.argv[1:], "shapes": {}}
+    out: dict[str, Any] = {
+        "versions": versions,
+        "matmul_gflops": peak / 1e9,
+        "arguments": [Path(argument).name for argument in sys.argv[1:]],
+        "shapes": {},
+    }
     for name in names:
         out["shapes"][name] = measure(name, options, peak)
         if options.json:

@@ -1,4 +1,4 @@
-"""The nouns that flow through the project. No behaviour beyond to and from JSON.
+"""What a row means: the data types of the project. They do nothing but convert from and to JSON.
 
 RankingExample (titles) -> PreferenceGroup (text) -> EncodedGroup (tokens) -> GroupBatch (padded arrays).
 """
@@ -15,7 +15,7 @@ Message = dict[str, str]  # {"role": "user", "content": "..."}
 
 
 REQUIRED = ("user", "domain", "history", "positive", "negatives")
-OPTIONAL = ("positive_first", "disliked", "ratings", "times", "candidates")
+OPTIONAL = ("positive_first", "disliked", "ratings", "times", "answer_ratings", "answer_times", "candidates")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,17 @@ class RankingExample:
     positive_first  for files that fix the printed order of each pair: one flag a negative; else None
     source          `file:line` or `file:row`, for messages only; never written
 
-    What a source may give besides, each None where it does not:
+    Optional fields, None where the source does not give them:
     disliked        titles the user disliked before, oldest first
     ratings         the user's rating of each title of the history
     times           when the user rated each title of the history, in seconds since 1970
+    answer_ratings  the user's rating of the positive, then of each negative
+    answer_times    when the user rated these, in seconds since 1970
     candidates      titles among which the positive is ranked when a whole list is evaluated, the positive not among
                     them
+
+    more_positives  further liked titles to be ranked above the negatives; only training makes them (see
+                    `last_positives`), no file holds them
     """
 
     user: str
@@ -46,7 +51,10 @@ class RankingExample:
     disliked: tuple[str, ...] | None = None
     ratings: tuple[float, ...] | None = None
     times: tuple[float, ...] | None = None
+    answer_ratings: tuple[float, ...] | None = None
+    answer_times: tuple[float, ...] | None = None
     candidates: tuple[str, ...] | None = None
+    more_positives: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The example as a row of a JSON lines file; what is None is left out."""
@@ -83,15 +91,21 @@ class RankingExample:
         for name in ("negatives", *(n for n in ("candidates",) if n in optional)):
             what = {"negatives": "negative", "candidates": "candidate"}[name]
             if row["positive"] in row[name]:
-                raise fail(f"the positive stands among the {name}", "a pair needs two different titles")
+                raise fail(f"the positive is among the {name}", "a pair needs two different titles")
             if len(set(row[name])) < len(row[name]):
                 raise fail(f"a {what} is listed twice", "list each once")
         first = optional.get("positive_first")
         if first is not None and not _list_of(first, len(row["negatives"]), bool):
             raise fail('"positive_first" does not fit', "give one true or false for each negative")
-        for name in ("ratings", "times"):
-            if name in optional and not _list_of(optional[name], len(row["history"]), int, float):
-                raise fail(f'"{name}" does not fit', "give one finite number for each title of the history")
+        answers = 1 + len(row["negatives"])
+        for name, length, what in (
+            ("ratings", len(row["history"]), "each title of the history"),
+            ("times", len(row["history"]), "each title of the history"),
+            ("answer_ratings", answers, "the positive, then each negative"),
+            ("answer_times", answers, "the positive, then each negative"),
+        ):
+            if name in optional and not _list_of(optional[name], length, int, float):
+                raise fail(f'"{name}" does not fit', f"give one finite number for {what}")
         return cls(
             user,
             row["domain"],
@@ -104,7 +118,7 @@ class RankingExample:
 
 
 def _list_of(value: Any, length: int, *kinds: type) -> bool:
-    """Whether `value` is a list of so many values of these very types (true is no number), none of them NaN or Inf."""
+    """Whether `value` is a list of this many values of these types (true is not a number), without NaN and Inf."""
     return (
         isinstance(value, list)
         and len(value) == length
@@ -126,6 +140,7 @@ class PreferenceGroup:
 
     Without pairs (K = 0) it is one answer to learn from (SFT).
     targets: the branches whose answers SFT learns, where these are not the chosen ones (pointwise: Yes and No).
+    utilities: of each branch's answer, for the losses that weigh ratings and recency (see prompts.groups.utilities).
     """
 
     user: str
@@ -134,6 +149,7 @@ class PreferenceGroup:
     pairs: tuple[tuple[int, int], ...]
     source: str = ""
     targets: tuple[int, ...] | None = None
+    utilities: tuple[float, ...] | None = None
 
 
 Example = RankingExample | PreferenceGroup  # what a data file holds a list of, all of one kind

@@ -205,6 +205,51 @@ def benchmark_table() -> str:
     return "\n".join([*head, *(f"| {name} | {' | '.join(map(cell, shapes.values()))} |" for name, cell in lines)])
 
 
+def speed_sentence() -> str:
+    """The benchmark's headline, from the same file."""
+    found = result("benchmark")
+
+    def over_ours(shape: str) -> tuple[float, float]:
+        dmpo = found["shapes"][shape]["dmpo"]
+        ours, theirs = dmpo["mlx-dmpo"], dmpo["mlx-lm-lora"]
+        return theirs["seconds"] / ours["seconds"], theirs["memory_mb"] / ours["memory_mb"]
+
+    small, whole = over_ours("qwen3-0.6b-proportional"), over_ours("qwen3-0.6b-2l")
+    return (
+        "Relative to ours, on the same groups with equal losses and gradients, mlx-lm-lora's DMPO step takes\n"
+        f"{small[0]:.0f} times the time and {small[1]:.0f} times the memory on two layers proportioned like Qwen3-0.6B,"
+        f" and {whole[0]:.0f} and {whole[1]:.0f} times\n"
+        "with Qwen3's whole vocabulary ([docs/performance.md](docs/performance.md))."
+    )
+
+
+def forms_table() -> str:
+    """From docs/results/forms.json, as `benchmarks/forms.py --json` wrote it."""
+    found = result("forms")
+    rows = [
+        "| form | step, s per group, k = 1 | k = 3 | k = 5 | k = 5 / k = 1 | tokens, k = 5 "
+        "| evaluation, pairwise / this |",
+        "|---" * 7 + "|",
+    ]
+    whole = found["evaluation"]["pairwise"]["seconds"]
+    for form in FORMS:
+        t, e = found["training"][form], found["evaluation"][form]
+        cells = " | ".join(f"{t[k]['seconds']:.3f}" for k in ("1", "3", "5"))
+        ratio = t["5"]["seconds"] / t["1"]["seconds"]
+        rows.append(f"| {form} | {cells} | {ratio:.2f} | {t['5']['tokens']:.0f} | {whole / e['seconds']:.2f} |")
+    return "\n".join([*rows, "", f"Evaluation of {found['evaluation']['direct']['pairs']:,} pairs."])
+
+
+def rank_table() -> str:
+    """From docs/results/rank.json, as `benchmarks/rank.py --json` wrote it."""
+    rows = ["| | shared | each alone | times faster |", "|---" * 4 + "|"]
+    for r in result("rank"):
+        alone = r.get("alone") or r["one by one"]
+        cells = [f"{side['tokens']:,} tokens, {side['seconds']:.1f} s" for side in (r["shared"], alone)]
+        rows.append(f"| {r['what']} | {' | '.join(cells)} | {r['times_faster']:.1f} |")
+    return "\n".join(rows)
+
+
 def plan_table() -> str:
     """From docs/results/plan.json, as `benchmarks/plan_accuracy.py --json` wrote it."""
     rows = [
@@ -232,11 +277,30 @@ def between(text: str, name: str, content: str, where: Path) -> str:
     return re.sub(pattern, lambda match: match[1] + content + "\n" + match[2], text, flags=re.DOTALL)
 
 
+def families_table() -> str:
+    """From docs/results/families.json, as benchmarks/families.py wrote it."""
+    rows = [
+        "| family | mlx-lm's module | window | log-prob, float32 (nats) | gradient | log-prob, 4-bit | gradient "
+        "| times faster |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in result("families")["families"].items():
+        cells = [
+            f"{row[part][of]:.0e}" if row[part][of] else "0"
+            for part in ("float32", "4-bit")
+            for of in ("nats", "gradient")
+        ]
+        faster = f"{row['seconds']['plain'] / row['seconds']['shared']:.1f}"
+        rows.append(f"| {' | '.join([name, row['module'], 'yes' if row['window'] else '', *cells, faster])} |")
+    return "\n".join(rows)
+
+
 # page -> its generated blocks
 BLOCKS: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"tree": tree, "results": demo_table},
+    ROOT / "README.md": {"tree": tree, "results": demo_table, "speed": speed_sentence},
     DOCS / "architecture.md": {"modules": architecture},
-    DOCS / "performance.md": {"benchmark": benchmark_table},
+    DOCS / "models.md": {"families": families_table},
+    DOCS / "performance.md": {"benchmark": benchmark_table, "forms": forms_table, "rank": rank_table},
     DOCS / "plan.md": {"plan": plan_table},
     DOCS / "prompts.md": {"prompts": prompt_forms},
 }

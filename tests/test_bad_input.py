@@ -115,7 +115,7 @@ FLAGS = {
     "start adapter is missing": (["dmpo", "--start-adapter", "{tmp}/none"], ["none"]),
     "start adapter without weights": (["dmpo", "--start-adapter", "{tmp}/bert"], ["adapter"]),
     "unfinished adapter": (["evaluate", "--adapter-path", "{tmp}/unfinished"], ["not finished"]),
-    "adapter of another model": (["evaluate", "--adapter-path", "{tmp}/other"], ["other", "no adapter of"]),
+    "adapter of another model": (["evaluate", "--adapter-path", "{tmp}/other"], ["other", "not an adapter of"]),
     "config is missing": (["sft", "-c", "{tmp}/none.yaml"], ["none.yaml"]),
     "config with an unknown key": (["dmpo", "-c", "{tmp}/typo.yaml"], ["typo.yaml:2", '"betta"', '"beta"']),
     "config with a wrong type": (["dmpo", "-c", "{tmp}/type.yaml"], ["type.yaml:1", "batch_size"]),
@@ -172,7 +172,10 @@ FLAGS = {
     "report of nothing": (["report", "{tmp}/bert"], ["bert"]),
     "report of no directory": (["report"], ["RUN_OR_EVAL_DIR"]),
     "report of a missing directory": (["report", "{tmp}/none"], ["none"]),
-    "report of broken metrics": (["report", "{tmp}/evaluation"], ["evaluation/metrics.json", "other values"]),
+    "report of broken metrics": (
+        ["report", "{tmp}/evaluation"],
+        ["evaluation/metrics.json", "values that this program does not write"],
+    ),
     "report of broken scores": (["report", "{tmp}/scored"], ["scored/scores.jsonl", "row 1"]),
     "report into a directory": (
         ["report", "{tmp}/trained", "--out", "{tmp}/trained"],
@@ -186,7 +189,7 @@ FLAGS = {
     "export without its base": (["export", "--adapter-path", "{tmp}/other"], ["other", "--model"]),
     "export onto the wrong base": (
         ["export", "--adapter-path", "{tmp}/other", "--model", "{model}"],
-        ["other", "no adapter of"],
+        ["other", "not an adapter of"],
     ),
     "export kept and quantized": (
         ["export", "--adapter-path", "{tmp}/fine", "--keep-quantized", "--requantize"],
@@ -202,7 +205,7 @@ FLAGS = {
     ),
     "export over something else": (
         ["export", "--adapter-path", "{tmp}/fine", "--out", "{tmp}/bert"],
-        ["bert", "no export"],
+        ["bert", "not an export"],
     ),
     "export without data": (["export", "--adapter-path", "{tmp}/fine", "--data", "{tmp}/none.jsonl"], ["none.jsonl"]),
     "export with a broken evaluation": (

@@ -187,7 +187,7 @@ def test_layers_are_watched_only_while_they_are_searched():
 
 def test_reference_values_that_are_not_finite(settings, monkeypatch, capsys):
     path = train_run.train(replace(settings, iters=1), "test")
-    stored = next(reference.cache_directory().rglob("*.npz"))
+    stored = next(files.cache_directory().rglob("*.npz"))
     with np.load(stored) as file:
         table = dict(file)
     np.savez(

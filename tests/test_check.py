@@ -12,7 +12,7 @@ from test_bad_input import run
 from test_other_formats import KINDS, SDPO, prompt, released, write
 
 from mlx_dmpo.data import check
-from mlx_dmpo.data.titles import normalise
+from mlx_dmpo.data.titles import normalize
 from mlx_dmpo.records import RankingExample
 
 TITLES = [
@@ -84,10 +84,10 @@ FAULTS = {
     "a space that does not break": (row("x", ["Iron\xa0salt"], "Amber river", "Iron tower"), "stray white space"),
     "a decoding fault": (row("x", ["Caf\ufffd"], "Amber river", "Iron tower"), "decoding fault"),
     "marks of the prompt": (row("x", ["Iron> <Title:salt"], "Amber river", "Iron tower"), "< or >"),
-    "the positive in the history": (row("x", ["Amber river"], "Amber river", "Iron tower"), "stands in their history"),
-    "a negative in the history": (row("x", ["Iron tower"], "Amber river", "Iron tower"), "stands in their history"),
+    "the positive in the history": (row("x", ["Amber river"], "Amber river", "Iron tower"), "is in their history"),
+    "a negative in the history": (row("x", ["Iron tower"], "Amber river", "Iron tower"), "is in their history"),
     "a twin": (row("x", ["Iron tower"], "Amber river", "AMBER river"), "case or white space only"),
-    "a row twice": (rows("u")[3], "repeat a pair"),
+    "a row twice": (rows("u")[3], "repeat an earlier pair"),
 }
 
 
@@ -110,7 +110,7 @@ def test_rows_that_cannot_be_read_are_errors(tmp_path, capsys):
     )
     code, out, _ = run(capsys, "check", path)
     assert code == 2 and "2 errors, 0 warnings" in out
-    assert "d.jsonl:5: not valid JSON" in out and "d.jsonl:6: the positive stands among the negatives" in out
+    assert "d.jsonl:5: not valid JSON" in out and "d.jsonl:6: the positive is among the negatives" in out
     path.write_text("{oops\n" * 9)
     code, out, _ = run(capsys, "check", path, "--json")
     assert code == 2 and json.loads(out)["errors"] == 4 and "9 rows" in out  # three by name, and their number
@@ -123,7 +123,7 @@ def test_27_rows_twice_and_in_two_files(tmp_path):
         released(TITLES[i % 20 + 2], TITLES[i % 20 + 3], i % 2 == 0, (TITLES[i % 20], f"title {i}")) for i in range(200)
     ]
     found = warnings(check.check(check.read_parts([str(write(tmp_path / "eval.json", sound + sound[:27]))])))
-    assert [f.what.split(" ")[0] for f in found] == ["27"] and "repeat a pair" in found[0].what
+    assert [f.what.split(" ")[0] for f in found] == ["27"] and "repeat an earlier pair" in found[0].what
     assert found[0].rows[0].endswith("eval.json:row 201") and len(found[0].rows) == 27
     assert found[0].line().count("eval.json:row") == 3 and found[0].line().endswith("and 24 more, listed by --json)")
     other = [released("Other", f"negative {i}", i % 2 == 0, (f"history {i}",)) for i in range(50)]
@@ -139,7 +139,7 @@ def test_a_user_in_two_splits(tmp_path):
     test = rows("b")
     test[5]["user"] = "a3"
     found = warnings(findings(tmp_path, train=rows("a"), test=test))
-    mine = [f for f in found if "have a user that stands in" in f.what]
+    mine = [f for f in found if "have a user that is also in" in f.what]
     assert [(f.count, f.rows[0].rsplit("/", 1)[1]) for f in mine] == [(1, "test.jsonl:6")]
 
 
@@ -152,7 +152,7 @@ def test_titles_spelt_in_two_ways(tmp_path):
     assert (
         len(found) == 1
         and f"0 of {len(new)} movie titles" in found[0].what
-        and f"{len(alike)} more only in another" in found[0].what
+        and f"{len(alike)} more only in a different" in found[0].what
     )
     assert f"'{min(alike)}' there '{min(alike).removesuffix(', The (1999)')}'" in found[0].what
     apart = findings(tmp_path, train=rows("a", 25), test=rows("b", 25, [f"Q{i}" for i in range(25)]))
@@ -176,7 +176,7 @@ def test_free_text(tmp_path):
     fair = [pair(i, "yes it is" if i % 2 else "yes", "no it is" if i % 3 else "no") for i in range(40)]
     assert warnings(findings(tmp_path, d=fair)) == []
     for extra, expected in (
-        (fair[0], "stand above already"),
+        (fair[0], "repeat an earlier one"),
         (pair(99, "yes\x07", "no"), "control"),
         (pair(99, "yes", "yes "), "white space only"),
     ):
@@ -185,7 +185,7 @@ def test_free_text(tmp_path):
     long = [pair(i, "yes, and at length", "no") for i in range(40)]
     assert ["length alone" in f.what for f in warnings(findings(tmp_path, d=long))] == [True]
     both = warnings(findings(tmp_path, a=fair[:20], b=fair[19:]))
-    assert len(both) == 1 and "1 groups" in both[0].what and "have a prompt that stands in" in both[0].what
+    assert len(both) == 1 and "1 groups" in both[0].what and "have a prompt that is also in" in both[0].what
 
 
 def test_what_cannot_be_converted_is_a_note(tmp_path):
@@ -286,8 +286,8 @@ def test_released_ml_1m_titles_do_not_match(shared):
     for train in ("sft_ranking", "dpo_ranking_5"):
         parts = check.read_parts([str(folder / f"rec_data_ml_1m_{name}.json") for name in (train, "eval_ranking")])
         output = [f.what for f in warnings(check.check(parts))]
-        assert any("0 of 2029 movie titles" in t and "only in another spelling" in t for t in output)
-        assert not any("that stands in" in t and t.split()[1:3] == ["groups", "of"] for t in output)
+        assert any("0 of 2029 movie titles" in t and "only in a different spelling" in t for t in output)
+        assert not any("that is also in" in t and t.split()[1:3] == ["groups", "of"] for t in output)
 
 
 def test_real_samples_without_errors(shared):
@@ -373,20 +373,20 @@ TEXTS = ["می\u200cخواهم", "👨\u200d👩\u200d👧 Family", "🏴\U000e0
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_what_belongs_to_the_spelling_is_kept_and_not_objected_to(text):
-    assert normalise(text) == unicodedata.normalize("NFC", text) and not check._invisible(normalise(text))
+    assert normalize(text) == unicodedata.normalize("NFC", text) and not check._invisible(normalize(text))
 
 
 @pytest.mark.parametrize(
     "text", ["a\u200bb", "a\u202eb", "a\x00b", "a\ue000b", "a\U000e0041b", "🏴\U000e0067b", "\ufeffab"]
 )
 def test_what_hides_is_taken_out_and_objected_to(text):
-    assert check._invisible(text) and normalise(text) in ("ab", "🏴b")
+    assert check._invisible(text) and normalize(text) in ("ab", "🏴b")
 
 
 @given(st.text(max_size=30))
 def test_check_never_objects_to_the_characters_of_prepare(text):
-    title = normalise(text)
-    assert not check._invisible(title) and normalise(title) == title
+    title = normalize(text)
+    assert not check._invisible(title) and normalize(title) == title
     if title and "\ufffd" not in title:
         example = RankingExample("u", "movie", (title,), "p", ("n",), source="d:1")
         assert not [f for f in check.check_titles([example])]

@@ -186,8 +186,8 @@ def test_a_line_of_a_file_without_effect_is_reported(scene):
     Path("c.yaml").write_text("batch_size: 2\ngamma: 0.7\nepochs: 9\n")
     config.resolve(config.DmpoSettings, "c.yaml", {"iters": 3}, None, said.append)
     assert said == [
-        'note: c.yaml:3: "epochs": has no effect beside iters',
-        'note: c.yaml:2: "gamma": has no effect with loss dmpo: only simpo has a target margin',
+        'note: c.yaml:3: "epochs": has no effect with iters',
+        'note: c.yaml:2: "gamma": has no effect with loss dmpo: only simpo and recpo have a target margin',
     ]
 
 
@@ -260,6 +260,7 @@ def test_every_setting_is_read(model_directory, data_directory, tmp_path):
     elsewhere = {
         "optimizer_config", "best_metric", "patience", "debug_nan", "max_bad_steps", "project_name", "preset", "gamma",
         "resume", "epochs", "frozen_cache_gb", "weight_decay", "save_every", "domains", "warmup", "overwrite",
+        "num_positives",
     }  # fmt: skip
     seen: dict[type, set[str]] = {}
     for call, settings, more in cases:

@@ -70,17 +70,17 @@ def test_a_system_column_beside_conversations(tmp_path):
         "no spaces": ({"问题": "首都是哪里？", **ANSWERS}, "may hold it"),
         "messages": ({"turns": [{"role": "user", "content": "Which?"}], **ANSWERS}, '"turns" may hold it'),
         "two": ({"question": "Which?", "input": "A map.", **ANSWERS}, "question and input may both be the prompt"),
-        "context": ({"question": "Which?", "context": "A map of it.", **ANSWERS}, '"context" is no part of'),
-        "beside a prompt": ({"prompt": "Which?", "question": "And where?", **ANSWERS}, '"question" is no part of'),
+        "context": ({"question": "Which?", "context": "A map of it.", **ANSWERS}, '"context" is not part of'),
+        "beside a prompt": ({"prompt": "Which?", "question": "And where?", **ANSWERS}, '"question" is not part of'),
         "beside alpaca": (
             {"instruction": "Answer.", "question": "Which?", "output": "Amber."},
-            '"question" is no part',
+            '"question" is not part',
         ),
         "dolly's context": (
             {"instruction": "Which?", "context": "A map.", "response": "Amber."},
-            '"context" is no part',
+            '"context" is not part',
         ),
-        "history": ({"prompt": "Which?", "history": [["Hello?", "Hi."]], **ANSWERS}, '"history" is no part'),
+        "history": ({"prompt": "Which?", "history": [["Hello?", "Hi."]], **ANSWERS}, '"history" is not part'),
     }.items(),
 )
 def test_no_text_is_thrown_away(name, case, tmp_path):

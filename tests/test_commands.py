@@ -208,7 +208,7 @@ def test_evaluate_says_what_was_trained_on_whatever_the_file_is_called(model_dir
         _, err = run(
             capsys, "evaluate", *flags, "--data", "mixed.jsonl", "--adapter-path", adapter, "--out", f"{adapter}-eval"
         )
-        assert f"warning: 2 of the 6 examples are ones that {adapter} was trained on" in err
+        assert f"warning: 2 of the 6 examples were in the training data of {adapter}:" in err
         assert json.loads(Path(f"{adapter}-eval/metrics.json").read_text())["trained_on"] == 2
     _, err = run(capsys, "evaluate", *flags, "--data", "mixed.jsonl", "--out", "base")
     assert "warning" not in err and "trained_on" not in json.loads(Path("base/metrics.json").read_text())
@@ -245,12 +245,12 @@ def test_files_with_one_name_are_kept_apart_in_the_manifest(model_directory, tmp
     assert inputs == {f"{d}/train.jsonl": files.sha256(Path(d, "train.jsonl")) for d in ("d1", "d2")}
 
 
-def test_note_on_the_toy_model(tmp_path, capsys, monkeypatch):
+def test_notes_on_validation_and_on_the_toy_model(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.write_data(tmp_path / "d", users=2)
     monkeypatch.setattr(train_run, "train", lambda *a: Path("r"))
     _, err = run(capsys, "sft", "--data", "d/train.jsonl")
-    assert "embedded toy model" in err
+    assert "no validation data" in err and "embedded toy model" in err
     for more in (["--data", "d"], ["--data", "d/train.jsonl", "--valid-data", "d/valid.jsonl"]):
         _, err = run(capsys, "sft", "--model", "m", *more)
         assert err == ""

@@ -101,7 +101,7 @@ def test_chosen_only_keeps_the_chosen_answers(tokenizer):
 
 def test_a_template_that_changes_the_prompt_is_refused(with_template):
     template = "{%- if not add_generation_prompt %}!{%- endif %}" + PLAIN
-    with pytest.raises(UserError, match=r"d\.jsonl:7: the chat template renders the prompt in another way"):
+    with pytest.raises(UserError, match=r"d\.jsonl:7: the chat template renders the prompt differently"):
         Encoder(with_template(template)).encode(EXAMPLE, [(True,)] * 2)
 
 

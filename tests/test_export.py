@@ -103,7 +103,7 @@ def test_a_fused_model_equals_base_and_adapter_in_mlx_lm(how, model_directory, d
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mode, bits, group", [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16), ("affine", 4, 64)])
-def test_a_base_in_any_quantisation_is_written_in_the_type_asked_for(
+def test_a_base_in_any_quantization_is_written_in_the_type_asked_for(
     mode, bits, group, dtype, kind, model_directory, data_directory, tmp_path
 ):
     """MLX dequantizes mxfp4, mxfp8 and nvfp4 to bfloat16 whatever the model computes in."""
@@ -172,7 +172,7 @@ def test_a_fused_directory_holds_what_the_base_holds_but_code(settings, adapter,
     assert wide.difference.largest < manifest["export"]["difference"]["largest"]
 
 
-def test_a_quantised_base_three_ways(quantized_directory, data_directory, tmp_path):
+def test_a_quantized_base_three_ways(quantized_directory, data_directory, tmp_path):
     """Dequantized is near, kept is equal, quantized again is reported to be far."""
     adapter = save_adapter(quantized_directory, tmp_path / "adapter")
     settings = ExportSettings(adapter_path=str(adapter), data=str(data_directory), examples=2)
@@ -212,7 +212,7 @@ def test_the_difference_is_counted_by_hand():
     assert "largest difference 0.75 nats, mean 0.12" in str(found) and "1 of 2 pairs ranked otherwise" in str(found)
 
 
-def test_a_base_quantised_at_load_is_quantised_again(sft_run, data_directory, tmp_path):
+def test_a_base_quantized_at_load_is_quantized_again(sft_run, data_directory, tmp_path):
     """The run's manifest tells how; without it the fused weights would be of another model."""
     done = export.export(
         ExportSettings(adapter_path=str(sft_run), data=str(data_directory), out=str(tmp_path / "out"), examples=2)
@@ -351,7 +351,7 @@ def test_reading_peft_back_sees_a_wrong_file(settings, adapter, monkeypatch):
     assert export.export(replace(settings, to="peft")).difference.largest > 0.05
 
 
-def test_peft_of_a_quantised_base_needs_its_original(quantized_directory, tmp_path):
+def test_peft_of_a_quantized_base_needs_its_original(quantized_directory, tmp_path):
     adapter = save_adapter(quantized_directory, tmp_path / "adapter")
     settings = ExportSettings(adapter_path=str(adapter), to="peft", examples=0)
     with pytest.raises(UserError, match="--base-name"):
@@ -433,7 +433,7 @@ def test_nothing_else_is_ever_replaced(settings, adapter, sft_run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     for out in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt", sft_run, adapter):
-        with pytest.raises(UserError, match=r"no export|a run or an evaluation"):
+        with pytest.raises(UserError, match=r"not an export|a run or an evaluation"):
             export.export(replace(settings, out=str(out), overwrite=True))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it" and (sft_run / "adapters.safetensors").exists()
 

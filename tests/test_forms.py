@@ -554,7 +554,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("name", ["tiny", "qwen3-tokenizer", "ml1m-qwen3"])
-def test_many_answers_are_tokenised_as_each_alone(model_directory, shared, name, monkeypatch):
+def test_many_answers_are_tokenized_as_each_alone(model_directory, shared, name, monkeypatch):
     """The short way for many answers to one prompt gives the tokens of the whole rendering."""
     from mlx_lm.tokenizer_utils import load
 

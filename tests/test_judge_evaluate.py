@@ -415,7 +415,7 @@ def test_compare_pairs_the_examples_and_says_which_differ(tmp_path):
     files.write_text(other / "scores.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     with pytest.raises(UserError, match="no example in common"):
         compare.compare([one, other])
-    with pytest.raises(UserError, match="nothing to compare"):
+    with pytest.raises(UserError, match="only one evaluation is given"):
         compare.compare([one, one])
 
 

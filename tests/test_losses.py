@@ -114,7 +114,7 @@ def test_sft_weight_adds_the_chosen_answers_only():
     assert float(more[0] - plain[0]) == pytest.approx(0.5 * (4 + 6) / (2 + 3), rel=1e-5)
 
 
-def test_simpo_normalises_by_length_and_ignores_the_reference():
+def test_simpo_normalizes_by_length_and_ignores_the_reference():
     batch = pad_groups([tiny.group(np.random.default_rng(0), 5, [4, 6], [2, 4])])
     value, margin = objective(DmpoSettings(loss="simpo", beta=2.0, gamma=0.5))(mx.array([[-4.0, -12.0]]), None, batch)
     assert float(margin[0, 0]) == pytest.approx(2.0)  # 2 (-4/2 + 12/4)

@@ -42,18 +42,18 @@ def test_mppo_by_hand():
 
 
 def test_recpo_target_by_hand():
-    # chosen: rating 4, now (1); rejected: 2 four steps away, 1 now: 4 / (2 / 2) = 4, 4 / 1 = 4; then 5 against 1: 5
-    scores, delays = mx.array([[4.0, 2.0, 1.0]]), mx.array([[1.0, 4.0, 1.0]])
-    found = losses.recpo_margin(scores, delays, mx.array([[[0, 1], [0, 2]]]))
+    # phi: rating 4 at once; 2 after four steps, 2 / sqrt(4) = 1; 1 at once: 4 / 1 and 4 / 1
+    utility = mx.array([[4.0, 2.0 / math.sqrt(4), 1.0]])
+    found = losses.recpo_margin(utility, mx.array([[[0, 1], [0, 2]]]))
     np.testing.assert_allclose(np.array(found), [[4.0, 4.0]], rtol=1e-6)
 
 
-def test_recpo_by_hand_and_without_weight():
+def test_recpo_by_hand_and_without_gamma():
     margin, mask, target = mx.array([[0.5, -0.1]]), mx.ones((1, 2)), mx.array([[2.0, 1.25]])
     # margins less .1 x target: .3, -.225; log(1 + e^-.3 + e^.225)
-    found = losses.recpo(margin, mask, target, weight=0.1)
+    found = losses.recpo(margin, mask, target, gamma=0.1)
     assert float(found[0]) == pytest.approx(math.log1p(math.exp(-0.3) + math.exp(0.225)), rel=1e-5)
-    plain = losses.recpo(margin, mask, target, weight=0.0)
+    plain = losses.recpo(margin, mask, target, gamma=0.0)
     assert float(plain[0]) == pytest.approx(float(losses.s_dpo(margin, mask)[0]), rel=1e-6)
 
 

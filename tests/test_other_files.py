@@ -210,7 +210,7 @@ def test_excels_hint_is_no_header(hint, separator, tmp_path):
     text = hint + "\r\n" + PLAIN.replace(",", separator).replace("\n", "\r\n")
     ratings = read(tmp_path / "r.csv", b"\xef\xbb\xbf" + text.encode())
     assert rows_of(ratings) == invented.ROWS and any("sep=" in note.lower() for note in ratings.notes)
-    with pytest.raises(UserError, match=r"r\.csv:5: the rating is no finite number"):
+    with pytest.raises(UserError, match=r"r\.csv:5: the rating is not a finite number"):
         read(
             tmp_path / "r.csv",
             text.replace("\r\n".join(text.split("\r\n")[4:5]), separator.join(["1", "2", "x", "4"]), 1),
@@ -433,7 +433,7 @@ def test_a_time_that_is_not_needed_is_not_read(tmp_path, capsys):
         assert read(tmp_path / "r.csv", text, order=order).interactions.time is None
         with pytest.raises(UserError, match=f"--time-column: --order {order} needs no time"):
             read(tmp_path / "r.csv", text, order=order, time_column="time")
-    with pytest.raises(UserError, match=r"r\.csv:2: the time is no finite number.*--order file"):
+    with pytest.raises(UserError, match=r"r\.csv:2: the time is not a finite number.*--order file"):
         read(tmp_path / "r.csv", text)
 
 

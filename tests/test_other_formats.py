@@ -1,4 +1,4 @@
-"""Every format of docs/data.md: read, recognised on the whole file, converted, refused where it is broken.
+"""Every format of docs/data.md: read, recognized on the whole file, converted, refused where it is broken.
 All samples are invented.
 """
 
@@ -365,7 +365,7 @@ def test_tallrec(tmp_path):
         "no liked title to be the history": 2,
         "no disliked title to be a negative": 1,
         "no liked title to be the positive": 1,
-        "the target stands in the window already": 1,
+        "the target is already in the window": 1,
     }
     assert sum("hold no ranking pair" in line for line in reported) == 4
     assert (

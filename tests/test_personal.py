@@ -1,4 +1,4 @@
-"""One person's own exports: recognised, read to the row, split by time, and what can go wrong with them."""
+"""One person's own exports: recognized, read to the row, split by time, and what can go wrong with them."""
 
 import json
 import re

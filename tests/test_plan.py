@@ -106,7 +106,7 @@ def test_the_largest_micro_batch_keeps_to_its_tokens():
     size = max(g.shared_tokens for g in asked.groups)
     assert asked.largest.branches == 40 and replace(asked, batch_tokens=2 * size).largest.branches == 20
     assert (
-        replace(asked, batch_tokens=1).largest == cost.largest(asked.groups, 1)
+        replace(asked, batch_tokens=1).largest == replace(asked, batch_size=1).largest
         and replace(asked, batch_tokens=1).peak() < asked.peak()
     )
 
@@ -140,7 +140,7 @@ def test_training_refuses_what_cannot_fit_unless_told_otherwise(
     monkeypatch.setattr(fit, "machine_memory", lambda: 1e6)
     arguments = ["dmpo", "--model", str(model_directory), "--data", str(data_directory), "--iters", "1"]
     code, _, err = run(capsys, *arguments, "--adapter-path", str(tmp_path / "a"))
-    assert code == 2 and "GB will be needed" in err and "--no-memory-check" in err
+    assert code == 2 and "the leanest plan" in err and "--no-memory-check" in err
     code, _, err = run(capsys, *arguments, "--adapter-path", str(tmp_path / "a"), "--no-memory-check")
     assert code == 0, err
 
@@ -157,7 +157,7 @@ def test_the_command_tells_all(capsys):
         "logits",
         "peak",
         "16 GB",
-        "--grad-checkpoint",
+        "recomputed",
         "TFLOP",
         "with every sequence alone",
     ):
@@ -169,6 +169,37 @@ def test_the_command_tells_all(capsys):
     )
     assert found["seconds_per_epoch"] == pytest.approx(found["flops_per_epoch"] / 5e12)
     assert set(found["fits"]) == {str(gb) for gb in fit.MACS}
+
+
+def test_what_auto_chooses_on_each_mac(capsys):
+    flags = [
+        "plan",
+        "--model",
+        "qwen3-8b-4bit",
+        "-k",
+        "5",
+        "--history",
+        "36",
+        "--groups",
+        "4",
+        "--tflops",
+        "5",
+        "--json",
+    ]
+    code, out, err = run(capsys, *flags)
+    assert code == 0, err
+    rows = json.loads(out)["fits"]
+    chosen = {gb: (row["batch_tokens"], row["grad_checkpoint"]) for gb, row in rows.items()}
+    assert chosen["16"] == (8192, True) and chosen["128"] == (8192, False)
+    assert chosen["24"][0] < 2048 and not chosen["24"][1]
+    for row in rows.values():
+        assert not row["with_room"] or fit.ROOM * row["peak"] <= row["usable"]
+        assert row["fits"] == (row["peak"] <= row["usable"]) and row["seconds_per_epoch"] > 0
+    assert rows["16"]["seconds_per_epoch"] > rows["24"]["seconds_per_epoch"]  # recomputation takes time
+    code, out, _ = run(capsys, *flags, "--batch-tokens", "8192", "--no-grad-checkpoint")
+    given = json.loads(out)["fits"]
+    assert code == 0 and {(r["batch_tokens"], r["grad_checkpoint"]) for r in given.values()} == {(8192, False)}
+    assert not given["24"]["fits"] and given["24"]["add"]
 
 
 def test_lengths_are_measured_in_data(capsys, model_directory, data_directory):
@@ -198,7 +229,7 @@ def test_bad_input_is_one_line(capsys, arguments, expected):
 def test_a_config_that_is_none_is_told(capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": 4}')
     code, _, err = run(capsys, "plan", "--model", str(tmp_path), "--tflops", "1")
-    assert code == 2 and "is no config.json of a decoder model" in err
+    assert code == 2 and "not the config.json of a decoder model" in err
 
 
 def test_calibration_measures_a_rate():

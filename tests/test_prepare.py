@@ -553,7 +553,7 @@ PRINTED = {
         "movielens_100k",
         edit("u.data", "", "1\t2\tnan\t4\n"),
         ["--skip-bad-rows"],
-        "1 rows left out: the rating is no finite number (first: ",
+        "1 rows left out: the rating is not a finite number (first: ",
     ),
     "terminal escapes": ("movielens_100k", edit("u.item", "Lantern 0", "\x1b[31m<Lantern>"), [], ""),
 }

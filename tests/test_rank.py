@@ -69,7 +69,7 @@ def ranked(scorer, titles, method="pairs", **options):
 
 
 def choix_strengths(counts, prior=bradley_terry.PRIOR):
-    """choix minimises  -log likelihood + alpha sum s^2."""
+    """choix minimizes  -log likelihood + alpha sum s^2."""
     import choix
 
     n = len(counts)
@@ -316,7 +316,7 @@ def test_titles_are_matched_to_the_catalogue():
     assert catalogue.match("Sixth Sense, The (1999)", notes.append) == "The Sixth Sense (1999)" and notes == []
     assert catalogue.match("the sixth sense (1999)", notes.append) == "The Sixth Sense (1999)" and notes == []
     assert catalogue.match("the sixth sens", notes.append) == "The Sixth Sense (1999)"
-    assert notes.pop() == 'note: "the sixth sens" is taken for "The Sixth Sense (1999)"'
+    assert notes.pop() == 'note: "the sixth sens" is read as "The Sixth Sense (1999)"'
     assert catalogue.match("Vertigo", notes.append) == "Vertigo"
     assert notes.pop() == 'note: "Vertigo" is not in the catalogue: it is used as typed'
     assert catalogue.match("a", notes.append) == "a" and "not in the catalogue" in notes.pop()
@@ -497,7 +497,7 @@ def test_the_catalogue_without_the_history_is_the_default(base, data_directory, 
 
 def test_notes_about_typed_titles_and_a_table(base):
     code, printed, err = command(*base, "--history", "rivr", "--candidates", "AMBER", "--candidates", "Vertigo (1958)")
-    assert code == 0 and 'note: "rivr" is taken for "river"' in err
+    assert code == 0 and 'note: "rivr" is read as "river"' in err
     assert '"Vertigo (1958)" is not in the catalogue' in err
     lines = printed.splitlines()
     assert lines[0].split()[:3] == ["rank", "title", "score"] and "Copeland" in lines[0]

@@ -49,7 +49,7 @@ BAD = {
     "disliked of numbers": ({"disliked": [3]}, '"disliked" is not a list'),
     "disliked is text": ({"disliked": "Cats"}, '"disliked" is not a list'),
     "blank candidate": ({"candidates": [" "]}, '"candidates" is not a list'),
-    "positive among candidates": ({"candidates": ["Collateral"]}, "the positive stands among the candidates"),
+    "positive among candidates": ({"candidates": ["Collateral"]}, "the positive is among the candidates"),
     "candidate twice": ({"candidates": ["Cats", "Cats"]}, "a candidate is listed twice"),
     "too few ratings": ({"ratings": [4]}, '"ratings" does not fit'),
     "rating is text": ({"ratings": ["4", "5"]}, '"ratings" does not fit'),

@@ -275,9 +275,7 @@ def test_headlines():
         "dmpo ranks 74.4 % of pairs right, 15.7 points above sft (95 %: 11 to 20)"
     )
     close = contents_of(three, [("dmpo", "sft", 0.01, -0.02, 0.04)])
-    assert contents.headline(close).endswith(
-        "1 points above sft (95 %: −2 to 4), which these users cannot tell from no difference"
-    )
+    assert contents.headline(close).endswith("1 points above sft (95 %: −2 to 4), not a significant difference")
     few = contents_of(three, [("dmpo", "sft", 0.157, None, None)])
     assert contents.headline(few).endswith("15.7 points above sft (too few users for an interval)")
     alone = contents_of({"dmpo": dmpo}, baselines={"popularity": result(0.608)})
@@ -310,7 +308,7 @@ def test_explanations_in_a_directory_are_shown(tmp_path):
     files.write_json(run / "explain.json", {**one, "models": [{"name": "dmpo", **one}]})
     report_page.write_report([run], tmp_path / "report.html")
     text = " ".join(Page(tmp_path / "report.html").text)
-    assert "Without Heat the order turns" in text and "-0.50" in text
+    assert "Without Heat the order is reversed" in text and "-0.50" in text
     files.write_json(run / "explain-2.json", {"margin": "much"})
     with pytest.raises(UserError, match="holds no explanation"):
         report_page.write_report([run], tmp_path / "report.html")
@@ -322,7 +320,7 @@ def test_malformed_parts_of_metrics_are_named(key, tmp_path):
     found = json.loads((evaluation / "metrics.json").read_text())
     found[key] = {"curve": 3, "history": [], "by_positive": None, "prefers_popular": "x"}
     files.write_json(evaluation / "metrics.json", found)
-    with pytest.raises(UserError, match=r"metrics\.json: holds other values"):
+    with pytest.raises(UserError, match=r"metrics\.json: has values that this program does not write"):
         report_page.write_report([evaluation], tmp_path / "report.html")
 
 

@@ -9,7 +9,7 @@ import pytest
 from mlx_dmpo.cli.main import main
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.machine import files
-from mlx_dmpo.tools import reproduce, results
+from mlx_dmpo.tools import reproduce, reproduce_data, results
 from mlx_dmpo.tools.hours import step_hours
 
 FILE = """
@@ -74,7 +74,7 @@ def test_shared_settings_reach_the_baselines_that_they_have_an_effect_on(written
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("seeds: [0, 1]", "seeds: [0, -1]", '"seeds": is no list of whole numbers'),
+        ("seeds: [0, 1]", "seeds: [0, -1]", '"seeds": is not a list of whole numbers'),
         ("seeds: [0, 1]", "seedz: [0, 1]", '"seedz": unknown setting'),
         ("  - popularity\n", "", "against"),
         ("against: popularity", "against: nobody", "'nobody' is none of the systems"),
@@ -93,17 +93,36 @@ def test_a_file_that_is_wrong(written, old, new, said):
     assert said in str(error.value) and "file.yaml" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--only", "popularity")])
+@pytest.mark.parametrize(
+    ("names", "old", "new", "said"),
+    [
+        ({"data": "nowhere"}, "", "", "data.ratings.test: nowhere: no such file or directory: make it first"),
+        ({}, "  - base", "  - mystery", "'mystery' is not a choice"),
+        ({}, "epochs: 2", "epochz: 2", "epochz: unknown setting"),
+        ({}, "seeds: [0, 1]", "seedz: [0, 1]", '"seedz": unknown setting'),
+    ],
+)
+def test_faults_are_one_line_and_exit_code_2(written, names, old, new, said, more, tmp_path, capfd):
+    file = written(FILE.replace(old, new) if old else FILE, **names)
+    assert run(file, *more) == 2
+    printed = capfd.readouterr()
+    assert said in printed.err and len(printed.err.strip().splitlines()) == 1 and printed.out == ""
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path / "no.yaml", *more) == 2
+
+
 def test_few_shot_sizes_are_nested(written, tmp_path):
     text = FILE.replace("k: [1, 2]", "k: [1]\nfew_shot: [4, 8]")
     plan = reproduce.read(written(text))
-    reproduce.make_subsets(plan)
+    reproduce_data.make_subsets(plan)
     rows = {n: files.read_lines(tmp_path / f"out/ratings/few-shot/dmpo-{n}/train.jsonl") for n in (4, 8)}
     users = {n: list(dict.fromkeys(r["user"] for r in rows[n])) for n in rows}
     assert (len(users[4]), len(users[8])) == (4, 8) and users[8][:4] == users[4]
     cells = [c for c in reproduce.cells(plan) if c.system == "dmpo" and c.few_shot == 4]
     assert str(tmp_path / "out/ratings/few-shot/dmpo-4") in cells[0].steps[0].arguments
-    with pytest.raises(UserError, match=r"99, and .* has 12 users"):
-        reproduce.make_subsets(reproduce.read(written(FILE.replace("k: [1, 2]", "few_shot: [99]"))))
+    with pytest.raises(UserError, match=r"99, and .* has 12 examples"):
+        reproduce_data.make_subsets(reproduce.read(written(FILE.replace("k: [1, 2]", "few_shot: [99]"))))
 
 
 def test_flags():
@@ -195,7 +214,9 @@ def test_training_cells_from_end_to_end(written, tmp_path):
     assert all(row["paired"]["pairs"] == row["pairs"] for row in table["rows"][1:])
 
 
-@pytest.mark.parametrize("name", ["smollm2-ml-1m", "ml-100k", "k-sweep", "tallrec"])
+@pytest.mark.parametrize(
+    "name", ["smollm2-ml-1m", "ml-100k", "k-sweep", "tallrec", "tallrec-ml1m-qwen3", "s-dpo-lastfm"]
+)
 def test_the_files_of_the_repository_read(name):
     from pathlib import Path
 

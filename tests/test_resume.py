@@ -277,7 +277,7 @@ def test_a_damaged_best_is_forgotten_and_the_run_continues(damage, tmp_path, cap
     for step, best in ((1, (0.5, 1)), (2, (0.5, 1)), (3, (0.5, 1))):
         state = checkpoint.State(step=step, best=best)
         checkpoint.write(run, state, {}, {"a": mx.ones(3)}, {}, {"b": mx.ones(3)})
-    assert checkpoint.newest(run).state.best == (0.5, 1, 0.5)
+    assert checkpoint.newest(run).state.best == (0.5, 1)
     damage(checkpoint.directory(run, 1))
     found = checkpoint.newest(run)
     assert found.state.step == 3 and found.state.best is None
@@ -285,7 +285,7 @@ def test_a_damaged_best_is_forgotten_and_the_run_continues(damage, tmp_path, cap
     checkpoint.prune(run, 2)
     assert {"0000002", "0000003"} <= {p.name for p in (run / "checkpoints").iterdir()}
     made = checkpoint.Checkpoints(run, nn.Linear(1, 1), None, {}, {}, keep=2)
-    made.state = checkpoint.State(step=3, best=(0.5, 1, 0.5))
+    made.state = checkpoint.State(step=3, best=(0.5, 1))
     made.load_best()  # damaged after the start
     assert made.state.best is None and "the last one, of step 3, is kept" in capsys.readouterr().err
 
@@ -370,7 +370,7 @@ def test_handlers_are_put_back():
     assert ([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], signal.set_wakeup_fd(-1)) == before
     found = []
     thread = threading.Thread(
-        target=lambda: found.append(Stop().__enter__().asked)
+        target=lambda: found.append(Stop().__enter__().requested)
     )  # a notebook's thread cannot take signals
     thread.start()
     thread.join()

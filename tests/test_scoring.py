@@ -168,8 +168,9 @@ def test_planned_sizes_and_padding_do_not_matter():
 def test_an_unknown_family_falls_back_and_says_so():
     model = tiny.model()
     model.model_type = "phi9"
+    model.model.layers[1].self_attn.temperature = 2.0
     scorer = choose_scorer(model, tiny.COMMON["vocab_size"])
-    assert scorer.logps is plain_logps and "phi9" in scorer.reason
+    assert scorer.logps is plain_logps and "phi9 has temperature in its attention" in scorer.reason
 
 
 def test_a_model_that_computes_otherwise_falls_back(monkeypatch):

@@ -444,7 +444,7 @@ def test_sigterm_drains():
         threads[0].join(60)
         assert found[0].status_code == 200 and len(found[0].json()["results"]) == 12
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 143 and "every request that had come in was answered" in err
+        assert process.returncode == 143 and "every accepted request was answered" in err
     finally:
         process.kill()
 
@@ -566,3 +566,38 @@ def test_hostile_titles_are_text(embedded, chromium):
         assert all(hostile in text for hostile in HOSTILE)
         assert page.title() == title and page.locator("img").count() == 0 and page.faults == []
         shoot(page, "page-hostile")
+
+
+# --- slow clients, and keys that are not ASCII
+
+
+def test_a_body_that_does_not_arrive_ends_with_408_and_holds_nothing_up(monkeypatch):
+    monkeypatch.setattr(serve, "BODY_SECONDS", 0.2)
+    with fake_server() as (address, scorer, server):
+        scorer.gate.set()
+        slow = socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])))
+        slow.settimeout(60)
+        head = "POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+        slow.sendall(head.encode())
+        assert post(address, "/v1/rerank", {"query": ["x"], "documents": ["a", "bb"]}).status_code == 200
+        answer = slow.recv(65536)
+        slow.close()
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"did not arrive within" in answer
+
+
+def test_a_key_of_any_alphabet():
+    with fake_server(key="ключ é") as (address, scorer, server):
+        scorer.gate.set()
+        statuses = [
+            httpx.get(address + "/v1/items", headers=[(b"Authorization", given)]).status_code
+            for given in ("Bearer ключ é".encode(), "Bearer ключ e".encode(), "Bearer é".encode("latin-1"))
+        ]
+    assert statuses == [200, 401, 401]
+
+
+def test_limits_that_are_no_ascii_number_are_400_and_a_wrong_method_names_the_right_one():
+    with fake_server() as (address, scorer, server):
+        for limit in ("²", "٣", "9" * 5000, "", "1e3", "-1"):
+            assert httpx.get(address + "/v1/items", params={"limit": limit}).status_code == 400
+        found = httpx.get(address + "/v1/rerank")
+    assert found.status_code == 405 and found.headers["allow"] == "POST"

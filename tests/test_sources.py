@@ -69,13 +69,13 @@ def test_bad_rows_are_counted_the_same_for_any_block_size(block, tmp_path, monke
     assert bad.counts == {
         "3 columns instead of 4": 1,
         "5 columns instead of 4": 1,
-        "the rating is no finite number": 2,
+        "the rating is not a finite number": 2,
         "the user is missing": 1,
-        "the time is no finite number": 1,
+        "the time is not a finite number": 1,
     }
     assert bad.first["3 columns instead of 4"].endswith("r.csv:93")
-    assert bad.first["the rating is no finite number"].endswith("r.csv:92")
-    assert bad.first["the time is no finite number"].endswith("r.csv:96")
+    assert bad.first["the rating is not a finite number"].endswith("r.csv:92")
+    assert bad.first["the time is not a finite number"].endswith("r.csv:96")
 
 
 @pytest.mark.parametrize("block", [150, 1 << 24])

@@ -79,6 +79,8 @@ def test_s_dpo_ranks_its_own_candidates(shared, tmp_path):
     assert run("evaluate", "--model", shared / "models" / "ml1m-qwen3", *about, *more) == 0
     found = metrics(tmp_path / "eval")
     assert {"hr@1", "hr@5", "ndcg@5"} <= set(found) and "generation" in found
+    rows = [json.loads(line) for line in (tmp_path / "eval" / "candidates.jsonl").read_text().splitlines()]
+    assert [row["candidates"] for row in rows] == [20, 20]  # all of the lists, whatever --num-negatives
 
 
 # --- the untuned language model, and `baseline` as a command
@@ -199,3 +201,29 @@ def test_one_file_without_training_users(tmp_path, capfd, data_directory):
         run("baseline", "popularity", "--data", file, "--fit", "all", "--resamples", 100, "--out", tmp_path / "out")
         == 0
     )
+
+
+# --- TALLRec's two stages
+
+
+def test_instruction_tuning_first_then_the_recommender(tmp_path, shared):
+    """`sft` on generic Alpaca rows, the recommender's `sft` from its adapter, `dmpo`, `evaluate`: one chain."""
+    rows = [
+        {"instruction": f"Say {word}.", "input": "" if n % 2 else "Once only.", "output": word.title()}
+        for n, word in enumerate("amber lantern river glass winter garden iron echo".split())
+    ]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    train = head(shared / "data" / "tallrec-movie" / "train.json", tmp_path / "data", 40)
+    about = ("--model", shared / "models" / "ml1m-qwen3", "--batch-size", 2, "--grad-accumulation-steps", 1)
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run("sft", *about, "--data", tmp_path / "alpaca.json", "--iters", 2, "--adapter-path", first) == 0
+    stage = ("--prompt", "pointwise", "--data", train, "--max-seq-length", 2048)
+    assert run("sft", *about, *stage, "--iters", 2, "--start-adapter", first, "--adapter-path", second) == 0
+    assert "prompt" not in json.loads((first / "adapter_config.json").read_text())  # the rows brought their own
+    started = json.loads((second / "manifest.json").read_text())
+    assert str(first) in json.dumps(started)
+    third, more = tmp_path / "third", ("--data", train, "--max-seq-length", 2048, "--iters", 2)
+    assert run("dmpo", *about, *more, "--start-adapter", second, "--adapter-path", third) == 0
+    limit = ("--limit", 3, "--num-negatives", 2, "--resamples", 100)
+    assert run("evaluate", *about[:2], "--data", train, "--adapter-path", third, *limit, "--out", tmp_path / "e") == 0
+    assert 0 <= metrics(tmp_path / "e")["auc"]["value"] <= 1

@@ -59,21 +59,21 @@ BAD = {
     "blank prompt": (without(DIRECT, prompt=" "), '"prompt" is missing'),
     "no title": (without(DIRECT, "title"), '"title" is missing'),
     "no answer": (without(DIRECT, "answer"), '"answer": is missing'),
-    "unknown form": (without(DIRECT, form="triplewise"), "'triplewise' is no prompt form"),
+    "unknown form": (without(DIRECT, form="triplewise"), "'triplewise' is not a prompt form"),
     "form is a list": (without(DIRECT, form=["direct"]), '"form": is not text'),
     "misspelt key": (without(DIRECT, promt="x"), 'did you mean "prompt"?'),
     "unknown key": (without(DIRECT, zzz="x"), "is not part of a template"),
     "number for text": (without(DIRECT, separator=3), "is not text"),
-    "unknown placeholder": (without(DIRECT, prompt="{history} {genre}"), "{genre} is no placeholder of form direct"),
-    "another form's placeholder": (without(DIRECT, prompt="{history} <{first}>"), "{first} is no placeholder"),
+    "unknown placeholder": (without(DIRECT, prompt="{history} {genre}"), "{genre} is not a placeholder of form direct"),
+    "another form's placeholder": (without(DIRECT, prompt="{history} <{first}>"), "{first} is not a placeholder"),
     "missing placeholder": (without(DIRECT, prompt="Next?"), "{history} is missing"),
     "missing second": (without(PAIR, prompt="{history}. <{first}>?"), "{second} is missing"),
-    "twice": (without(DIRECT, prompt="{history} {history}"), "{history} stands twice"),
+    "twice": (without(DIRECT, prompt="{history} {history}"), "{history} occurs twice"),
     "stray brace": (without(DIRECT, prompt="{history} }"), "write {{ and }}"),
-    "attribute": (without(DIRECT, prompt="{history.__class__}"), "is no placeholder"),
-    "format spec": (without(DIRECT, prompt="{history:>9}"), "is no placeholder"),
-    "index": (without(DIRECT, prompt="{0}"), "is no placeholder"),
-    "conversion": (without(DIRECT, prompt="{history!r}"), "is no placeholder"),
+    "attribute": (without(DIRECT, prompt="{history.__class__}"), "is not a placeholder"),
+    "format spec": (without(DIRECT, prompt="{history:>9}"), "is not a placeholder"),
+    "index": (without(DIRECT, prompt="{0}"), "is not a placeholder"),
+    "conversion": (without(DIRECT, prompt="{history!r}"), "is not a placeholder"),
     "title without title": (without(DIRECT, title="<>"), "does not hold {title} once"),
     "title twice": (without(DIRECT, title="<{title}{title}>"), "does not hold {title} once"),
     "unmarked list": (without(DIRECT, title="{title}"), "nothing marks where {title} begins and ends"),
@@ -84,12 +84,12 @@ BAD = {
     "answer of one title": (without(PAIR, answer="{first}"), "needs {first} and {second}"),
     "ambiguous answer": (without(PAIR, answer="{first}{second}"), "nothing marks where {first}"),
     "ambiguous comma": (without(PAIR, answer="<{first}>, {second}"), "nothing marks where {second}"),
-    "yes in direct": (without(DIRECT, answer_yes="Yes"), "has no use in form direct"),
-    "answer in pointwise": (without(POINT, answer="{title}"), "has no use in form pointwise"),
+    "yes in direct": (without(DIRECT, answer_yes="Yes"), "has no effect in form direct"),
+    "answer in pointwise": (without(POINT, answer="{title}"), "has no effect in form pointwise"),
     "no yes": (without(POINT, "answer_yes"), '"answer_yes": is missing'),
     "yes is no": (without(POINT, answer_no=" yes"), "begin alike"),
     "yes begins no": (without(POINT, answer_no="Yes, but no"), "begin alike"),
-    "domains is a list": (without(DIRECT, domains=["movie"]), "is no mapping"),
+    "domains is a list": (without(DIRECT, domains=["movie"]), "is not a mapping"),
     "unknown word": (without(DIRECT, domains={"movie": {"genre": "x"}}), 'unknown word "genre"'),
     "word that the prompt uses": (
         without(DIRECT, prompt="{items}: {history}", domains={"song": {"item": "song"}}),
@@ -235,8 +235,8 @@ def test_a_damaged_stored_prompt_is_refused():
     assert prompts.read_stored(stored, "a").hash == built_in("direct").hash
     for damaged, message in (
         ({**stored, "prompt": stored["prompt"] + " Please."}, "hash"),
-        ({**stored, "form": "other"}, "no prompt form"),
-        ("direct", "is no template"),
+        ({**stored, "form": "other"}, "not a prompt form"),
+        ("direct", "is not a template"),
         ({**stored, "domains": {"movie": 3}}, "wording is not complete"),
     ):
         with pytest.raises(UserError, match=message):
@@ -303,3 +303,54 @@ def test_later_commands_know_the_domains_of_the_adapter(model_directory, tmp_pat
             assert code == 0, printed
         code, printed = run("evaluate", *common, "--prompt", form, "--out", out / "e")
         assert code == 2 and 'no wording for domain "song"' in printed
+
+
+WORDINGS = """
+form: listwise
+prompt: "I listened to [{history}]. Choose the next from [{candidates}]. Answer:"
+more_prompts:
+  - "After [{history}], which comes next of these: [{candidates}]? Answer:"
+  - "Which of [{candidates}] follows [{history}]? Answer:"
+title: "<{title}>"
+separator: ", "
+answer: "{title}"
+"""
+
+
+def test_each_users_examples_take_one_of_several_wordings(tmp_path):
+    path = tmp_path / "music.yaml"
+    path.write_text(WORDINGS)
+    template = prompts.load(str(path))
+    begins = {"I listened", "After", "Which of"}
+    seen = {}
+    for n in range(60):
+        example = RankingExample(f"u{n % 30}", "movie", ("amber", str(n)), "iron", ("salt",))
+        group = build_group(example, [(0, 1), (1, 0)], template)
+        texts = {b.messages[0]["content"] for b in group.branches}
+        (begin,) = {next(b for b in begins if t.startswith(b)) for t in texts}
+        assert seen.setdefault(example.user, begin) == begin and len(texts) == 2
+    assert set(seen.values()) == begins
+    assert prompts.read_stored(template.to_json(), "a") == template
+    one = prompts.load(str(_one_wording(tmp_path)))
+    assert "more_prompts" not in one.to_json() and one.hash != template.hash
+
+
+def _one_wording(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text(WORDINGS.replace(WORDINGS[WORDINGS.index("more_prompts") : WORDINGS.index("title:")], ""))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (" follows [{history}]", "", '"more_prompts": {history} is missing'),
+        ("more_prompts:\n", "more_prompts: one\nx:\n", '"more_prompts": is no list of texts'),
+    ],
+)
+def test_every_wording_is_checked(old, new, said, tmp_path):
+    path = tmp_path / "music.yaml"
+    path.write_text(WORDINGS.replace(old, new))
+    with pytest.raises(UserError) as error:
+        prompts.load(str(path))
+    assert said in str(error.value) and "\n" not in str(error.value)

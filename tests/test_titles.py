@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_dmpo.data.titles import catalogue, normalise
+from mlx_dmpo.data.titles import catalogue, normalize
 from mlx_dmpo.prompts.pairwise import DOMAINS, pair_prompt, parse_prompt
 from mlx_dmpo.records import RankingExample
 
@@ -33,13 +33,13 @@ from mlx_dmpo.records import RankingExample
     ],
 )
 def test_the_rule(raw, title, short):
-    assert normalise(raw) == title
-    assert normalise(raw, articles=False, years=False) == short
+    assert normalize(raw) == title
+    assert normalize(raw, articles=False, years=False) == short
 
 
 @given(st.text(max_size=40), st.booleans(), st.booleans())
 def test_no_title_breaks_the_prompt(raw, articles, years):
-    title = normalise(raw, articles, years)
+    title = normalize(raw, articles, years)
     assert "<" not in title and ">" not in title and "\n" not in title
     if title:
         example = RankingExample("u", "movie", (title, "b"), title, ("c",))

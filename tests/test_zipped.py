@@ -42,7 +42,7 @@ def test_an_archive_reads_as_the_folder(folder, tmp_path):
 def test_errors_name_the_archive(tmp_path):
     text = "Date,Name,Year,Letterboxd URI,Rating\n2020-01-01,A,1950,u,good\n"
     path = archive(tmp_path / "x.zip", {"ratings.csv": text})
-    with pytest.raises(UserError, match=r"x\.zip/ratings\.csv:2: the rating is no finite number"):
+    with pytest.raises(UserError, match=r"x\.zip/ratings\.csv:2: the rating is not a finite number"):
         read(path)
     bad = sources.BadRows(True)
     archive(path, {"ratings.csv": text + "2020-01-02,B,1950,u,4\n"})
@@ -58,7 +58,7 @@ def test_a_damaged_archive(tmp_path):
     data = bytearray(path.read_bytes())
     data[100:140] = bytes(40)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"x\.zip: not a sound zip archive"):
+    with pytest.raises(UserError, match=r"x\.zip: not a valid zip archive"):
         read(path)
 
 

@@ -1,1 +1,1 @@
-"""Rankers that are no language model, and the untuned language model: each a Scorer, for the same tables"""
+"""Baseline rankers, and the untuned language model: each is a Scorer, for the same tables"""

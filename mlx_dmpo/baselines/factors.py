@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..machine import extras
 from .corpus import Corpus
 
 
@@ -20,7 +20,7 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError("implicit: is not installed: pip install 'mlx-dmpo[baselines]'") from None
+        raise extras.not_installed("baseline", "implicit", extras.BASELINES) from None
 
 
 def _csr(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> Any:
@@ -40,7 +40,7 @@ def _one_thread() -> Any:
 
 
 class Als:
-    """Implicit-feedback matrix factorisation (Hu et al., ICDM 2008), a liked item of confidence `alpha`."""
+    """Implicit-feedback matrix factorization (Hu et al., ICDM 2008), a liked item has confidence `alpha`."""
 
     def __init__(self, corpus: Corpus, *, factors: int, epochs: int, seed: int, alpha: float = 40.0):
         als = _module("implicit.cpu.als").AlternatingLeastSquares

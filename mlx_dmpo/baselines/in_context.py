@@ -46,4 +46,6 @@ def in_context(template: Template, examples: Sequence[RankingExample], shots: in
     parts = [worked(examples[i], template, n, seed) for n, i in enumerate(chosen.tolist())]
     text = "\n\n".join(["Here are examples with their right answers.", *parts, "Now answer for this user."])
     literal = text.replace("{", "{{").replace("}", "}}")
-    return replace(template, name=f"{template.name}+{shots}-shot", prompt=f"{literal}\n\n{template.prompt}")
+    more = tuple(f"{literal}\n\n{text}" for text in template.more_prompts)
+    prompt = f"{literal}\n\n{template.prompt}"
+    return replace(template, name=f"{template.name}+{shots}-shot", prompt=prompt, more_prompts=more)

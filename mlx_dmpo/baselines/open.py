@@ -27,7 +27,7 @@ def load_examples(data: str, split: str, settings: BaselineSettings) -> list[Any
     domains = pairwise.with_domains(settings.domains)
     loaded = formats.load(data, split, domains, settings.skip_bad_rows, console.notice, settings.domain)
     if not loaded.has_pairs:
-        raise UserError(f"{loaded.name}: holds {loaded.format}, one answer a prompt: give data with rejected answers")
+        raise UserError(f"{loaded.name}: holds {loaded.format}, one answer per prompt: give data with rejected answers")
     return loaded.examples
 
 

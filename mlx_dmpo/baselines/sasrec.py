@@ -48,7 +48,7 @@ class SasRec(nn.Module):
     def __call__(self, sequences: mx.array, real: mx.array) -> mx.array:
         """What comes after each place.  sequences (B, L) items, real (B, L) 0 for padding at the end -> (B, L, D).
 
-        Position 0 is the oldest item kept. Padding stands on the right, so that the causal mask also hides it.
+        Position 0 is the oldest item kept. Padding is on the right, so that the causal mask also hides it.
         """
         L = sequences.shape[1]
         h = self.embedding(sequences) * math.sqrt(self.embedding.weight.shape[1]) + self.positions(mx.arange(L))

@@ -52,9 +52,8 @@ class ItemScorer:
         if self.unknown <= 0.2 * self.candidates:
             return ""
         return (
-            f"note: {self.unknown:,} of {self.candidates:,} candidates are no item that {self.name} was fitted on, and "
-            "rank last: give more training users, --fit all, or --match-titles short where titles are written in two "
-            "ways"
+            f"note: {self.name} was not fitted on {self.unknown:,} of {self.candidates:,} candidates, which rank last: "
+            "give more training users, --fit all, or --match-titles short where the files spell titles differently"
         )
 
 

@@ -1,4 +1,4 @@
-"""The command that measures what is no trained language model: `baseline`"""
+"""The command that measures baseline rankers: `baseline`"""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .options import command_line, given, say_done, settings_of, settings_option
 @click.argument("name", type=click.Choice(BASELINES), metavar="NAME")
 @settings_options(BaselineSettings)
 def baseline(name: str, config_file: str | None, **options: Any) -> None:
-    """Measure a ranker that is no trained language model, and write what `evaluate` writes.
+    """Measure a baseline ranker, and write the same files as `evaluate`.
 
     \b
-    first-listed, popularity, like-ratio            counters
-    als, bpr, item-knn                              of likes, through implicit (pip install 'mlx-dmpo[baselines]')
-    gru4rec, caser, sasrec, dros-sasrec             of item sequences, trained here
+    first-listed, popularity, like-ratio            counts of likes
+    als, bpr, item-knn                              factors and neighbours of likes; they need the package implicit
+    gru4rec, caser, sasrec, dros-sasrec             models of item sequences, trained here
     zero-shot, in-context                           --model as it is, alone or with worked examples in the prompt
 
     \b

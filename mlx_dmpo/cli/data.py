@@ -25,7 +25,7 @@ def prepare() -> None:
     mlx-dmpo prepare amazon Movies_and_TV_5.json.gz Video_Games_5.json.gz --domains movie,game \\
         --train-domains movie --test-domains game --out data/cross
 
-    In an example, a liked item is to be ranked above items that the user disliked, given the liked items before it.
+    In an example, a liked item should rank above items that the user disliked, given the items liked before it.
     There is one example per user, or --examples-per-user. Users of train, valid and test are different people, also
     across domains; a single person's ratings are split by time instead. To read a PATH with another source, write its
     name before it: table:FILE.
@@ -60,7 +60,7 @@ SOURCES: dict[str, tuple[type, str, str]] = {
     "movielens": (
         config.MovielensSettings,
         "MovieLens 100K to 32M.",
-        "MovieLens 100K, 1M, 10M, or 20M to 32M. PATH is the unpacked folder; its files show which one it is.",
+        "MovieLens 100K, 1M, 10M, or 20M to 32M. PATH is the folder or its archive; its files show which one it is.",
     ),
     "amazon": (
         config.PrepareSettings,
@@ -90,16 +90,17 @@ SOURCES: dict[str, tuple[type, str, str]] = {
     "table": (
         config.TableSettings,
         "Any table of user, item, rating and perhaps time.",
-        """Any table of user, item, rating and perhaps time: CSV, TSV, Parquet or JSON, gzipped or not.
+        """Any table of user, item, rating and perhaps time: CSV, TSV, Parquet or JSON, also in an archive.
 
-    Columns are guessed from their names and printed; flags set them by name or place. A CSV without a header line is
-    read as user, item, rating, time; its columns are then called 1, 2, 3, 4.
+    Columns are guessed from their names and printed; flags set them by name or place. Without a header line columns are
+    called 1, 2, 3, 4: user, item, rating, time, unless their values show another order. ARCHIVE.zip/FILE names a file
+    of an archive.
         """,
     ),
     "letterboxd": (
         config.PrepareSettings,
         "Letterboxd.",
-        """Letterboxd. PATH is the export, a zip archive or unpacked (ratings.csv, watched.csv), or one file of it.""",
+        """Letterboxd. PATH is the export, an archive or unpacked (ratings.csv, watched.csv), or one file of it.""",
     ),
     "imdb": (
         config.PrepareSettings,
@@ -184,11 +185,11 @@ def check(data: tuple[str, ...], as_json: bool, config_file: str | None, **optio
     Exit code 0: clean; 1: warnings; 2: errors.
     """
     settings = settings_of(config.CheckSettings, "check", config_file, options)
-    from ..data import check
+    from ..data import check, wording
     from ..prompts import pairwise
 
     # a prepared directory may have been made with a wording of its own; the config's comes first
-    settings = replace(settings, domains=check.own_domains(tuple(map(_home, data))) | settings.domains)
+    settings = replace(settings, domains=wording.own_domains(tuple(map(_home, data))) | settings.domains)
     domains = pairwise.with_domains(settings.domains)
     parts = check.read_parts(tuple(map(_home, data)), domains, settings.domain)
     findings = check.check(parts)

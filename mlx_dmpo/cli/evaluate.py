@@ -15,7 +15,7 @@ from .options import command_line, say_done, settings_command, settings_of
 
 @settings_command(config.EvaluateSettings, "Measure ranking, with 95 % intervals.")
 def evaluate(config_file: str | None, **options: Any) -> None:
-    """Measure pairwise ranking, order-debiased, with 95 % intervals over users."""
+    """Measure pairwise ranking in both printed orders, with 95 % intervals over users."""
     settings = settings_of(config.EvaluateSettings, "evaluate", config_file, options)
     from ..judge.evaluate import evaluate as run
     from ..judge.evaluate import output_directory
@@ -42,10 +42,10 @@ def evaluate(config_file: str | None, **options: Any) -> None:
     default="report.html",
     show_default=True,
     metavar="FILE",
-    help="HTML file to write; NAME.md and NAME-charts lie beside it.",
+    help="HTML file to write; NAME.md and NAME-charts are written beside it.",
 )
 def report(directories: tuple[str, ...], out: str) -> None:
-    """Put runs and evaluations side by side: an HTML page that needs nothing else, Markdown, and charts as SVG."""
+    """Put runs and evaluations side by side: a self-contained HTML page, Markdown, and SVG charts."""
     from ..judge.compare import for_report
     from ..report.page import write_report
 

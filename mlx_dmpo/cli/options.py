@@ -21,12 +21,12 @@ GROUPS = {
     "Ranking": "method budget start calibrate per_token top base max_flip",
     "Server": "host port api_key max_body max_items max_request_tokens max_queue",
     "Adapter": "adapter_path start_adapter fine_tune_type num_layers lora_rank lora_scale lora_dropout lora_keys",
-    "Training": "config_file stage preset loss beta gamma negatives_select dynamic_beta label_smoothing sft_weight "
-    "reference_free epochs iters "
+    "Training": "config_file stage preset loss beta gamma num_positives negatives_select dynamic_beta label_smoothing "
+    "sft_weight reference_free epochs iters "
     "learning_rate lr_schedule warmup weight_decay optimizer max_grad_norm grad_accumulation_steps steps_per_eval "
     "val_batches best_metric patience resume save_every keep_checkpoints max_bad_steps debug_nan seed",
-    "Memory and speed": "batch_size batch_tokens grad_checkpoint frozen_cache_gb memory_limit memory_check scoring "
-    "tflops",
+    "Memory and speed": "batch_size batch_tokens grad_checkpoint frozen_cache_gb memory memory_limit memory_check "
+    "scoring tflops caffeinate",
     "Output": "out as_json overwrite steps_per_report report_to project_name plain",
 }
 # What `--help` shows, the most important first; `--help-all` shows the rest as well.
@@ -129,7 +129,7 @@ def _click_type(annotation: Any, choices: tuple[str, ...]) -> Any:
 def _option(name: str, hint: Any, default: Any, meta: Any) -> Any:
     flags = [*([meta["short"]] if meta.get("short") else []), f"--{name.replace('_', '-')}"]
     shown = f"  [default: {default}]" if default not in ("", None, ()) and not isinstance(default, bool) else ""
-    if hint is bool:
+    if set(get_args(hint) or (hint,)) <= {bool, type(None)}:  # not `float | bool`, which takes a number
         return click.option(f"{flags[-1]}/--no-{flags[-1][2:]}", name, default=None, help=meta["help"])
     if isinstance(default, tuple):
         return click.option(*flags, name, multiple=True, metavar="NAME", help=meta["help"] + "  May be repeated.")
@@ -153,11 +153,18 @@ def was_given(name: str, config_file: str | None, options: dict[str, Any]) -> bo
 
 
 def settings_of(cls: type, stage: str, config_file: str | None, options: dict[str, Any]) -> Any:
-    """The settings of a command; `stage` names the embedded model's own. Raises UserError."""
+    """The settings of a command; `stage` names the embedded model's own. A prepared directory brings the wording of its
+    domains. Raises UserError."""
     from .. import assets
 
     embedded = config.read_yaml(assets.settings_file())[0].get(stage) if stage else None
-    return config.resolve(cls, config_file, given(options), embedded, console.notice)
+    settings: Any = config.resolve(cls, config_file, given(options), embedded, console.notice)
+    if not isinstance(settings, config.CommonSettings):
+        return settings
+    from ..data.wording import with_own_domains
+
+    writes = isinstance(settings, config.TrainSettings)  # what it reads is --start-adapter
+    return with_own_domains(settings, getattr(settings, "start_adapter" if writes else "adapter_path", ""))
 
 
 def say_done(text: str) -> None:

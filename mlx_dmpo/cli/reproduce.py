@@ -17,20 +17,28 @@ from ..machine import console
     "--only", multiple=True, metavar="TEXT", help="Run only cells whose path holds this text.  May be repeated."
 )
 @click.option("--tables", default="", metavar="DIR", help="Where the tables are written.  [default: the file's `out`]")
-@click.option("--tflops", default=0.0, type=click.FloatRange(0), help="Rate for the hours (measured when left out).")
-@click.option("--no-hours", is_flag=True, help="With --dry-run: print no hours, which need the models and their data.")
+@click.option(
+    "--tflops",
+    default=0.0,
+    type=click.FloatRange(0),
+    help="TFLOP/s to estimate the hours with (measured when left out).",
+)
+@click.option(
+    "--no-hours", is_flag=True, help="With --dry-run: do not estimate hours, which needs the models and their data."
+)
 def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflops: float, no_hours: bool) -> None:
     """Run a comparison that a YAML file describes: data sets x models x prompts x systems x k x few-shot sizes x seeds.
 
     \b
     mlx-dmpo reproduce configs/reproduce/ml-100k.yaml --dry-run
-    mlx-dmpo reproduce configs/reproduce/ml-100k.yaml                  again after a stop: what is done is skipped
+    mlx-dmpo reproduce configs/reproduce/ml-100k.yaml                  after a stop, again: finished cells are skipped
     mlx-dmpo reproduce configs/reproduce/ml-100k.yaml --only /sft --tables docs/results
 
     Each cell is a run directory. The tables are written again after every cell.
     """
     from ..tools import reproduce as tool
     from ..tools.hours import hours_of
+    from ..tools.reproduce_data import check_data, make_subsets
     from ..tools.results import write_tables
 
     if (tflops or no_hours) and not dry_run:
@@ -40,8 +48,10 @@ def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflo
     chosen = [c for c in every if not only or any(text in str(c.path) for text in only)]
     if not chosen:
         raise UserError(f"--only: none of {len(every)} cells has {' or '.join(only)} in its path: see --dry-run")
+    if not (dry_run and no_hours):
+        check_data(plan)
+        make_subsets(plan)
     if dry_run:
-        tool.make_subsets(plan) if not no_hours else None
         total = 0.0
         for cell in chosen:
             hours = None if cell.done or no_hours else hours_of(cell, tflops * 1e12)
@@ -51,7 +61,6 @@ def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflo
         left = sum(not cell.done for cell in chosen)
         click.echo(f"{len(chosen)} cells, {left} to do" + ("" if no_hours else f", {total:.1f} h"))
         return
-    tool.make_subsets(plan)
     out = Path(tables or plan.out)
     for n, cell in enumerate(chosen, 1):
         needed = [cell.needs] if cell.needs and not cell.needs.done else []

@@ -25,7 +25,7 @@ def sft(config_file: str | None, **options: Any) -> None:
 
 @settings_command(config.DmpoSettings, "Stage two: rank the liked item above the disliked ones.")
 def dmpo(config_file: str | None, **options: Any) -> None:
-    """Stage two: raise the liked item against the average of the disliked ones (or dpo, s-dpo, simpo)."""
+    """Stage two: rank the liked item above the average of the disliked ones (or dpo, s-dpo, simpo)."""
     settings = settings_of(config.DmpoSettings, "dmpo", config_file, options)
     if not settings.model and not settings.start_adapter and "start_adapter" not in given(options):
         settings = replace(settings, start_adapter=_embedded_sft())

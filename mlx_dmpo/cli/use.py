@@ -12,7 +12,7 @@ import click
 
 from .. import config
 from ..errors import UserError
-from ..machine import console
+from ..machine import console, extras
 from .options import SettingsCommand, settings_of, settings_options
 
 NOT_HERE = ("num_negatives", "skip_bad_rows")  # settings of training and evaluation without a meaning here
@@ -31,7 +31,24 @@ def _command(cls: type, short_help: str) -> Callable[[Any], click.Command]:
 
 def _stdin(settings: Any) -> str | None:
     """Standard input, where nothing else gives the history."""
-    return None if settings.history or settings.user or sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    if settings.history or settings.user or sys.stdin is None or sys.stdin.isatty():
+        return None
+    try:
+        raw = getattr(sys.stdin, "buffer", None)  # sys.stdin itself hides what is not UTF-8 in some locales
+        return sys.stdin.read() if raw is None else raw.read().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:  # a directory, or another encoding
+        raise UserError(f'standard input: cannot be read ({error}): write {{"history": [titles]}} in UTF-8') from None
+
+
+def _check_out(settings: Any) -> None:
+    """Raises UserError for an --out that cannot be a file, before any work is done."""
+    from ..machine import files
+
+    if settings.out:
+        out = Path(settings.out)
+        files.check_place(out)
+        with files.writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _request(settings: Any) -> Any:
@@ -42,10 +59,15 @@ def _request(settings: Any) -> Any:
     return data, found
 
 
-def _say_work(job: Any, candidates: int) -> None:
-    """The arithmetic of a ranking that compares many pairs, and the flags that shorten it."""
+def _say_work(job: Any, candidates: int, settings: Any) -> None:
+    """Prints how many pairs a long ranking compares, and the flags that shorten it.
+
+    Raises UserError for a --start that changes nothing.
+    """
     from ..use.rank import ALL_PAIRS
 
+    if settings.start == "items" and not job.starts_from_items:
+        raise UserError("--start: every pair of these candidates is compared: leave it out, or add a --budget")
     if job.pairs_to_compare and candidates > ALL_PAIRS:
         possible = candidates * (candidates - 1) // 2
         console.notice(
@@ -64,8 +86,8 @@ def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
     mlx-dmpo rank --model M --data D --history "Heat (1995)" --history "Ronin (1998)" --candidates tonight.txt
     echo '{"history": ["Heat (1995)"], "candidates": ["Casino (1995)", "Babe (1995)"]}' | mlx-dmpo rank --json
 
-    Typed titles are matched to the catalogue of --data; a note says what was taken. Ctrl-C prints the best order so
-    far.
+    Typed titles are matched to the catalogue of --data; a note says which title was taken. Ctrl-C prints the best order
+    so far.
     """
     settings = settings_of(config.RankSettings, "evaluate", config_file, options)
     from ..machine import files, memory
@@ -75,16 +97,17 @@ def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
 
     check_settings(settings, settings.adapter_path)
     data, request = _request(settings)
+    _check_out(settings)
     with memory.memory_limits(settings):
         ranker = Ranker.open(settings_for(settings), settings.adapter_path, data.domain)
         job = ranker.job(request.history, request.candidates)
-        if settings.start == "items" and not job.starts_from_items:
-            raise UserError("--start: every pair of these candidates is compared: leave it out, or add a --budget")
-        _say_work(job, len(request.candidates))
+        _say_work(job, len(request.candidates), settings)
         try:
             found = run(job, ranker.scoring)
         except KeyboardInterrupt:
-            found = job.ranking()  # raises where nothing has been scored yet
+            if not job.scored:
+                raise
+            found = job.ranking()
             console.notice(f"interrupted after {found.pairs_scored} pairs: the best order so far")
     code = 0 if found.finished else 130
     found = found.top(settings.top)
@@ -96,12 +119,12 @@ def rank(as_json: bool, config_file: str | None, **options: Any) -> int:
     return code
 
 
-@_command(config.ExplainSettings, "Say why one title ranks above another.")
+@_command(config.ExplainSettings, "Explain why one title ranks above another.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
-    """Say why one title ranks above another.
+    """Explain why one title ranks above another.
 
-    Tokens of the answers, history items, and the smallest set of items whose removal turns the order.
+    Tokens of the answers, history items, and the smallest set of items whose removal reverses the order.
 
     \b
     mlx-dmpo explain --model M --data D --adapter-path runs/dmpo --user 42 --out why.html
@@ -114,28 +137,39 @@ def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
     settings = settings_of(config.ExplainSettings, "evaluate", config_file, options)
     from ..machine import memory
     from ..use.explain import to_json
-    from ..use.ranker import Ranker, check_settings, settings_for, top_pair
+    from ..use.rank import run
+    from ..use.ranker import Ranker, check_settings, pair_job, settings_for, top_pair
 
     if settings.chosen and settings.rejected:
-        for name in ("candidates", "budget", "method"):
-            if getattr(settings, name):
+        for name in ("candidates", "budget", "method", "start"):
+            if getattr(settings, name) != getattr(config.ExplainSettings(), name):
                 raise UserError(f"--{name}: --chosen and --rejected name the pair, and nothing is ranked: leave it out")
     adapters = list(settings.adapter_path)
     for adapter in adapters or [""]:
         check_settings(settings, adapter)
     data, request = _request(settings)
+    _check_out(settings)
     chosen, rejected = (
         data.catalogue.match(t, console.notice) if t else "" for t in (settings.chosen, settings.rejected)
     )
+    for name in ("chosen", "rejected"):
+        if getattr(settings, name) and not {"chosen": chosen, "rejected": rejected}[name]:
+            raise UserError(f"--{name}: the title is empty: give a title, or leave the flag out")
     names = ["", *adapters] if settings.base or not adapters else adapters
     found: list[Any] = []
+    prompts: list[str] = []
     with memory.memory_limits(settings):
         for adapter in reversed(names):  # the last one names the pair
             ranker = Ranker.open(settings_for(settings), adapter, data.domain)
+            prompts.insert(0, ranker.prompt)
             if not chosen or not rejected:
-                chosen, rejected = top_pair(ranker, request.history, request.candidates, chosen, rejected)
+                job = pair_job(ranker, request.history, request.candidates, chosen, rejected)
+                _say_work(job, len(job.candidates), settings)
+                chosen, rejected = top_pair(run(job, ranker.scoring), chosen, rejected)
             found.insert(0, ranker.explain(request.history, chosen, rejected, max_flip=settings.max_flip))
             del ranker
+    if len(set(prompts)) > 1:
+        console.notice(f"note: the prompts differ ({', '.join(prompts)}): the margins are not on one scale")
     if as_json:
         click.echo(json.dumps(to_json(found), ensure_ascii=True, allow_nan=False))
     else:
@@ -151,7 +185,7 @@ def explain(as_json: bool, config_file: str | None, **options: Any) -> None:
 
 @_command(config.ServeSettings, "Serve the ranker over HTTP, with a page.")
 def serve(config_file: str | None, **options: Any) -> None:
-    """Serve the ranker over HTTP, with a page to try it out. Needs the extra: pip install 'mlx-dmpo[serve]'.
+    """Serve the ranker over HTTP, with a page to try it out. Needs the packages starlette and uvicorn.
 
     \b
     mlx-dmpo serve --model M --data D --adapter-path runs/dmpo           then open http://127.0.0.1:8765
@@ -166,7 +200,7 @@ def serve(config_file: str | None, **options: Any) -> None:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UserError(f"serve: {error.name} is not installed: run pip install 'mlx-dmpo[serve]'") from None
+        raise extras.not_installed("serve", str(error.name), extras.SERVE) from None
     from ..use.ranker import check_settings
     from ..use.serve import run
 

@@ -1,4 +1,4 @@
-"""Which settings change nothing beside others, and why: such a flag is refused, such a line of a file is reported"""
+"""Settings that have no effect because of other settings: such a flag is refused, such a line of a file is reported"""
 
 from __future__ import annotations
 
@@ -28,12 +28,18 @@ def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
     if "lr_schedule" in has:
         yield from _training(s, has)
     if "loss" in has:
-        if s.loss != "simpo":
-            yield "gamma", f"with loss {s.loss}: only simpo has a target margin"
+        if s.loss not in ("simpo", "recpo"):
+            yield "gamma", f"with loss {s.loss}: only simpo and recpo have a target margin"
         if s.loss in ("simpo", "mppo"):
             yield "reference_free", f"with loss {s.loss}, which has no reference"
         if s.loss == "mppo":
             yield "beta", "with loss mppo, whose likelihoods lie between 0 and 1 as they are"
+        if s.loss == "mult-dpo":
+            yield from (
+                (name, "with loss mult-dpo, which has no pairs") for name in ("label_smoothing", "negatives_select")
+            )
+        else:
+            yield "num_positives", f"with loss {s.loss}: only mult-dpo takes several"
     if "negatives_select" in has and s.negatives_select != "boundary":
         yield "dynamic_beta", "without negatives_select boundary"
     if "score" in has:
@@ -48,7 +54,7 @@ def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
     if "tokenizer" in has:  # plan
         assumed, measured = ("history", "title_tokens", "groups"), ("tokenizer", "max_seq_length")
         for name in assumed if s.data else measured:
-            yield name, "beside data, which is measured" if s.data else "without data"
+            yield name, "with data, which is measured" if s.data else "without data"
     elif has >= {"max_seq_length", "num_negatives"} and "batch_size" not in has and not s.model:  # check
         for name in ("max_seq_length", "num_negatives", "prompt"):
             yield name, "without model, whose tokenizer counts"
@@ -60,12 +66,12 @@ def _training(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
     elif s.val_batches == 0:
         yield "holdout", "with val_batches 0, which validates nothing"
     if s.iters is not None:
-        yield "epochs", "beside iters"
+        yield "epochs", "with iters"
     if s.both_orders:
-        yield "candidate_order", "beside both_orders"
+        yield "candidate_order", "with both_orders"
     if isinstance(s.lr_schedule, dict):
-        yield "learning_rate", "beside a mapping in lr_schedule: give it among its arguments"
-        yield "warmup", "beside a mapping in lr_schedule: give it there"
+        yield "learning_rate", "with a mapping in lr_schedule: give it among its arguments"
+        yield "warmup", "with a mapping in lr_schedule: give it there"
     if s.num_layers == -1 and not getattr(s, "start_adapter", ""):
         yield "frozen_cache_gb", "without num_layers: every layer is adapted, and none stays the same"
     if not s.report_to:

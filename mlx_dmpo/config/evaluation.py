@@ -27,7 +27,7 @@ class EvaluateSettings(CommonSettings):
         "itself.",
     )
     per_token: bool = setting(False, "direct and listwise: divide a title's log-prob by its tokens.")
-    limit: int = setting(0, "Evaluate only the first so many examples; 0 takes all.", low=0)
+    limit: int = setting(0, "Evaluate only the first N examples; 0 takes all.", low=0)
     resamples: int = setting(2000, "Bootstrap resamples of the users for the 95 % intervals.", low=100)
     candidates: str = setting(
         "",
@@ -44,6 +44,7 @@ class EvaluateSettings(CommonSettings):
         0, "Also let the model answer this many examples greedily, and count answers that are valid.", low=0
     )
     max_tokens: int = setting(128, "Longest generated answer, in tokens.", low=1)
+    caffeinate: bool = setting(True, "On a Mac: keep it from falling asleep while the evaluation lasts.")
     overwrite: bool = setting(
         False, "Replace a finished evaluation in --out. An unfinished one of the same settings is continued without it."
     )
@@ -52,7 +53,7 @@ class EvaluateSettings(CommonSettings):
 @dataclass(frozen=True)
 class ExportSettings(CommonSettings):
     model: str = setting(
-        "", "Base model (the one that the adapter names, where that is on this disk, when left out).", path=True
+        "", "Base model (when left out, the one that the adapter names, if it is on this disk).", path=True
     )
     adapter_path: str = setting("", "Adapter directory to export, as sft, dmpo or mlx-lm wrote it.", path=True)
     to: str = setting(
@@ -63,11 +64,11 @@ class ExportSettings(CommonSettings):
     out: str = setting("", "Directory to make (default: ADAPTER/mlx or ADAPTER/peft).", path=True)
     keep_quantized: bool = setting(
         False,
-        "Of a quantized base: leave it as it is, with the adapter beside it (else it is dequantized and fused, "
+        "With a quantized base: keep it as it is, with the adapter beside it (otherwise it is dequantized and fused, "
         "which is larger).",
     )
     requantize: bool = setting(
-        False, "Of a quantized base: fuse, then quantize again as it was, which loses part of what was trained."
+        False, "With a quantized base: fuse, then quantize again as it was, which loses part of the training."
     )
     base_name: str = setting(
         "", "Name of the base for PEFT and the model card, such as Qwen/Qwen3-0.6B (default: --model)."
@@ -89,7 +90,7 @@ class SampleSettings(CommonSettings):
     adapter_path: str = setting("", "Adapter directory; without it the base model answers.", path=True)
     split: str = setting("test", "Split of a prepared directory.", choices=("train", "valid", "test"))
     out: str = setting("samples.jsonl", "File to write, one JSON object a line.", path=True)
-    n: int = setting(10, "Answers drawn to each prompt.", low=1)
+    n: int = setting(10, "Answers sampled per prompt.", low=1)
     temperature: float = setting(0.8, "Sampling temperature; 0 takes the likeliest token.", low=0)
     top_p: float = setting(
         0.95, "Draw from the fewest likeliest tokens of this total probability; 1 draws from all.", above=0, high=1
@@ -99,5 +100,5 @@ class SampleSettings(CommonSettings):
     score: bool = setting(
         False, "Write the margin of every candidate negative instead of answers, for `prepare --negatives scores:FILE`."
     )
-    limit: int = setting(0, "Take only the first so many examples; 0 takes all.", low=0)
+    limit: int = setting(0, "Take only the first N examples; 0 takes all.", low=0)
     overwrite: bool = setting(False, "Replace --out.")

@@ -76,7 +76,9 @@ class CommonSettings:
     )
     num_negatives: int = setting(0, "Negatives used of each example; 0 takes all.", low=0)
     max_seq_length: int = setting(
-        2048, "Longest prompt with answer, in tokens; the oldest history items are left out, whole, to fit.", low=16
+        2048,
+        "Maximum length of prompt plus answer, in tokens; whole history items are left out to fit, oldest first.",
+        low=16,
     )
     batch_size: int = setting(4, "Groups run at once (a micro-batch).", low=1)
     scoring: str = setting(
@@ -86,6 +88,12 @@ class CommonSettings:
     )
     seed: int = setting(0, "Seed of everything random: LoRA's start, data order, candidate order, dropout.", low=0)
     memory_limit: float = setting(0.0, "Gigabytes (10^9 bytes) that MLX may use; 0 leaves its own limit.", low=0)
+    memory: str = setting(
+        "auto",
+        "auto: tokens run at once, and in training recomputation, are chosen so that the plan fits in memory with room "
+        "to spare; the result is the same. fixed: the defaults are kept.",
+        choices=("auto", "fixed"),
+    )
     domains: dict[str, dict[str, str]] = setting(
         dict, "Wording of further domains: name -> topic, items, consumed, consuming (YAML only)."
     )

@@ -13,7 +13,7 @@ from .fields import CommonSettings, Lora, default_of, setting
 class TrainSettings(CommonSettings):
     adapter_path: str = setting("", "Directory to write: adapter, metrics, pictures, manifest.", path=True)
     valid_data: str = setting(
-        "", "Validation examples, where --data is a file (a directory brings its own valid.jsonl).", path=True
+        "", "Validation examples, where --data is a file (a directory has its own valid.jsonl).", path=True
     )
     holdout: float | bool = setting(
         0.1,
@@ -27,13 +27,15 @@ class TrainSettings(CommonSettings):
     lora_parameters: Lora = setting(Lora, "LoRA's rank, scale, dropout and keys.")
     epochs: float = setting(3.0, "Passes over the training groups.", above=0)
     iters: int | None = setting(None, "Optimizer steps; replaces epochs.", low=1)
-    batch_tokens: int = setting(
-        8192,
+    batch_tokens: int | None = setting(
+        None,
         "Tokens run at once, shared ones counted once; the other groups of a micro-batch run after it, with the same "
-        "result.",
+        "result.  [default: what --memory auto chooses, at most 8192]",
         low=1,
     )
-    grad_accumulation_steps: int = setting(2, "Micro-batches a step: a step sees batch_size x this many groups.", low=1)
+    grad_accumulation_steps: int = setting(
+        2, "Micro-batches per step: a step sees batch_size x this many groups.", low=1
+    )
     candidate_order: str = setting(
         "fixed",
         "Printed order of each pair. fixed: the file's, or else drawn once by seed; epoch: drawn again each epoch.",
@@ -57,16 +59,21 @@ class TrainSettings(CommonSettings):
     )
     warmup: float = setting(0.0, "Steps over which the learning rate rises; below 1, a share of all steps.", low=0)
     weight_decay: float = setting(0.0, "Decoupled weight decay (adamw, lion, muon, adafactor).", low=0)
-    max_grad_norm: float = setting(1.0, "Largest global gradient norm, in the loss's units; 0 does not clip.", low=0)
-    grad_checkpoint: bool = setting(
-        False, "Recompute each layer in the backward pass: less memory, about a third more time."
+    max_grad_norm: float = setting(1.0, "Clip gradients to this global norm; 0 does not clip.", low=0)
+    grad_checkpoint: bool | None = setting(
+        None,
+        "Recompute each layer in the backward pass: less memory, about a third more time.  [default: where --memory "
+        "auto finds no other way]",
     )
     frozen_cache_gb: float = setting(
         1.0,
         "With --num-layers: GB for outputs of the layers below the adapter, which never change and are kept.",
         low=0,
     )
-    memory_check: bool = setting(True, "Refuse a run that by `mlx-dmpo plan` does not fit in this machine's memory.")
+    memory_check: bool = setting(
+        True, "Refuse a run that, by the count of `mlx-dmpo plan`, does not fit in this machine's memory."
+    )
+    caffeinate: bool = setting(True, "On a Mac: keep it from falling asleep while the run lasts.")
     steps_per_report: int = setting(5, "Steps between lines of metrics.jsonl.", low=1)
     steps_per_eval: int = setting(0, "Steps between validations; 0 validates at the end of every epoch.", low=0)
     val_batches: int | None = setting(
@@ -77,7 +84,7 @@ class TrainSettings(CommonSettings):
     )
     best_metric: str = setting(
         "auto",
-        "Metric that decides which adapter is best; auto: pair accuracy, ties by loss, and loss for data without pairs.",
+        "Metric that decides which adapter is best; auto: pair accuracy, ties by loss; loss for data without pairs.",
         choices=("auto", "valid_loss", "valid_pair_accuracy"),
     )
     patience: int = setting(0, "Stop after this many validations without a new best; 0 never stops early.", low=0)
@@ -112,7 +119,7 @@ class SftSettings(TrainSettings):
     )
 
 
-LOSSES = ("dmpo", "dpo", "s-dpo", "simpo", "mppo")
+LOSSES = ("dmpo", "dpo", "s-dpo", "simpo", "mppo", "recpo", "mult-dpo")
 
 
 @dataclass(frozen=True)
@@ -127,12 +134,22 @@ class DmpoSettings(TrainSettings):
     beta: float = setting(
         None, "Strength of the preference: 0.1 to 0.5, simpo 2 to 10.  [default: 0.1; simpo: 2]", above=0
     )
-    gamma: float = setting(0.5, "Target reward margin of simpo; other losses have none.", low=0)
+    gamma: float = setting(
+        None,
+        "Target reward margin of simpo; recpo multiplies each pair's own target margin by it; other losses have none.  "
+        "[default: 0.5; recpo: 2]",
+        low=0,
+    )
+    num_positives: int = setting(
+        1,
+        "mult-dpo: liked titles of each example that are ranked above the negatives: the positive and the last of the "
+        "history, which are no longer printed in it.",
+        low=1,
+    )
     negatives_select: str = setting(
         "all",
-        "boundary trains, in each group, on negatives that the policy prefers to the liked title, or else on those "
-        "that "
-        "come nearest to it (DynamicPO); try it with many negatives.",
+        "boundary trains, in each group, on the negatives that the policy prefers to the liked title, or, if there are "
+        "none, on those nearest to it (DynamicPO); try it with many negatives.",
         choices=("all", "boundary"),
     )
     dynamic_beta: bool = setting(
@@ -155,13 +172,16 @@ class DmpoSettings(TrainSettings):
         super().__post_init__()
         if self.beta is None:
             object.__setattr__(self, "beta", 2.0 if self.loss == "simpo" else 0.1)
+        if self.gamma is None:
+            object.__setattr__(self, "gamma", 2.0 if self.loss == "recpo" else 0.5)
 
 
 # What may change when a run is resumed: paths (their contents are compared), reports, and how a step's work is cut up.
 _FREE = frozenset(
     """model data valid_data skip_bad_rows prompt allow_other_prompt domains adapter_path start_adapter batch_size
     batch_tokens grad_accumulation_steps val_batches grad_checkpoint steps_per_report report_to plain project_name
-    save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory_limit memory_check""".split()
+    save_every keep_checkpoints overwrite resume preset max_bad_steps debug_nan memory memory_limit
+    memory_check caffeinate""".split()
 )
 
 

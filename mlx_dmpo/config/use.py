@@ -11,7 +11,7 @@ from .fields import CommonSettings, setting
 class UseSettings(CommonSettings):
     """What rank, explain and serve have in common."""
 
-    data: str = setting("", "Data set with the catalogue and the users (embedded data when left out).")
+    data: str = setting("", "Data set with the catalogue and the users (embedded data when left out).", path=True)
     domain: str = setting("", "Domain of the titles (the data set's when left out, where it has one only; else movie).")
     method: str = setting(
         "",
@@ -20,12 +20,12 @@ class UseSettings(CommonSettings):
         choices=("", "items", "pairs"),
     )
     budget: int = setting(
-        0, "pairs: how many pairs are compared; 0 takes all of up to 20 candidates, else about N log2 N.", low=0
+        0, "pairs: number of pairs to compare; 0 takes all pairs of up to 20 candidates, else about N log2 N.", low=0
     )
     start: str = setting(
         "random",
-        "pairs with a budget: what the first comparisons follow: a random tournament, or the order of items by "
-        "the direct prompt.",
+        "pairs with a budget: the first comparisons: a random tournament, or neighbours in the order that the "
+        "direct prompt gives.",
         choices=("random", "items"),
     )
     batch_size: int = setting(8, "Groups run at once.", low=1)
@@ -42,7 +42,7 @@ class UseSettings(CommonSettings):
 
 @dataclass(frozen=True)
 class RankSettings(UseSettings):
-    adapter_path: str = setting("", "Adapter directory; without it the base model ranks.")
+    adapter_path: str = setting("", "Adapter directory; without it the base model ranks.", path=True)
     history: tuple[str, ...] = setting((), "Title that the user liked, oldest first, or a file with one title a line.")
     user: str = setting("", "Instead: this user's history in --data.")
     candidates: tuple[str, ...] = setting(
@@ -50,34 +50,40 @@ class RankSettings(UseSettings):
         "Title to rank, or a file with one title a line or an items.jsonl (the catalogue without the history when "
         "left out).",
     )
-    top: int = setting(0, "Print only the first so many; 0 prints all.", low=0)
-    out: str = setting("", "File to write the ranking to, as JSON.")
+    top: int = setting(0, "Print only the first N; 0 prints all.", low=0)
+    out: str = setting("", "File to write the ranking to, as JSON.", path=True)
 
 
 @dataclass(frozen=True)
 class ExplainSettings(UseSettings):
     adapter_path: tuple[str, ...] = setting(
-        (), "Adapter directory; several are explained side by side, the last first."
+        (), "Adapter directory; several are explained side by side, and the last one ranks.", path=True
     )
     base: bool = setting(False, "Explain the base model beside the adapters.")
     history: tuple[str, ...] = setting((), "Title that the user liked, oldest first, or a file with one title a line.")
     user: str = setting("", "Instead: this user's history in --data.")
-    chosen: str = setting("", "Title whose place is explained (the first of the ranking when left out).")
+    chosen: str = setting("", "Title whose rank is explained (the first of the ranking when left out).")
     rejected: str = setting("", "Title that it is compared with (the best other one of the ranking when left out).")
     candidates: tuple[str, ...] = setting(
         (), "Title to rank, or a file of titles, where --chosen or --rejected is left out. As in rank."
     )
-    max_flip: int = setting(3, "Largest set of history items searched for one that turns the order.", low=0, high=3)
-    out: str = setting("", "HTML file to write.")
+    max_flip: int | None = setting(
+        None,
+        "Largest set of history items searched for one that reverses the order (3 when left out; fewer where a long "
+        "history has more than 5,000 such sets).",
+        low=0,
+        high=3,
+    )
+    out: str = setting("", "HTML file to write.", path=True)
 
 
 @dataclass(frozen=True)
 class ServeSettings(UseSettings):
-    adapter_path: str = setting("", "Adapter directory; without it the base model ranks.")
+    adapter_path: str = setting("", "Adapter directory; without it the base model ranks.", path=True)
     host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.")
     port: int = setting(8765, "Port to listen on; 0 takes a free one.", low=0, high=65535)
-    api_key: str = setting("", "Key that requests must bring as `Authorization: Bearer KEY` (or MLX_DMPO_API_KEY).")
+    api_key: str = setting("", "Key that requests must send as `Authorization: Bearer KEY` (or MLX_DMPO_API_KEY).")
     max_body: int = setting(1_000_000, "Largest request body, in bytes.", low=1000)
-    max_items: int = setting(2000, "Most titles in one request, history and documents together.", low=2)
-    max_request_tokens: int = setting(100_000, "Most tokens of the titles in one request.", low=16)
-    max_queue: int = setting(64, "Most requests that wait; further ones get status 429.", low=1)
+    max_items: int = setting(2000, "Maximum number of titles per request, history and documents together.", low=2)
+    max_request_tokens: int = setting(100_000, "Maximum number of tokens of all titles in a request.", low=16)
+    max_queue: int = setting(64, "Maximum number of waiting requests; more get status 429.", low=1)

@@ -47,7 +47,7 @@ def _chunks(step: Callable[[mx.array, int], mx.array], x: mx.array, vocabulary: 
     return mx.concatenate(done)
 
 
-def _normaliser(head: nn.Module, x: mx.array, vocabulary: int, differentiate: bool) -> mx.array:
+def _normalizer(head: nn.Module, x: mx.array, vocabulary: int, differentiate: bool) -> mx.array:
     """log sum_v exp logits_v of each row.  (M, D) -> (M,) float32.
 
     differentiate  d/dx is a row's probabilities times the head, whatever the loss is: it is computed with the value,
@@ -68,10 +68,10 @@ def _normaliser(head: nn.Module, x: mx.array, vocabulary: int, differentiate: bo
         both = _chunks(value_and_slope, x, vocabulary)
         return both[:, -1], both[:, :-1]
 
-    normaliser: Any = mx.custom_function(with_slope)
+    normalizer: Any = mx.custom_function(with_slope)
 
-    normaliser.vjp(lambda x, cotangents, outputs: (cotangents[0][:, None] * outputs[1]).astype(x.dtype))
-    return normaliser(x)[0]
+    normalizer.vjp(lambda x, cotangents, outputs: (cotangents[0][:, None] * outputs[1]).astype(x.dtype))
+    return normalizer(x)[0]
 
 
 def answer_token_logps(head: nn.Module, x: mx.array, vocabulary: int, batch: GroupBatch, training: bool) -> mx.array:
@@ -80,7 +80,7 @@ def answer_token_logps(head: nn.Module, x: mx.array, vocabulary: int, batch: Gro
     columns = _columns(head, targets)
     if columns is not None:
         chosen = (x[rows].astype(mx.float32) * columns.astype(mx.float32)).sum(axis=-1)
-        return (chosen - _normaliser(head, x, vocabulary, training)[rows]) * mask
+        return (chosen - _normalizer(head, x, vocabulary, training)[rows]) * mask
 
     parameters, wanted = head.trainable_parameters(), targets.reshape(-1)
 

@@ -75,7 +75,7 @@ def s_dpo(margin: mx.array, mask: mx.array, smoothing: float = 0.0) -> mx.array:
 def simpo(margin: mx.array, mask: mx.array, gamma: float, smoothing: float = 0.0) -> mx.array:
     """mean_k -log sigmoid(margin_k - gamma) (Meng et al., arXiv 2405.14734, eq. 6).  margin, mask (G, K) -> (G,).
 
-    The margins are those of length-normalised log-probs, without a reference.
+    The margins are those of length-normalized log-probs, without a reference.
     """
     return dpo(margin - gamma, mask, smoothing)
 
@@ -93,23 +93,21 @@ def mppo(difference: mx.array, mask: mx.array, smoothing: float = 0.0) -> mx.arr
     return _smoothed((difference * mask).sum(axis=-1), smoothing)
 
 
-def recpo_margin(scores: mx.array, delays: mx.array, pairs: mx.array) -> mx.array:
-    """phi(chosen) / phi(rejected), phi = score / sqrt(delay) (Ouyang et al., arXiv 2506.02261).  -> (G, K).
+def recpo_margin(utility: mx.array, pairs: mx.array) -> mx.array:
+    """phi(chosen) / phi(rejected), phi = rating / sqrt(delay) (Ouyang et al., arXiv 2506.02261).
 
-    scores (G, R) > 0, such as ratings; delays (G, R) > 0: how far an answer's interaction lies from the moment of the
-    prompt, in any unit; pairs (G, K, 2). Ratings 5 and 1, both at once: 5. A factor and the loss: see `recpo`.
+    utility (G, R) > 0: phi of each answer; pairs (G, K, 2) -> (G, K). Ratings 5 and 1, both at once: 5.
     """
-    utility = scores / mx.sqrt(delays)
     chosen, rejected = (mx.take_along_axis(utility, pairs[..., n], axis=1) for n in (0, 1))
     return chosen / rejected
 
 
-def recpo(margin: mx.array, mask: mx.array, target: mx.array, weight: float = 2.0, smoothing: float = 0.0) -> mx.array:
-    """S-DPO whose every pair has a target margin of its own, weight x target (arXiv 2506.02261).  (G, K) each -> (G,).
+def recpo(margin: mx.array, mask: mx.array, target: mx.array, gamma: float, smoothing: float = 0.0) -> mx.array:
+    """S-DPO whose every pair has a target margin of its own, gamma x target (arXiv 2506.02261).  (G, K) each -> (G,).
 
-    target  what `recpo_margin` gives; with weight 0 it is S-DPO
+    target  what `recpo_margin` gives; with gamma 0 it is S-DPO
     """
-    return s_dpo(margin - weight * target, mask, smoothing)
+    return s_dpo(margin - gamma * target, mask, smoothing)
 
 
 def mult_dpo(reward: mx.array, chosen: mx.array, mask: mx.array) -> mx.array:
@@ -124,13 +122,15 @@ def mult_dpo(reward: mx.array, chosen: mx.array, mask: mx.array) -> mx.array:
     return ((total - reward) * chosen).sum(axis=-1)
 
 
-# A new loss is a function (margin (G, K), mask (G, K), smoothing=) -> (G,), and a line here.
+# A new loss of margins is a function (margin (G, K), mask (G, K), smoothing=) -> (G,), and a line here.
 REDUCTIONS: dict[str, Callable[..., mx.array]] = {
     "dmpo": dmpo,
     "dpo": dpo,
     "s-dpo": s_dpo,
     "simpo": simpo,
     "mppo": mppo,
+    "recpo": recpo,
+    "mult-dpo": mult_dpo,
 }
 WITHOUT_REFERENCE = frozenset({"simpo", "mppo"})
 
@@ -161,14 +161,16 @@ def preference_loss(
     """The `Loss` of a name in REDUCTIONS.
 
     beta          factor of the margin; mppo has none
-    gamma         simpo's target margin
+    gamma         target margin of simpo, factor of recpo's own
     smoothing     chance that a preference is the wrong way round
     sft_weight    weight of the chosen answers' mean token loss, which is added
     boundary      only negatives near the decision boundary count (see boundary.py)
     dynamic_beta  with `boundary`: each pair's margin is scaled by its distance from there
     Raises KeyError for another name.
     """
-    reduce = REDUCTIONS[name] if name != "simpo" else partial(simpo, gamma=gamma)
+    reduce = REDUCTIONS[name]
+    if name in ("simpo", "recpo"):
+        reduce = partial(reduce, gamma=gamma)
 
     def loss(policy: mx.array, reference: mx.array | None, batch: GroupBatch) -> tuple[mx.array, mx.array]:
         pairs, mask = mx.array(batch.pairs), mx.array(batch.pair_mask)
@@ -180,7 +182,14 @@ def preference_loss(
             if dynamic_beta:
                 counted = margin * dynamic_factor(difference, mask, selected)
             mask = selected
-        value = reduce(counted, mask, smoothing=smoothing)
+        if name == "mult-dpo":
+            lengths = mx.array(batch.answer_mask).sum(axis=-1)
+            reward = beta * (policy if reference is None else policy - reference)
+            value = mult_dpo(reward, mx.array(batch.chosen_lengths) > 0, lengths > 0)
+        elif name == "recpo":
+            value = reduce(counted, mask, recpo_margin(mx.array(batch.utilities), pairs), smoothing=smoothing)
+        else:
+            value = reduce(counted, mask, smoothing=smoothing)
         if sft_weight:
             value = value + sft_weight * sft(policy, mx.array(batch.chosen_lengths))
         return value, margin

@@ -21,7 +21,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from .attention import _advance, _tree
+from . import family
+from .attention import PREFIX_CHUNK, _advance, _Tree, _tree
 from .head import _head, _token_logps, answer_token_logps
 from .tree import GroupBatch
 
@@ -52,8 +53,16 @@ def _recomputed(run: Callable[..., mx.array], parameters: Any, h: mx.array) -> m
     return recomputed(*(value for _, value in tree_flatten(parameters)), h)
 
 
+def _trees(model: nn.Module, batch: GroupBatch, dtype: mx.Dtype, chunk: int) -> list[_Tree]:
+    """Of each layer. Layers of one attention window share it."""
+    windows = family.windows(model)
+    made = {window: _tree(batch, dtype, window, chunk) for window in set(windows)}
+    return [made[window] for window in windows]
+
+
 def frozen_layers(model: nn.Module) -> int:
     """How many of the first layers no gradient reaches: below the first that trains; 0 if the embedding trains."""
+    model = family.decoder(model)
     if tree_flatten(model.model.embed_tokens.trainable_parameters()):
         return 0
     trains = [bool(tree_flatten(layer.trainable_parameters())) for layer in model.model.layers]
@@ -69,15 +78,15 @@ class FrozenOutputs:
     """
 
     def __init__(self, model: nn.Module, budget: float, epoch: int):
-        self.model, self.budget, self.epoch, self.layers = model, budget, epoch, frozen_layers(model)
+        self.model, self.budget, self.epoch, self.layers = family.decoder(model), budget, epoch, frozen_layers(model)
         self.kept: OrderedDict[bytes, tuple[mx.array, int]] = OrderedDict()  # least recently used first; last use
         self.bytes = 0
         self._used = 0  # groups so far
 
     def _compute(self, batch: GroupBatch) -> mx.array:
-        h = self.model.model.embed_tokens(mx.array(batch.tokens))
-        tree = _tree(batch, h.dtype)
-        for layer in self.model.model.layers[: self.layers]:
+        h = family.embed(self.model, mx.array(batch.tokens))
+        trees = _trees(self.model, batch, h.dtype, PREFIX_CHUNK)
+        for layer, tree in zip(self.model.model.layers[: self.layers], trees, strict=False):
             h = _advance(layer, h, tree, tree.every)
         return h
 
@@ -123,6 +132,7 @@ def shared_logps(
     dropout_seed: int | None = None,
     frozen: mx.array | None = None,
     per_token: bool = False,
+    chunk: int = PREFIX_CHUNK,
 ) -> mx.array:
     """Log-probs of every branch's answer, shared tokens run once.  -> (G, R) float32, nats; 0 for a padded branch.
 
@@ -131,10 +141,11 @@ def shared_logps(
     dropout_seed  reseeds the generator in each layer, so that a recomputed layer draws the same dropout mask.
     frozen        (N, D): what FrozenOutputs gives; the run starts at the first layer that trains.
     per_token     each answer token's log-prob instead of their sum.  -> (G, R, A), 0 for padding
+    chunk         queries of a prefix that attention runs at once; the result is the same for each
     """
-    begin = 0 if frozen is None else frozen_layers(model)
-    h = model.model.embed_tokens(mx.array(batch.tokens)) if frozen is None else frozen
-    tree = _tree(batch, h.dtype)
+    begin, training, model = 0 if frozen is None else frozen_layers(model), model.training, family.decoder(model)
+    h = family.embed(model, mx.array(batch.tokens)) if frozen is None else frozen
+    trees = _trees(model, batch, h.dtype, chunk)
     last = len(model.model.layers) - 1
     for index, layer in enumerate(model.model.layers[begin:], begin):
 
@@ -142,13 +153,14 @@ def shared_logps(
             if dropout_seed is not None:
                 mx.random.seed(dropout_seed + index)
             layer.update(parameters)
+            tree = trees[index]
             return _advance(layer, h, tree, tree.answers if index == last else tree.every)
 
         parameters = layer.trainable_parameters()
         recompute = checkpoint and bool(tree_flatten(parameters))
         h = _recomputed(advance, parameters, h) if recompute else advance(parameters, h)
     head = _head(model)
-    tokens = answer_token_logps(head, model.model.norm(h), model.args.vocab_size, batch, model.training)
+    tokens = answer_token_logps(head, model.model.norm(h), model.args.vocab_size, batch, training)
     return tokens if per_token else tokens.sum(axis=-1)
 
 

@@ -2,41 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from . import family
 from .attention import PREFIX_CHUNK
 from .scorer import plain_logps, shared_logps
 from .tree import EncodedGroup, GroupBatch, pad_groups
 
 LONG = 2 * PREFIX_CHUNK + 16  # tokens of the longest prefix that is compared
-SHORT, LARGE = 72, 10_000  # a prefix longer than common attention windows; a vocabulary of a real model
+SHORT, LARGE = 72, 10_000  # tokens of the only prefix that is compared on slow models; a vocabulary of a real model
+NARROW = 48  # tokens of an attention window while scorers are compared
+
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the shared-prefix scorer took on this device for a small batch."""
+
+    batch: GroupBatch
+    peak: int  # bytes above what was in use before
+    seconds: float
 
 
 @dataclass(frozen=True)
 class GroupScorer:
-    """The scorer in use, and why it is the plain one where it is."""
+    """The scorer in use, and why it is the plain one where it is.
+
+    forward, kept, recomputed  what the self-check took for values, and for gradients without and with recomputation;
+                               None where it did not measure that
+    """
 
     logps: Callable[..., mx.array]
     shared: bool
     reason: str = ""
+    forward: Probe | None = None
+    kept: Probe | None = None
+    recomputed: Probe | None = None
 
 
-def _unsupported(model: nn.Module) -> str:
-    """Why the shared-prefix scorer does not know this model, or an empty string."""
-    body = getattr(model, "model", None)
-    if getattr(model, "model_type", "") not in ("qwen3", "qwen2", "llama") or body is None:
-        return f"model type {getattr(model, 'model_type', '?')} is not one that the shared-prefix scorer knows"
-    for layer in body.layers:
-        if getattr(layer, "use_sliding", False):
-            return "the model has sliding-window layers"
-    return ""
+def _probed(batch: GroupBatch, run: Callable[[], R]) -> tuple[R, Probe]:
+    mx.synchronize()
+    before, begun = mx.get_active_memory(), time.perf_counter()
+    mx.reset_peak_memory()
+    found = run()
+    return found, Probe(batch, mx.get_peak_memory() - before, time.perf_counter() - begun)
+
+
+@contextlib.contextmanager
+def _narrow_windows(model: nn.Module) -> Iterator[None]:
+    """Attention windows of NARROW tokens in both scorers, so that short probes are longer than a window."""
+    inner = family.decoder(model)
+    name, width = family.window_name(inner), None
+    if any(family.windows(inner)):
+        width = getattr(inner.model, name)
+        setattr(inner.model, name, min(width, NARROW))
+    try:
+        yield
+    finally:
+        if width is not None:
+            setattr(inner.model, name, width)
 
 
 def _probes(vocabulary: int, short: bool = False) -> tuple[GroupBatch, GroupBatch]:
@@ -70,50 +106,68 @@ def _gradient(model: nn.Module, score: Callable[..., mx.array], probe: GroupBatc
         return (weights * score(model, probe, **how)).sum()
 
     try:
-        found = tree_flatten(mx.grad(total)(parameters))
-        return np.concatenate([np.array(g.astype(mx.float32)).reshape(-1) for _, g in found])
+        found = mx.grad(total)(parameters)
+        mx.eval(found)  # all at once, as in a step: one by one, the others' graphs keep their arrays
+        return np.concatenate([np.array(g.astype(mx.float32)).reshape(-1) for _, g in tree_flatten(found)])
     finally:
         model.update(parameters)
 
 
-def _difference(model: nn.Module, vocabulary: int) -> str:
-    """How the scorers differ, or an empty string. The gradient is compared where the model is to be trained."""
+def _difference(
+    model: nn.Module, vocabulary: int, shared_logps: Callable[..., mx.array]
+) -> tuple[str, dict[str, Probe]]:
+    """How the scorers differ, or an empty string, and what the shared one took.
+
+    The gradient is compared where the model is to be trained.
+    """
     # float32 agrees to about 1e-5 nats per token; in 16 bits each logit carries about 3 digits
-    wide, trains = model.model.norm.weight.dtype == mx.float32, model.training
+    wide, trains = family.decoder(model).model.norm.weight.dtype == mx.float32, model.training
     quantized = any(isinstance(m, nn.QuantizedLinear | nn.QuantizedEmbedding) for m in model.modules())
     on_cpu = mx.default_device() == mx.Device(mx.cpu)  # where a quantized product takes a hundred times longer
     values, gradient = _probes(vocabulary, short=quantized and on_cpu and vocabulary > LARGE)
     model.eval()
-    fast, slow = np.array(shared_logps(model, values)), np.array(plain_logps(model, values))
+    mx.eval(model.parameters())  # a file that is read late is not the scorer's memory
+    fast, forward = _probed(values, lambda: np.array(shared_logps(model, values)))
+    slow = np.array(plain_logps(model, values))
     difference = np.abs(fast - slow)
     if not (difference <= (1e-3 if wide else 0.05 + 0.03 * np.abs(slow))).all():  # also for NaN
-        return f"the shared-prefix scorer differs from the plain one by {float(difference.max()):.2g} nats"
+        return f"the shared-prefix scorer differs from the plain one by {float(difference.max()):.2g} nats", {}
     if not trains or not tree_flatten(model.trainable_parameters()):
-        return ""
+        return "", {"forward": forward}
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
-    fast, slow = _gradient(model, shared_logps, gradient, checkpoint=True), _gradient(model, plain_logps, gradient)
-    worst = float(np.linalg.norm(fast - slow)) / max(float(np.linalg.norm(slow)), 1e-30)
-    if worst <= (1e-3 if wide else 0.2):
-        return ""
-    return f"the gradients of the shared-prefix scorer and of the plain one differ by {100 * worst:.2g} %"
+    slow = _gradient(model, plain_logps, gradient)
+    probes = {"forward": forward}
+    for name, checkpoint in (("recomputed", True), ("kept", False)):
+        fast, probes[name] = _probed(gradient, partial(_gradient, model, shared_logps, gradient, checkpoint=checkpoint))
+        worst = float(np.linalg.norm(fast - slow)) / max(float(np.linalg.norm(slow)), 1e-30)
+        if not worst <= (1e-3 if wide else 0.2):  # also for NaN
+            return f"the gradients of the shared-prefix scorer and of the plain one differ by {100 * worst:.2g} %", {}
+    return "", probes
 
 
-def choose_scorer(model: nn.Module, vocabulary: int, scoring: str = "auto") -> GroupScorer:
+def choose_scorer(model: nn.Module, vocabulary: int, scoring: str = "auto", chunk: int = PREFIX_CHUNK) -> GroupScorer:
     """The shared-prefix scorer where it equals the plain one on this very model; else the plain one, and why.
 
     Compared are values, also with prefixes around PREFIX_CHUNK and a long one, and for a model in training mode one
-    gradient.
+    gradient, with and without recomputation, and with `chunk` queries of a prefix at once; where that fails, with
+    PREFIX_CHUNK. Where layers attend within a window, it is narrowed for that, so that prefixes are longer than it.
+    What the shared one took for them is kept, for the plan of a run.
     """
     if scoring == "plain":
         return GroupScorer(plain_logps, False, "--scoring plain was given")
-    reason, training = _unsupported(model), model.training
-    try:
-        reason = reason or _difference(model, vocabulary)
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"the shared-prefix scorer fails on this model ({error})"
-    finally:
-        model.train(training)
-    return GroupScorer(plain_logps, False, reason) if reason else GroupScorer(shared_logps, True)
+    reason, training, probes = family.unsupported(model), model.training, dict[str, Probe]()
+    for size in () if reason else dict.fromkeys((chunk, PREFIX_CHUNK)):
+        scorer = shared_logps if size == PREFIX_CHUNK else partial(shared_logps, chunk=size)
+        try:
+            with _narrow_windows(model):
+                reason, probes = _difference(model, vocabulary, scorer)
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            reason = f"the shared-prefix scorer fails on this model ({error})"
+        finally:
+            model.train(training)
+        if not reason:
+            return GroupScorer(scorer, True, "", **probes)
+    return GroupScorer(plain_logps, False, reason)

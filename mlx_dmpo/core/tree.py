@@ -36,6 +36,7 @@ class EncodedGroup:
     targets: tuple[int, ...] | None = (
         None  # branches that SFT learns; None: the chosen ones, or all where there are no pairs
     )
+    utilities: tuple[float, ...] | None = None  # of each branch, as RecPO has them
 
     def tree(self) -> list[tuple[int, int]]:
         """(branch, tokens that its tail shares with the branch before it), so ordered that each token comes once."""
@@ -82,6 +83,7 @@ class GroupBatch:
     answer_targets   (G, R, A)  int32
     answer_mask      (G, R, A)  float32
     chosen_lengths   (G, R)     float32: answer tokens of the branches that SFT learns, 0 elsewhere
+    utilities        (G, R)     float32: of each branch's answer (see losses.utility); 1 where there is none
     pairs            (G, K, 2)  int32: chosen, rejected branch
     pair_mask        (G, K)     float32
     starts           (G + 1,)   int32: where each group's tokens begin in `tokens`; the last is the count of real ones
@@ -102,6 +104,7 @@ class GroupBatch:
     answer_targets: np.ndarray
     answer_mask: np.ndarray
     chosen_lengths: np.ndarray
+    utilities: np.ndarray
     pairs: np.ndarray
     pair_mask: np.ndarray
     starts: np.ndarray
@@ -181,6 +184,7 @@ def _blank(
         answer_targets=ints(G, R, A),
         answer_mask=np.zeros((G, R, A), np.float32),
         chosen_lengths=np.zeros((G, R), np.float32),
+        utilities=np.ones((G, R), np.float32),
         pairs=ints(G, K, 2),
         pair_mask=np.zeros((G, K), np.float32),
         starts=starts,
@@ -232,6 +236,8 @@ def pad_groups(
         if group.targets is not None:
             chosen = np.array(group.targets)
         b.chosen_lengths[g, chosen] = np.array(group.answer_lengths)[chosen]
+        if group.utilities is not None:
+            b.utilities[g, : len(group.tails)] = group.utilities
     return b
 
 

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..machine import files
-from ..machine.run_directory import MANIFEST
 from ..prompts.pairwise import DOMAINS, Domain
 from ..records import Example, PreferenceGroup, RankingExample
 from . import formats
 from .guess import ratings_beside
 from .rows import SPLITS, has_split
 from .titles import without_hidden
+from .wording import manifest_of
 
 SHOWN = 3  # rows that a finding names on the terminal; --json has all of them
 
@@ -30,7 +29,7 @@ SHOWN = 3  # rows that a finding names on the terminal; --json has all of them
 ALIKE = 0.8  # share of the shorter history's titles from which two histories are one user's at two times
 
 
-TWO_STAGES = "right for two training stages, wrong for an unseen test"
+TWO_STAGES = "fine between two training stages, wrong between training and test"
 
 
 NOTHING_THERE = "holds no train.jsonl, valid.jsonl or test.jsonl: name a prepared directory or a data file"
@@ -72,36 +71,6 @@ class Part:
     bad: tuple[str, ...]
     prepared: str = ""  # the prepared directory that it is a split of
     by_time: bool = False  # the directory's splits are parts of each user's time: users stand in all of them
-
-
-def manifest_of(data: str | Path) -> Mapping[str, Any]:
-    """The settings that a prepared directory was made with; {} where there are none."""
-    path = Path(data) / MANIFEST
-    if not path.is_file():
-        return {}
-    whole = files.read_json(path)
-    config = whole.get("config") if isinstance(whole, dict) else None
-    if not isinstance(config, dict):
-        return {}
-    return {
-        **config,
-        "split": whole.get("split") or config.get("split"),
-    }  # where it was left to prepare, prepare says it
-
-
-def own_domains(data: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The wording of domains that prepared directories were made with. Raises UserError where two of them differ."""
-    found: dict[str, dict[str, str]] = {}
-    for name in data:
-        worded = manifest_of(name).get("domains")
-        for domain, wording in (worded if isinstance(worded, dict) else {}).items():
-            if found.setdefault(domain, wording) != wording:
-                raise UserError(
-                    f'{name}: words the domain "{domain}" in another way than the directories before it: check '
-                    "them "
-                    "apart"
-                )
-    return found
 
 
 def read_parts(data: Sequence[str], domains: Mapping[str, Domain] = DOMAINS, domain: str = "") -> list[Part]:
@@ -183,9 +152,7 @@ def check_titles(examples: Sequence[RankingExample]) -> Iterator[Finding]:
 
 def check_pairs(examples: Sequence[RankingExample]) -> Iterator[Finding]:
     inside = [e.source for e in examples if {e.positive, *e.negatives} & set(e.history)]
-    yield from _finding(
-        WARNING, "examples have a candidate that stands in their history: the answer can be copied", inside
-    )
+    yield from _finding(WARNING, "examples have a candidate that is in their history: the answer can be copied", inside)
     twins = [
         e.source
         for e in examples
@@ -202,7 +169,7 @@ def check_pairs(examples: Sequence[RankingExample]) -> Iterator[Finding]:
             twice.append(e.source)
         seen |= pairs
     yield from _finding(
-        WARNING, "examples repeat a pair (user, history, positive, negative) that stands above: it counts twice", twice
+        WARNING, "examples repeat an earlier pair (user, history, positive, negative): it counts twice", twice
     )
 
 
@@ -217,7 +184,7 @@ def check_order(name: str, examples: Sequence[RankingExample]) -> Iterator[Findi
     if abs(z) > 3:
         yield Finding(
             WARNING,
-            f"{text}: position alone tells the answer; train with --both-orders or --candidate-order epoch",
+            f"{text}: position alone gives the answer away; train with --both-orders or --candidate-order epoch",
             len(flags),
         )
     else:
@@ -244,7 +211,7 @@ def check_structure(name: str, examples: Sequence[Example]) -> Iterator[Finding]
 
 def check_text(name: str, groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
     """Preferences in free text: repeated pairs, control characters, answers that differ in white space, a length that
-    tells the answer."""
+    gives the answer away."""
     seen: set[tuple[str, str, str]] = set()
     twice, control, same = [], [], []
     longer = pairs = 0
@@ -262,12 +229,14 @@ def check_text(name: str, groups: Sequence[PreferenceGroup]) -> Iterator[Finding
             seen.add((g.user, chosen, rejected))
     yield from _finding(WARNING, "rows hold control or invisible characters: take them out", control)
     yield from _finding(WARNING, "pairs differ in white space only", same)
-    yield from _finding(WARNING, "pairs stand above already: each counts twice", twice)
+    yield from _finding(WARNING, "pairs repeat an earlier one: each counts twice", twice)
     if pairs:
         share = longer / pairs
         biased = pairs >= COMMON_ENOUGH and abs(share - 0.5) > 0.25
         what = f"{name}: the chosen answer is the longer one in {share:.1%} of {pairs} pairs"
-        yield Finding(WARNING if biased else NOTE, what + (": length alone tells it" if biased else ""), pairs)
+        yield Finding(
+            WARNING if biased else NOTE, what + (": length alone gives the answer away" if biased else ""), pairs
+        )
 
 
 def same_user(first: Sequence[RankingExample], second: Sequence[RankingExample]) -> list[str]:
@@ -295,20 +264,20 @@ def same_user(first: Sequence[RankingExample], second: Sequence[RankingExample])
 
 
 def check_overlap(a: Part, b: Part) -> Iterator[Finding]:
-    """Users, prompts and pairs that stand in both; titles that only look different."""
+    """Users, prompts and pairs that are in both; titles that only look different."""
     assert a.loaded and b.loaded
     first, second = a.loaded.examples, b.loaded.examples
     users = {e.user for e in first}
     derived = all(e.user.startswith(("history-", "prompt-", "tallrec-")) for e in (*first, *second))
     what = "history" if derived and a.loaded.ranking else "prompt" if derived else "user"
     shared = [e.source for e in second if e.user in users]
-    text = f"groups of {b.name} have a {what} that stands in {a.name} too"
+    text = f"groups of {b.name} have a {what} that is also in {a.name}"
     if a.by_time and a.prepared == b.prepared:
         yield from _finding(NOTE, f"{text}: the splits are parts of each user's time", shared)
     elif derived and a.loaded.ranking and b.loaded.ranking:  # no ids: a user may come again with a longer history
         again = set(same_user(first, second)) | set(shared)
         text = f"groups of {b.name} share {ALIKE:.0%} of the shorter history or more with a group of {a.name}"
-        whole = f"{len(shared)} of them the whole history; the same user, one window on, is"
+        whole = f"{len(shared)} of them the whole history; this is the same user, a few items later:"
         yield from _finding(WARNING, f"{text} ({whole} {TWO_STAGES})", [e.source for e in second if e.source in again])
     else:
         yield from _finding(WARNING, f"{text}: {TWO_STAGES}", shared)
@@ -316,7 +285,7 @@ def check_overlap(a: Part, b: Part) -> Iterator[Finding]:
         return
     pairs = {(e.history, e.positive, n) for e in first for n in e.negatives}
     both = [e.source for e in second if any((e.history, e.positive, n) in pairs for n in e.negatives)]
-    yield from _finding(WARNING, f"groups of {b.name} have a (history, pair) that stands in {a.name} too", both)
+    yield from _finding(WARNING, f"groups of {b.name} have a (history, pair) that is also in {a.name}", both)
     titles: dict[str, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
     for side, examples in enumerate((first, second)):
         for e in examples:
@@ -338,7 +307,7 @@ def _check_spelling(a: str, b: str, domain: str, left: set[str], right: set[str]
         example = only_loosely[0]
         yield Finding(
             WARNING,
-            f"{text}, {len(only_loosely)} more only in another spelling "
+            f"{text}, {len(only_loosely)} more only in a different spelling "
             f"({short(example)} there {short(by_key[loose(example)])}): write titles alike in both",
             len(only_loosely),
         )

@@ -45,10 +45,10 @@ def read_scores(path: Path) -> Scores:
                 raise UserError(f'{path}:{n}: no text "{name}": give user, positive, negative and margin')
         margin = row.get("margin")
         if not isinstance(margin, int | float) or isinstance(margin, bool) or not math.isfinite(margin):
-            raise UserError(f'{path}:{n}: "margin" is no finite number: give it in nats')
+            raise UserError(f'{path}:{n}: "margin" is not a finite number: give it in nats')
         of_user = margins.setdefault((str(row.get("domain", "")), row["user"], row["positive"]), {})
         if row["negative"] in of_user:
-            raise UserError(f"{path}:{n}: the pair is there twice: keep one margin of each")
+            raise UserError(f"{path}:{n}: the pair occurs twice: keep one margin of each")
         of_user[row["negative"]] = float(margin)
     return Scores(path, margins)
 
@@ -159,6 +159,11 @@ class Rankings:
         negatives, scored = self._negatives(user, name, positive, place, of_user, end)
         taken = {*negatives, positive}
         disliked = [self.titles[t] for t in h.title[before][~h.liked[before]]]
+        answers = np.array([], int)  # drawn negatives were never rated
+        if self.settings.negatives not in DRAWN:
+            place_of = {self.titles[h.title[p]]: p for p in of_user}
+            answers = np.array([place, *(place_of[n] for n in negatives)])
+        rated, timed = self.rated, self.time is not None and self.per_second
         example = RankingExample(
             name,
             self.domain,
@@ -166,12 +171,16 @@ class Rankings:
             positive,
             tuple(negatives),
             disliked=tuple(t for t in disliked if t not in taken) or None,
-            ratings=tuple(h.rating[liked].tolist()) if self.rated else None,
-            times=tuple((self.time[liked] / self.per_second).tolist())
-            if self.time is not None and self.per_second
-            else None,
+            ratings=tuple(h.rating[liked].tolist()) if rated else None,
+            times=self._seconds(liked) if timed else None,
+            answer_ratings=tuple(h.rating[answers].tolist()) if rated and len(answers) else None,
+            answer_times=self._seconds(answers) if timed and len(answers) else None,
         )
         return example, scored
+
+    def _seconds(self, places: np.ndarray) -> tuple[float, ...]:
+        assert self.time is not None and self.per_second
+        return tuple((self.time[places] / self.per_second).tolist())
 
     def _disliked(self, user: int, places: slice) -> np.ndarray:
         """The places of a user's disliked items, in the order of the draw."""

@@ -191,7 +191,7 @@ def _csv_rows(path: Path, text: str) -> Rows:
 
 
 def _without_surrogates(row: tuple[str, Any]) -> tuple[str, Any]:
-    """JSON can write half of a surrogate pair, which is no text: nothing can encode it."""
+    """JSON can write half of a surrogate pair, which is not text: nothing can encode it."""
     source, value = row
     try:
         if not isinstance(value, UserError):
@@ -219,7 +219,7 @@ def _parquet_rows(path: Path) -> Rows:
                     n += 1
                     yield f"{path}:row {n}", value
     except (OSError, ValueError, NotImplementedError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: is no readable Parquet file ({first_line(error)}): write it again") from None
+        raise UserError(f"{path}: is not a readable Parquet file ({first_line(error)}): write it again") from None
 
 
 def first_line(error: Exception) -> str:

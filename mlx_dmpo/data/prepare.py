@@ -26,7 +26,7 @@ from .sources import SOURCES, BadRows, Ratings
 from .sources.catalogue import read_catalogue
 from .splits import DRAWN, SPLITS
 from .summary import Domain
-from .titles import Catalogue, catalogue, normalise
+from .titles import Catalogue, catalogue, normalize
 
 
 def prepare(source: str, paths: Sequence[str], settings: PrepareSettings, command: str = "prepare") -> list[str]:
@@ -55,7 +55,7 @@ def prepare(source: str, paths: Sequence[str], settings: PrepareSettings, comman
 
 
 def _check(settings: PrepareSettings) -> None:
-    """What one field alone cannot say. Raises UserError."""
+    """Checks that need several settings. Raises UserError."""
     if not settings.out:
         raise UserError("--out: no directory to write: name one")
     if run_directory.is_complete(Path(settings.out)) and not settings.overwrite:
@@ -100,10 +100,10 @@ def _name(n: int, ratings: Ratings, inputs: Sequence[Any], settings: PrepareSett
     if names and len(names) != len(inputs):
         raise UserError(f"--domains: {len(names)} names for {len(inputs)} paths: name each")
     if len(set(names)) < len(names):
-        raise UserError("--domains: a name is there twice: give each path its own")
+        raise UserError("--domains: a name is used twice: give each path its own")
     name = names[n] if names else ratings.domain
     if any(d.name == name for d in before):
-        raise UserError(f'--domains: two paths are of domain "{name}": name them, as in --domains old,new')
+        raise UserError(f'--domains: two paths have domain "{name}": name them, as in --domains old,new')
     return name
 
 
@@ -156,11 +156,11 @@ def _domain(
             "choose by it"
         )
     notes = [*ratings.notes, *([further[1]] if further else [])]
-    notes += summary.notes(bad, titles, histories, examples, scored if scores else None)
+    notes += summary.notes(bad, titles, histories, ratings.interactions.items, examples, scored if scores else None)
     notes += _short(examples, wanted, settings)
     if rankings.dropped.total():
         notes.append(
-            f"{rankings.dropped.total():,} liked items are no positive: no negative from the same part of the time"
+            f"{rankings.dropped.total():,} liked items are not used as positives: no negative from the same period"
         )
     ids = [*titles.ids, *([] for _ in rankings.titles[len(titles.titles) :])]
     return Domain(
@@ -211,7 +211,7 @@ def _rankings(
     popularity = splits.popularity(h, len(all_titles)).tolist()
 
     def at(raw: str) -> int | None:
-        title = normalise(raw, settings.title_articles, settings.title_years)
+        title = normalize(raw, settings.title_articles, settings.title_years)
         if not title:
             return None
         if title not in place:
@@ -279,7 +279,7 @@ def _write(
     unknown = sorted(named - {d.name for d in domains})
     if unknown:
         raise UserError(
-            f'--train-domains and --test-domains: "{unknown[0]}" is no domain here: there are '
+            f'--train-domains and --test-domains: "{unknown[0]}" is not a domain here: there are '
             f"{', '.join(d.name for d in domains)}"
         )
     try:
@@ -311,7 +311,7 @@ def _write(
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """A JSON lines file; none where there are no rows, and what stood there goes."""
+    """A JSON lines file; none where there are no rows; an earlier file is removed."""
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     if text:
         files.write_text(path, text)

@@ -20,7 +20,7 @@ from .sources import Ratings
 from .titles import Catalogue
 
 SPLITS = ("train", "valid", "test")
-DRAWN = ("uniform", "popularity")  # negatives that the user never met
+DRAWN = ("uniform", "popularity")  # negatives that the user has not seen
 SHARES = {"valid": 0.1, "test": 0.2}  # of the users, or of one user's examples
 MOST = {"valid": 100, "test": 1000}
 PAPER = {"train": 100, "valid": 100, "test": 1000}
@@ -94,7 +94,7 @@ class Histories:
     1].
 
     title, liked, rating  (M,) int32, bool, float64
-    row                   (M,) int64: where the interaction stands in the source, whatever its order here
+    row                   (M,) int64: the place of the interaction in the source, whatever its order here
     start                 (U + 1,) int64
     """
 

@@ -55,8 +55,8 @@ def rules(rule: splits.LikedRule, order: str, s: PrepareSettings, all_liked: boo
     among = " among them" if one else ""
     source = {
         "disliked": f"of the user's disliked items{among}, drawn by seed",
-        "uniform": "drawn evenly from items that the user never met",
-        "popularity": "drawn by popularity from items that the user never met",
+        "uniform": "drawn uniformly from items that the user has not seen",
+        "popularity": "drawn by popularity from items that the user has not seen",
     }.get(s.negatives, "")
     if not one and s.negatives == "disliked":
         source = "of the user's disliked items, " + (
@@ -65,7 +65,7 @@ def rules(rule: splits.LikedRule, order: str, s: PrepareSettings, all_liked: boo
         source += ", those of train from before valid, of valid from before test" if s.split == "time" else ""
     if not source:
         file = Path(s.negatives).name
-        source = f"of the user's disliked items{among}, least margin in {file} first, the rest drawn by seed"
+        source = f"of the user's disliked items{among}, smallest margin in {file} first, the rest drawn by seed"
     number = f"up to {s.num_negatives}" if s.num_negatives else "all"
     positive = "the last liked" if one else f"{s.examples_per_user} of the liked, one example each"
     apart = (
@@ -76,7 +76,7 @@ def rules(rule: splits.LikedRule, order: str, s: PrepareSettings, all_liked: boo
     )
     return [
         rule.words + ("" if all_liked else ", all others disliked"),
-        f"{window}, {ordered}; a title met twice counts the last time",
+        f"{window}, {ordered}; a title that occurs twice counts the last time",
         f"users with at least {s.min_liked} liked and {splits.least_disliked(s, all_liked)} disliked{among}",
         f"positive: {positive}; history: the liked before it",
         f"negatives: {number} {source}",
@@ -125,6 +125,7 @@ def notes(
     bad: BadRows,
     titles: Catalogue,
     h: splits.Histories,
+    items: Sequence[str],
     examples: dict[str, list[RankingExample]],
     scored: Counter[str] | None,
 ) -> Iterator[str]:
@@ -132,7 +133,15 @@ def notes(
     for reason, count in bad.counts.items():
         yield f"{count:,} rows left out: {reason} (first: {bad.first[reason]})"
     if h.untitled:
-        yield f"{h.untitled:,} ratings left out: no title for {int((titles.of_item < 0).sum()):,} items"
+        without = (titles.of_item < 0).nonzero()[0]
+        such = f", such as {items[without[0]]}" if len(without) else ""
+        yield f"{h.untitled:,} ratings left out: no title for {len(without):,} items{such}"
+    twice = [title for title in titles.titles if _encoded_twice(title)]
+    if twice:
+        yield (
+            f"{len(twice):,} titles are UTF-8 that was read as Windows-1252 and saved again, such as {twice[0]}: take "
+            "the file from before that"
+        )
     if h.repeated:
         yield f"{h.repeated:,} ratings left out: the same user and title again later"
     merged = titles.merged
@@ -144,6 +153,14 @@ def notes(
         yield "negatives by margin: " + ", ".join(
             f"{scored[split]} of {len(found)} {split} users" for split, found in examples.items()
         )
+
+
+def _encoded_twice(title: str) -> bool:
+    """Whether its characters are the bytes of UTF-8 text, as in "AmÃ©lie"."""
+    try:
+        return not title.isascii() and bool(title.encode("cp1252").decode())
+    except UnicodeError:
+        return False
 
 
 def items(
@@ -245,9 +262,10 @@ def following(domains: Sequence[Domain], run: Path) -> Iterator[str]:
     train = sum(len(d.examples["train"]) for d in domains)
     if train > MANY:
         yield (
-            f"{train:,} examples may take long on a laptop: {plan} says how long; "
-            "--few-shot 1000 or --examples-per-user 5 makes it shorter"
+            f"note: {train:,} examples may take long on a laptop; --few-shot 1000 or --examples-per-user 5 makes it "
+            "shorter"
         )
+        yield f"how long: {plan}"
     yield (
         "note: commands without --model use the embedded toy model, which knows a fictional catalogue only: add "
         "--model, such as --model mlx-community/Qwen3-0.6B-4bit"

@@ -47,7 +47,7 @@ def without_hidden(text: str) -> str:
     return "".join(c for n, c in enumerate(text) if n in spelt or c.isspace() or unicodedata.category(c) not in hidden)
 
 
-def normalise(title: str, articles: bool = True, years: bool = True) -> str:
+def normalize(title: str, articles: bool = True, years: bool = True) -> str:
     """Entities unescaped, white space folded, control characters gone, NFC; < and > as ‹ and ›. May leave nothing: "".
 
     articles  "Sixth Sense, The (1999)" -> "The Sixth Sense (1999)", also within the brackets of another language's
@@ -89,7 +89,7 @@ def catalogue(items: Sequence[str], raw: Mapping[str, str], articles: bool, year
     ids: list[list[str]] = []
     of_item = np.full(len(items), -1, np.int32)
     for i, item in enumerate(items):
-        title = normalise(raw.get(item, ""), articles, years)
+        title = normalize(raw.get(item, ""), articles, years)
         if title:
             of_item[i] = index.setdefault(title, len(index))
             if of_item[i] == len(ids):

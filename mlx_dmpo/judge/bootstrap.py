@@ -65,7 +65,7 @@ class Bootstrap:
         return self.units >= MIN_UNITS
 
     def column(self, values: np.ndarray) -> int:
-        """Registers (n,) values; the number under which their sum stands in `sums`."""
+        """Registers (n,) values; the number of the column of their sum in `sums`."""
         self._columns.append(np.bincount(self.index, weights=values, minlength=self.units))
         return len(self._columns) - 1
 
@@ -89,7 +89,7 @@ class Bootstrap:
         return statistic
 
     def run(self, per_chunk: Callable[[np.ndarray], None] | None = None) -> None:
-        """Draws all resamples. `per_chunk` receives the rows' weights (b, n), for statistics that are no sums."""
+        """Draws all resamples. `per_chunk` receives the rows' weights (b, n), for statistics that are not sums."""
         table = np.stack(self._columns, axis=1)
         self.total = table.sum(axis=0)
         if not self.has_interval:

@@ -1,4 +1,4 @@
-"""`evaluate --candidates`: which titles the liked one has to beat, and its place among them."""
+"""`evaluate --candidates`: the candidates, and the liked title's rank among them."""
 
 from __future__ import annotations
 
@@ -62,13 +62,19 @@ def candidate_examples(settings: EvaluateSettings, examples: Sequence[Example], 
     ranking = [e for e in examples if isinstance(e, RankingExample)]
     if settings.candidate_negatives == "file":
         if count is None:
-            raise UserError("--candidates all: takes the catalogue: leave --candidate-negatives out, or give a number")
-        short = sum(len(e.negatives) < count - 1 for e in ranking)
-        if short:
-            notice(
-                f"note: {short} of {len(ranking)} examples have fewer than {count - 1} negatives: all they have is used"
+            raise UserError(
+                "--candidates all: ranks the whole catalogue: leave --candidate-negatives out, or give a number"
             )
-        return [replace(e, negatives=e.negatives[: count - 1], positive_first=None) for e in ranking]
+        listed = [
+            e.negatives if e.candidates is None else e.candidates for e in ranking
+        ]  # --num-negatives cuts the first
+        short = sum(len(titles) < count - 1 for titles in listed)
+        if short:
+            notice(f"note: {short} of {len(ranking)} examples list fewer than {count - 1} titles: all of them are used")
+        return [
+            replace(e, negatives=titles[: count - 1], positive_first=None)
+            for e, titles in zip(ranking, listed, strict=True)
+        ]
     titles: dict[str, list[str]] = {}
     for domain, title in catalogue(Path(settings.data), examples, facts):
         titles.setdefault(domain, []).append(title)

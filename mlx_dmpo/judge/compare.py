@@ -101,7 +101,7 @@ def _differences(
 def _auc_differences(
     found: Sequence[Entry], keys: Sequence[Key], users: Sequence[str], resamples: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """AUC is no mean over pairs, and is computed again in each resample. The mean of the seeds' AUCs is compared."""
+    """AUC is not a mean over pairs, and is computed again in each resample. The mean of the seeds' AUCs is compared."""
     units = Bootstrap(users, resamples, seed)
     margins = [entry.margins(keys) for entry in found]
     value = np.array([np.mean([metrics.auc(m)[0] for m in seeds]) for seeds in margins])
@@ -136,9 +136,7 @@ def compare_entries(found: Sequence[Entry], *, resamples: int = 2000, seed: int 
     Raises UserError for fewer than two entries, or none of their examples in common.
     """
     if len(found) < 2:
-        raise UserError(
-            "compare: one evaluation is nothing to compare: name two directories, or add --against popularity"
-        )
+        raise UserError("compare: only one evaluation is given: name two directories, or add --against popularity")
     common = Common.of(found)
     users = [key[0] for key in common.keys]
     values = [_pair_values(entry, common.keys) for entry in found]
@@ -207,7 +205,7 @@ def for_report(directories: Sequence[Path]) -> dict[str, Any]:
         measured["mean_margin"] = {"value": None}  # counts, or ±1: no nats
     try:
         together = compare_entries(found, resamples=1000) if 1 < len(found) <= 12 else None
-    except UserError:  # no example in common: tables and charts stand side by side without a comparison
+    except UserError:  # no example in common: tables and charts are shown without a comparison
         together = None
     return {"comparison": together, "baselines": baselines}
 

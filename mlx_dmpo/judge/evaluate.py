@@ -23,7 +23,7 @@ from ..core.scorer import SCORER_VERSION
 from ..data import formats
 from ..data.rows import data_file, hub_inputs
 from ..errors import UserError
-from ..machine import console, files, memory, run_directory, trained_on
+from ..machine import console, files, mac, memory, run_directory, trained_on
 from ..machine.ranks import world
 from ..model import device
 from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
@@ -54,7 +54,7 @@ _NOT_IN_KEY = {
     "domains",
     "allow_other_prompt",
 }
-_NOT_IN_KEY |= {"memory_limit", "resamples", "overwrite", "generate", "max_tokens", "seed"}
+_NOT_IN_KEY |= {"memory", "memory_limit", "resamples", "overwrite", "generate", "max_tokens", "seed", "caffeinate"}
 
 
 def output_directory(settings: EvaluateSettings) -> Path:
@@ -81,7 +81,7 @@ def evaluate(settings: EvaluateSettings, command: str = "evaluate") -> dict[str,
 
     Continues an unfinished evaluation of the same settings. Raises UserError for what the user can fix.
     """
-    with memory.memory_limits(settings), world().watched():
+    with memory.memory_limits(settings), world().watched(), mac.awake(settings.caffeinate):
         _check(settings)
         examples = read_examples(settings)
         finished = run_directory.is_complete(output_directory(settings))
@@ -104,13 +104,13 @@ def write_evaluation(
 
     facts  what the manifest says besides. Raises UserError for what the user can fix.
     """
-    with memory.memory_limits(settings), world().watched():
+    with memory.memory_limits(settings), world().watched(), mac.awake(settings.caffeinate):
         _check(settings)
         finished = run_directory.is_complete(output_directory(settings))
         if isinstance(scorer, LanguageModelScorer):
             examples = scorer.usable(list(examples))
             facts |= _model_facts(scorer, isinstance(examples[0], RankingExample))
-        free = ("out", "overwrite", "resamples", "memory_limit")
+        free = ("out", "overwrite", "resamples", "memory", "memory_limit", "caffeinate")
         given = {k: v for k, v in files.plain(settings).items() if k not in free}
         key = files.plain({"examples": _digest(examples), "versions": run_directory.versions(), **given, **facts})
         with _directory(settings, command) as run:
@@ -275,8 +275,9 @@ def _generated(
     by_example = [rows[start:end] for start, end in itertools.pairwise(ends)]
     todo = list(generation.tasks(examples[: settings.generate], by_example, scorer, settings.seed))
     found: list[dict[str, Any]] = []
-    for start in range(0, len(todo), settings.batch_size):
-        found += generation.answer_rows(scorer, todo[start : start + settings.batch_size], settings.max_tokens)
+    size = scorer.prompts_at_once(max(len(task.prompt) for task in todo) + settings.max_tokens, 1) if todo else 1
+    for start in range(0, len(todo), size):
+        found += generation.answer_rows(scorer, todo[start : start + size], settings.max_tokens)
     if directory:
         files.write_text(
             directory / ANSWERS, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in found)
@@ -291,8 +292,8 @@ def _count_trained_on(settings: EvaluateSettings, examples: Sequence[Example], r
         result["trained_on"] = trained
     if trained:
         console.notice(
-            f"warning: {trained} of the {len(examples)} examples are ones that {settings.adapter_path} was trained "
-            "on: this is no measure of ranking for new users; give test data with --data"
+            f"warning: {trained} of the {len(examples)} examples were in the training data of {settings.adapter_path}: "
+            "this does not measure ranking for new users; give test data with --data"
         )
 
 

@@ -87,7 +87,7 @@ def catalogue(directory: Path, examples: Sequence[Example], facts: Facts) -> lis
 
 
 def _histories(examples: Sequence[Example]) -> tuple[Counter[Title], Counter[tuple[str, str, str]]]:
-    """How often each title stands in a user's histories; a user's history counts once, however many examples repeat
+    """How often each title is in a user's histories; a user's history counts once, however many examples repeat
     it."""
     liked = {(e.user, e.domain, title) for e in examples if isinstance(e, RankingExample) for title in e.history}
     return Counter((domain, title) for _, domain, title in liked), Counter(liked)

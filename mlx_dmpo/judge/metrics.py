@@ -1,5 +1,5 @@
-"""Rows of scores.jsonl -> ranking metrics with intervals. numpy in, numbers out; a pair is a row, a margin is all it
-shows.
+"""Rows of scores.jsonl -> ranking metrics with intervals. numpy in, numbers out. A row is a pair, and its margin is all
+that counts.
 
 Intervals are 95 % percentile bootstraps over users (see bootstrap.py).
 """
@@ -29,8 +29,7 @@ def auc(margin: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Chance that a pair's margin exceeds a mirrored pair's, ties ½: AUC of {m_i} against {-m_j}.
 
     Each pair is one instance of "liked minus disliked" and one of "disliked minus liked"; the rank statistic of Mann
-    and
-    Whitney over all n x n of them.  margin (n,), weights (b, n) -> (b,); without weights (1,).
+    and Whitney over all n x n of them.  margin (n,), weights (b, n) -> (b,); without weights (1,).
     """
     weights = np.ones((1, len(margin))) if weights is None else weights
     order = np.argsort(-margin, kind="stable")

@@ -1,4 +1,4 @@
-"""Where is the accuracy? By popularity, history length, domain, titles seen in training, and attributes of users.
+"""Accuracy by popularity, history length, domain, titles seen in training, and attributes of users.
 
 A panel reads fields that evaluate adds to the rows (facts.py): `popularity`, `seen`, `history`, `groups`. Rows without
 a field have no such panel.

@@ -110,7 +110,7 @@ def entries(directories: Sequence[Path], names: Mapping[Path, str]) -> list[Entr
     found = []
     for members in groups.values():
         seeds = [_seed(d) for d in members] if len(members) > 1 else []
-        # the same seed twice is no second seed: such evaluations stand side by side
+        # the same seed twice does not count as two seeds: such evaluations stay separate
         parts = [members] if len(set(seeds)) == len(seeds) else [[d] for d in members]
         found += [_entry(part, names) for part in parts]
     return found

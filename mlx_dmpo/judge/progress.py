@@ -63,7 +63,7 @@ def rows_in_chunks(
     chunk: int,
     describe: str,
 ) -> list[dict[str, Any]]:
-    """The rows of all examples: of `path`, as far as whole chunks stand there, then computed and appended chunk by
+    """The rows of all examples: of `path`, as far as it has whole chunks, then computed and appended chunk by
     chunk.
 
     expected  rows of an example

@@ -12,7 +12,7 @@ from ..scores import Scores
 def rows_of(scores: Scores) -> Iterator[dict[str, Any]]:
     """One row per (positive, negative) pair; log-probs in nats, summed over the answer.
 
-    "given" stands in place of two orders where a pair is not printed: free text, and the two titles' own scores in the
+    "given" replaces the two orders where a pair is not printed: free text, and the two titles' own scores in the
     listwise, direct and pointwise forms. A scorer without log-probs has neither. "places" (listwise): share of printed
     orders that each place won.
     """

@@ -1,1 +1,1 @@
-"""The machine a run lives on: files, directories, memory, ranks, interrupts, console"""
+"""The machine that a run uses: files, directories, memory, ranks, interrupts, console"""

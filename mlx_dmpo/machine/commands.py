@@ -1,4 +1,4 @@
-"""Every command that is printed to be run next: quoted for a shell, with the flags that it needs"""
+"""The commands that are printed as the next step: quoted for a shell, with the flags that they need"""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from ..config import (
 )
 from .run_directory import CONFIG, is_complete, is_taken
 
-# Settings that a later stage needs as well, because the adapter or the data is not the same thing without them.
+# Settings that a later stage needs as well, because the adapter and the data depend on them.
 CARRIED = (
-    "model quantize quantize_group_size quantize_mode dtype domain skip_bad_rows max_seq_length scoring memory_limit"
+    "model quantize quantize_group_size quantize_mode dtype domain skip_bad_rows max_seq_length scoring memory "
+    "memory_limit"
 ).split()
 
 
@@ -60,16 +61,16 @@ def carried(settings: CommonSettings, target: type) -> dict[str, Any]:
 
 
 def config_for(settings: CommonSettings, directory: str | Path, target: type, config_file: str | None) -> list[str]:
-    """`-c FILE` for further domains: the user's file where `target` can read it, else the run's own."""
+    """`-c FILE` for further domains: the user's file where `target` can read it, else what the run wrote of them."""
     if not settings.domains:
         return []
     known = {f.name for f in fields(target)}
     if config_file and set(read_yaml(config_file)[0]) <= known:
         return ["-c", str(config_file)]
-    return ["-c", str(Path(directory) / (CONFIG if {f.name for f in fields(settings)} <= known else DOMAINS))]
+    return ["-c", str(Path(directory) / DOMAINS)]
 
 
-DOMAINS = "domains.yaml"  # written into a run directory beside config.yaml, for commands that cannot read the latter
+DOMAINS = "domains.yaml"  # written into a run directory beside config.yaml, whose other settings are of one stage
 
 
 def resume(settings: TrainSettings) -> str:

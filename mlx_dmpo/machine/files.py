@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -22,9 +23,17 @@ PARTIAL = ".partial-"  # names of what a killed process leaves; the next process
 _FIX = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable"),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "its directory is missing: put it back"),
+    **dict.fromkeys((errno.ENOENT, errno.ESTALE), "its directory is missing: put it back"),
+    errno.ENOTDIR: "a part of the path is a file, not a directory: name another",
     errno.ELOOP: "there is a link of that name: remove the link",
+    **dict.fromkeys((errno.EISDIR, errno.EEXIST), "something else is in its place: name another, or move that away"),
+    errno.ENAMETOOLONG: "name a shorter one",
 }
+
+
+def cache_directory() -> Path:
+    """Of what is computed once and may be deleted at any time: $MLX_DMPO_CACHE, or ~/.cache/mlx-dmpo."""
+    return Path(os.environ.get("MLX_DMPO_CACHE") or Path.home() / ".cache" / "mlx-dmpo")
 
 
 @contextlib.contextmanager
@@ -52,12 +61,26 @@ def partial(parent: Path, suffix: str = "") -> Path:
     return parent / f"{PARTIAL}{secrets.token_hex(8)}{suffix}"
 
 
+def check_place(path: Path) -> None:
+    """Raises WriteError where no file can be written under this name: a directory, or a device such as /dev/null,
+    which a rename would replace, also behind a link.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # nothing there
+        return
+    if not stat.S_ISREG(mode):
+        what = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise WriteError(f"{path}: cannot be written (it is {what}): name a file")
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path of the same suffix beside `path`; it takes the final name only if the block succeeds.
 
-    Raises WriteError where the disk refuses; a file of that name stays as it was.
+    Raises WriteError where it cannot be written; an earlier file of that name stays as it was.
     """
+    check_place(path)
     with writing(path):
         temporary = partial(path.parent, path.suffix)
         # made here, not through a planted link, and with the permissions that the umask leaves

@@ -15,14 +15,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """While entered, `asked` is the number of the signal that came, or 0. Outside the main thread it never is.
+    """Inside the block, `requested` is the number of the signal that arrived, or 0. Outside the main thread it stays 0.
 
     Before `finish_step` is set there is no step to finish: the first signal raises Interrupted. The second is seen by a
     thread, since the main one may be deep in a computation or a wait for another rank that lets no handler run.
     """
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.requested = 0
         self.finish_step = False
 
     def __enter__(self) -> Stop:
@@ -53,10 +53,10 @@ class Stop:
             number = data[0]
             if number not in SIGNALS:
                 continue
-            if self.asked:
-                console.notice("stopped at once; what was saved before is whole")
+            if self.requested:
+                console.notice("stopped at once; everything saved before is intact")
                 os._exit(128 + number)
-            self.asked = number
+            self.requested = number
             if self.finish_step:
-                console.notice("finishing the step, then saving (once more to stop at once)")
+                console.notice("finishing the step, then saving (again to stop at once)")
         os.close(read)

@@ -63,15 +63,19 @@ def check(gigabytes: float) -> None:
         raise MemoryError(f"{mx.get_peak_memory() / 1e9:.2f} GB in use, and --memory-limit is {gigabytes:g}")
 
 
-def in_halves(run: Callable[[np.ndarray], R], rows: np.ndarray) -> list[R]:
-    """[run(rows)], or where memory does not suffice for that, once, [run(first half), run(second half)]."""
-    try:
-        return [run(rows)]
-    except (MemoryError, RuntimeError) as error:
-        if not is_allocation_failure(error) or len(rows) < 2:
-            raise
-    mx.clear_cache()  # here the failed attempt's arrays are gone, with the exception that held them
-    mx.reset_peak_memory()
+def in_halves(run: Callable[[np.ndarray], R], rows: np.ndarray, at_once: bool = False) -> list[R]:
+    """[run(rows)], or where memory does not suffice for that, once, [run(first half), run(second half)].
+
+    at_once  do not try all of the rows
+    """
+    if not at_once or len(rows) < 2:
+        try:
+            return [run(rows)]
+        except (MemoryError, RuntimeError) as error:
+            if not is_allocation_failure(error) or len(rows) < 2:
+                raise
+        mx.clear_cache()  # here the failed attempt's arrays are gone, with the exception that held them
+        mx.reset_peak_memory()
     half = (len(rows) + 1) // 2
     return [run(rows[:half]), run(rows[half:])]
 

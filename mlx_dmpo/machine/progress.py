@@ -39,12 +39,22 @@ class Progress:
     done   units that were done before
     quiet  show nothing, as all ranks but the first do
     keep   leave the bar on the terminal at the end
+    first  seconds before the first line without a terminal
     The rate counts neither the time inside `paused` nor that of a Progress within this one.
     """
 
     def __init__(
-        self, total: int | None, what: str, unit: str, *, done: int = 0, quiet: bool = False, keep: bool = False
+        self,
+        total: int | None,
+        what: str,
+        unit: str,
+        *,
+        done: int = 0,
+        quiet: bool = False,
+        keep: bool = False,
+        first: float = EVERY,
     ):
+        self._wait = first
         self.total, self.what, self.unit, self.done, self.keep = total, what, unit, done, keep
         self.numbers: dict[str, float] = {}
         self.quiet = quiet or threading.current_thread() is not threading.main_thread()
@@ -53,7 +63,7 @@ class Progress:
         self._whole: Progress | None = None
 
     def __enter__(self) -> Progress:
-        self._begun = self._told = time.monotonic()
+        self._begun = self._reported = time.monotonic()
         self._idle = 0.0
         self._recent = deque([(0.0, self.done)], maxlen=RECENT)
         if not self.quiet and _open and _open[-1]._part:
@@ -63,6 +73,7 @@ class Progress:
         if not self.quiet:
             if _open:
                 _open[-1]._stop()
+                self._wait = min(self._wait, _open[-1]._wait)
             _open.append(self)
         return self
 
@@ -83,7 +94,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that is no part of the rate. A Progress inside counts once."""
+        """Time that does not count for the rate. A Progress inside counts once."""
         since, before = time.monotonic(), self._idle
         try:
             yield
@@ -115,8 +126,8 @@ class Progress:
         if self._console is not None:
             if self._live is None and now - self._begun > DELAY:
                 self._start()
-        elif now - self._told > EVERY:
-            self._told = now
+        elif now - self._reported > self._wait:
+            self._reported, self._wait = now, EVERY
             print(self.line(), file=sys.stderr, flush=True)
 
     # --- what is shown

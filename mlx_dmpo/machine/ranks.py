@@ -113,9 +113,7 @@ class World:
         differs = self.from_first(value) != value
         if self.any(differs):
             here = f"rank {self.rank}" if differs else "another rank"
-            raise UserError(
-                f"{what}: {here} has another one than rank 0: give every machine the same model, data and settings"
-            )
+            raise UserError(f"{what}: {here} differs from rank 0: give every machine the same model, data and settings")
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

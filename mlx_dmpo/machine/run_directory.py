@@ -1,4 +1,4 @@
-"""Directories that explain themselves: atomic writes, hashes, a lock, and a manifest that is written last."""
+"""Run directories: config, hashes, a lock, and a manifest that is written last."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class RunDirectory:
                 f"{self.path}: process {holder} is writing it: let it finish, or name another {flag}"
             ) from None
         except OSError as error:  # some network disks have no locks
-            notice(f"note: {self.path} cannot be locked ({error.strerror}): start no second run in it")
+            notice(f"note: {self.path} cannot be locked ({error.strerror}): do not start a second run in it")
             return
         os.ftruncate(handle, 0)
         os.write(handle, str(os.getpid()).encode())

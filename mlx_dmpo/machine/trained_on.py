@@ -18,7 +18,7 @@ def example_key(example: Example) -> str:
     """A hash of what the model is given and of what it should prefer; the user's name and the negatives do not
     count."""
     if isinstance(example, RankingExample):
-        learned = [*example.history, example.positive]
+        learned = [*example.history, *example.more_positives, example.positive]
     else:
         branch = example.branches[example.pairs[0][0] if example.pairs else 0]
         learned = [*(m["content"] for m in branch.messages), branch.answer]

@@ -28,11 +28,19 @@ def add_lora(model: nn.Module, settings: TrainSettings) -> None:
 
     Raises UserError for a key that matches no layer.
     """
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
     lora = settings.lora_parameters
     check_layers(settings, len(model.layers))
-    adaptable = nn.Linear | nn.QuantizedLinear | nn.Embedding | nn.QuantizedEmbedding
+    adaptable = (
+        nn.Linear,
+        nn.QuantizedLinear,
+        nn.Embedding,
+        nn.QuantizedEmbedding,
+        SwitchLinear,
+        QuantizedSwitchLinear,
+    )
     within = {name for layer in model.layers for name, module in layer.named_modules() if isinstance(module, adaptable)}
     whole = {name for name, module in model.named_modules() if isinstance(module, adaptable)}
     for key in lora.keys:
@@ -100,19 +108,19 @@ def adapter_config(settings: TrainSettings, base: Loaded) -> dict[str, Any]:
 
 
 def read_adapter_config(path: str | Path) -> dict[str, Any]:
-    """Raises UserError for a directory that is no finished adapter."""
+    """Raises UserError for a directory that is not a finished adapter."""
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such adapter directory: name one that sft or dmpo wrote")
     if (path / "config.yaml").exists() and not run_directory.is_complete(path):
-        raise UserError(f"{path}: the run that writes it has not finished: let it finish, or train it anew")
+        raise UserError(f"{path}: the run that writes it has not finished: let it finish, or train it again")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (path / name).is_file():
             raise UserError(f"{path}: holds no {name}: name an adapter directory that sft, dmpo or mlx-lm wrote")
     config = files.read_json(path / ADAPTER_CONFIG)
     if not isinstance(config, dict) or "lora_parameters" not in config or "num_layers" not in config:
         raise UserError(
-            f"{path / ADAPTER_CONFIG}: no LoRA adapter (num_layers or lora_parameters is missing): name a LoRA or "
+            f"{path / ADAPTER_CONFIG}: not a LoRA adapter (num_layers or lora_parameters is missing): name a LoRA or "
             "DoRA adapter"
         )
     lora = config["lora_parameters"]
@@ -161,14 +169,14 @@ def load_adapter(base: Loaded, path: str | Path) -> dict[str, Any]:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(
-            f"{path}: is no adapter of {base.name} ({lines[1] if len(lines) > 1 else lines[0] if lines else error}): "
+            f"{path}: not an adapter of {base.name} ({lines[1] if len(lines) > 1 else lines[0] if lines else error}): "
             f"name the model it was trained on{': ' + config['model'] if isinstance(config.get('model'), str) else ''}"
         ) from None
     stored = set(mx.load(str(Path(path) / ADAPTER_WEIGHTS)))
     missing = {name for name, _ in tree_flatten(base.model.trainable_parameters())} - stored
     if missing:
         raise UserError(
-            f"{path}: is no adapter of {base.name} ({sorted(missing)[0]} is missing): name the model it was trained on"
+            f"{path}: not an adapter of {base.name} ({sorted(missing)[0]} is missing): name the model it was trained on"
         )
     if config.get("base_fingerprint", base.fingerprint) != base.fingerprint:
         console.notice(

@@ -69,6 +69,18 @@ class Training:
         return self.adapted_layers * sum(self.rank * (i + o) for i, o in self.adapted(shape).values())
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What a device takes of the activations counted here: see model.fit.scale_of."""
+
+    kept: float = 1.0  # a training step
+    recomputed: float = 1.0  # one whose layers are recomputed
+    forward: float = 1.0  # scoring
+
+
+AS_COUNTED = Scale()
+
+
 def forward_flops(shape: ModelShape, work: Work) -> float:
     """2 per multiplication and addition; the last layer and the head at the answer rows alone."""
     wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -122,6 +134,9 @@ RUNNING = (10.69, 2.34, 2.05, 5.02, 0.25, 1.79)  # beside what is kept of the la
 RECOMPUTING = (9.97, 7.68, 2.68, 14.23, 1.04, 1.73)  # forward again and backward, nothing else kept
 
 
+FORWARD = (8.15, 9.57, 0.0, 3.73, 0.67, 1.1)  # without a gradient, one layer at a time
+
+
 def _layer(counts: tuple[float, ...], shape: ModelShape, work: Work) -> float:
     N = work.tokens
     units = (
@@ -135,7 +150,7 @@ def _layer(counts: tuple[float, ...], shape: ModelShape, work: Work) -> float:
     return sum(c * u for c, u in zip(counts, units, strict=True))
 
 
-def memory(shape: ModelShape, work: Work, training: Training) -> dict[str, float]:
+def memory(shape: ModelShape, work: Work, training: Training, scale: Scale = AS_COUNTED) -> dict[str, float]:
     """Bytes, by what holds them, of the step at its highest; `peak` is their sum. `work` is the largest micro-batch."""
     from ..core.head import LOGITS_BYTES
 
@@ -156,15 +171,28 @@ def memory(shape: ModelShape, work: Work, training: Training) -> dict[str, float
         kept = (e * _layer(KEPT, shape, work) + cast * N) * (training.adapted_layers - 1)
         running = e * _layer(RUNNING, shape, work) + wide
     adapter = 4.0 * training.adapter_parameters(shape)
+    activations = kept + (running if running > through else max(0.0, through - logits))
     found = {
         "weights": shape.weight_bytes(e),
         "adapter": adapter,
         "optimizer": training.optimizer_states * adapter,
         "gradients": adapter,
-        "activations": kept + (running if running > through else max(0.0, through - logits)),
+        "activations": activations * (scale.recomputed if training.checkpoint else scale.kept),
         "logits": logits if through >= running else 0.0,
     }
     return found | {"peak": sum(found.values())}
+
+
+def scoring_memory(shape: ModelShape, work: Work, activation_bytes: int, scale: Scale = AS_COUNTED) -> float:
+    """Bytes above the model that scoring a batch takes at its highest, outside gradient tracing."""
+    from ..core.head import LOGITS_BYTES
+
+    chunk = min(4.0 * work.rows * shape.vocabulary, max(LOGITS_BYTES, 4 * shape.vocabulary))
+    running = activation_bytes * _layer(FORWARD, shape, work)
+    if activation_bytes < 4:  # mlx-lm's adapters are float32: the widest matrix's input and output are cast
+        running += 8.0 * work.tokens * shape.intermediate
+    head = activation_bytes * (work.tokens + work.rows) * shape.hidden + 2 * chunk
+    return max(scale.forward * running, head)
 
 
 def assumed_groups(
@@ -226,9 +254,21 @@ def _assumed_group(
     return EncodedGroup(prefix, tuple(tails), (title_tokens + 1,) * (k + 1), np.array(pairs, np.int32))
 
 
-def largest(groups: Sequence[EncodedGroup], batch_size: int, batch_tokens: int = BATCH_TOKENS) -> Work:
-    """The micro-batch of the most tokens, as training puts them together within the data's own order of lengths."""
-    longest = sorted(groups, key=lambda g: g.shared_tokens)[-batch_size:]
+def heaviest(
+    groups: Sequence[EncodedGroup],
+    batch_size: int,
+    batch_tokens: int = BATCH_TOKENS,
+    pad: Callable[[Sequence[EncodedGroup]], GroupBatch] = pad_groups,
+) -> list[Work]:
+    """The micro-batches that can take the most memory: the longest groups, and the longest one among short ones.
+
+    All groups are padded to the longest one's sizes, so the second can be the heavier one.
+    """
+    order = sorted(groups, key=lambda g: g.shared_tokens)
+    longest, rest = order[-batch_size:], order[:-1][: batch_size - 1]
     while len(longest) > 1 and sum(g.shared_tokens for g in longest) > batch_tokens:
         longest.pop(0)
-    return Work.of(pad_groups(longest))
+    mixed = [order[-1], *rest]
+    while len(mixed) > 1 and sum(g.shared_tokens for g in mixed) > batch_tokens:
+        mixed.pop()
+    return [Work.of(pad(longest)), Work.of(pad(mixed))]

@@ -9,8 +9,22 @@ import sys
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from ..machine import run_directory
+
+# Floating-point operations of one matrix product at most: half a second on an M1's GPU, well under what its display
+# watchdog allows. MLX ends a Metal command buffer after about 50 operations or 50 million elements of their inputs,
+# whichever comes first, however large an evaluation is: so products of this size are nearly alone in theirs.
+PRODUCT = 1e12
+
+
+def tokens_at_once(model: nn.Module) -> int:
+    """Tokens that may be run together so that no layer's product exceeds PRODUCT. (The head runs in chunks anyway.)"""
+    layers = [m for layer in model.layers for m in layer.modules()]
+    sizes = [m.weight.size for m in layers if type(m) is nn.Linear]
+    sizes += [m.weight.size * 32 // m.bits for m in layers if type(m) is nn.QuantizedLinear]
+    return max(1, int(PRODUCT / (2 * max(sizes, default=1))))
 
 
 def on_cpu() -> bool:

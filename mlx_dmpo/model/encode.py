@@ -18,6 +18,7 @@ from ..prompts.orders import printed_orders
 from ..prompts.pairwise import PAIRWISE
 from ..prompts.template import Template
 from ..records import Branch, Example, Message, PreferenceGroup, RankingExample
+from .tokens import Tokens
 
 
 def prints_date(tokenizer: Any) -> bool:
@@ -41,7 +42,7 @@ class Encoder:
 
     An answer's tokens are what the template's full rendering has after the prompt, up to and with the end-of-turn
     token. The prompt's tokens are a prefix of each branch: where the tokenizer would join the prompt's last token with
-    the answer's first characters, as in two line breaks, prompt and answer are tokenised apart, since a model that
+    the answer's first characters, as in two line breaks, prompt and answer are tokenized separately, since a model that
     answers has the prompt's tokens before it.
 
     date  day (YYYY-MM-DD) that a template prints where it prints today's; "" takes today. `self.date` is "" where the
@@ -56,6 +57,8 @@ class Encoder:
             self._values = {f"%{c}": day.strftime(f"%{c}") for c in "aAbBcdfGHIjmMpSuUVwWxXyY"}
             self._values |= {f"%-{c}": day.strftime(f"%{c}").lstrip("0") for c in "djm"}
             self._dated = STRFTIME + tokenizer.get_chat_template()
+        self._tokens = Tokens(tokenizer)
+        self._dropped: tuple[Any, int] = (None, 0)  # history and disliked titles met last, how many were left out
         self._ends = frozenset(tokenizer.eos_token_ids)
         added = tokenizer.added_tokens_decoder.values()
         control = sorted((str(t.content) for t in added if t.content.strip()), key=len, reverse=True)
@@ -76,9 +79,6 @@ class Encoder:
                 "system text into the first user message, begin with the user), or use another model"
             ) from None
         return text
-
-    def _tokens(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def prompt(self, branch: Branch, source: str) -> list[int]:
         """Tokens up to where the answer begins. Raises UserError for text that holds a control token."""
@@ -103,9 +103,7 @@ class Encoder:
             full = next((t for t in self._apart(prompt, whole[len(text) :]) if self._same_text(t, full)), full)
         if full[: len(prompt)] != prompt:
             raise UserError(
-                f"{source}: the chat template renders the prompt in another way when an answer follows: use "
-                "another "
-                "model"
+                f"{source}: the chat template renders the prompt differently when an answer follows: use another model"
             )
         end = self._end(full, len(prompt))
         if end == len(prompt):
@@ -134,8 +132,8 @@ class Encoder:
     def usable(
         self, examples: Sequence[Example], notice: Callable[[str], None], *, chosen_only: bool = False
     ) -> list[Example]:
-        """The examples whose tokens can be made in every printed order; each other's error goes to `notice`
-        (--skip-bad-rows).
+        """The examples whose tokens can be made in every printed order; the errors of the others go to
+        `notice` (--skip-bad-rows).
 
         Raises UserError where none is left.
         """
@@ -198,6 +196,7 @@ class Encoder:
             group.source,
             dropped,
             None if chosen_only else group.targets,
+            None if chosen_only else group.utilities,
         )
 
     def encode(self, example: Example, orders: Sequence[tuple[Any, ...]], *, chosen_only: bool = False) -> EncodedGroup:
@@ -242,36 +241,52 @@ class Encoder:
         return self._fitting(example, attempt)
 
     def _fitting(self, example: RankingExample, attempt: Callable[[int], EncodedGroup]) -> EncodedGroup:
-        """`attempt` with the fewest titles left out that fits `max_seq_length`."""
-        group = attempt(0)
-        if longest(group) <= self.max_seq_length:
-            return group
-        low, high = 0, droppable(example, self.template)  # low does not fit; does high?
-        shortest = attempt(high)
-        if longest(shortest) > self.max_seq_length:
-            raise UserError(
-                f"{example.source}: {longest(shortest)} tokens with a single history item, and max_seq_length is "
-                f"{self.max_seq_length}: raise --max-seq-length"
-            )
-        while high - low > 1:
-            middle = (low + high) // 2
-            tried = attempt(middle)
-            low, high, shortest = (
-                (low, middle, tried) if longest(tried) <= self.max_seq_length else (middle, high, shortest)
-            )
-        return shortest
+        """`attempt` with the fewest titles left out that fits `max_seq_length`.
+
+        Begins where the same history ended before, or, where that is long, with a single title, and doubles its steps,
+        so that no prompt is much longer than what fits.
+        """
+        most, key = droppable(example, self.template), (example.history, example.disliked)
+        at = self._dropped[1] if key == self._dropped[0] else 0 if most <= FEW else most
+        at = min(at, most)
+        tried = attempt(at)
+        low, high, step = -1, most + 1, 1  # low does not fit, high does
+        kept = tried
+        while True:
+            if longest(tried) <= self.max_seq_length:
+                high, kept = at, tried
+            elif at == most:
+                raise UserError(
+                    f"{example.source}: {longest(tried)} tokens with a single history item, and max_seq_length is "
+                    f"{self.max_seq_length}: raise --max-seq-length"
+                )
+            else:
+                low = at
+            if high - low <= 1:
+                break
+            if low < 0:
+                at = max(0, high - step)
+            elif high > most:
+                at = min(most, low + step)
+            else:
+                at = (low + high) // 2
+            step *= 2
+            tried = attempt(at)
+        self._dropped = key, high
+        return kept
 
 
-MANY = 8  # answers to one prompt from which on `_Prompt` tokenises the answers alone
+FEW = 500  # titles up to which all of them are tried first
+MANY = 8  # answers to one prompt from which on `_Prompt` tokenizes the answers alone
 
 
 class _Prompt:
     """A prompt's text and tokens, and the tokens of its answers.
 
     Tokenizers cut a text at control tokens first and make tokens of each part on its own. So of many answers to one
-    prompt only what stands after the prompt's last control token is tokenised for each. That this gives the same tokens
+    prompt only what comes after the prompt's last control token is tokenized for each. That this gives the same tokens
     is checked on the first answer; an answer that a chat template might change (white space around it, brackets) is
-    rendered and tokenised whole.
+    rendered and tokenized whole.
     """
 
     def __init__(self, encoder: Encoder, text: str, tokens: list[int], many: bool):
@@ -295,7 +310,7 @@ class _Prompt:
         return sequence
 
     def _learn(self, branch: Branch, sequence: list[int], source: str) -> None:
-        """Finds what stands around this answer, and keeps it if the short way gives the same sequence."""
+        """Finds what surrounds this answer, and keeps it if the short way gives the same sequence."""
         encoder, cuts = self.encoder, [m.start() for m in self.encoder._control.finditer(self.text)]
         whole = encoder._render([*branch.messages, {"role": "assistant", "content": branch.answer}], source)
         if not cuts or not whole.startswith(self.text + branch.answer):

@@ -44,7 +44,7 @@ def sample_answers(
     from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.sample_utils import make_sampler
 
-    if on_cpu():  # compiling for the CPU calls a C++ compiler, which need not be there
+    if on_cpu():  # compiling for the CPU needs a C++ compiler, which may be missing
         mx.disable_compile()
     try:
         mx.random.seed(seed)

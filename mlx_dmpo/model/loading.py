@@ -38,6 +38,12 @@ class Loaded:
     date: str = ""  # day (YYYY-MM-DD) that the chat template prints, where it prints one: an adapter's own, else today
     prompt: dict[str, Any] = field(default_factory=dict)  # the prompt template in use, for the adapter's config
 
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Of the activations: that of the base's first weight which is neither quantized nor an adapter's."""
+        weights = tree_flatten(self.model.parameters())
+        return next(w.dtype for name, w in weights if "lora" not in name and mx.issubdtype(w.dtype, mx.floating))
+
 
 def _fingerprint(path: Path, extra: str) -> str:
     """SHA-256 over the files that decide a log-prob.
@@ -82,7 +88,7 @@ def load(settings: CommonSettings) -> Loaded:
     local = _is_directory(source)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            # said outright: where it is left open, transformers asks on stdin whether to run the model's code
+            # explicit: otherwise transformers asks on stdin whether to run the model's code
             model, tokenizer, config = utils.load(
                 source, lazy=True, return_config=True, tokenizer_config={"trust_remote_code": False}
             )
@@ -123,7 +129,8 @@ def load(settings: CommonSettings) -> Loaded:
     quantized = json.dumps(config.get("quantization"), sort_keys=True)
     fingerprint = _fingerprint(path, f"{quantized} {dtype}")
     date = today() if prints_date(tokenizer) else ""
-    return Loaded(model, tokenizer, name, path, config["vocab_size"], fingerprint, config, date)
+    vocabulary = int({**config.get("text_config", {}), **config}.get("vocab_size", len(tokenizer.get_vocab())))
+    return Loaded(model, tokenizer, name, path, vocabulary, fingerprint, config, date)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
@@ -145,7 +152,7 @@ def load_tokenizer(name: str) -> Any:
         )
     try:
         path = Path(source) if local else utils.hf_repo_to_path(source)
-        # the end-of-turn token may stand in config.json or generation_config.json only
+        # the end-of-turn token may be in config.json or generation_config.json only
         config = utils.load_config(path) if (path / "config.json").is_file() else {}
         tokenizer = utils.load_tokenizer(path, {"trust_remote_code": False}, config.get("eos_token_id"))
     except (

@@ -1,4 +1,4 @@
-"""The one way to a model that scores: load it, attach the adapter, choose the prompt, check the scorers."""
+"""Opens a model for scoring: load it, attach the adapter, choose the prompt, check the scorers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..config import CommonSettings
+from ..config import CommonSettings, TrainSettings
+from ..core import family
+from ..core.attention import PREFIX_CHUNK
 from ..core.selfcheck import GroupScorer, choose_scorer
-from ..core.tree import EncodedGroup
+from ..core.tree import BATCH_TOKENS, EncodedGroup
 from ..errors import UserError
 from ..machine import console
 from ..prompts import template as prompts
@@ -18,11 +20,14 @@ from ..prompts.groups import build_group
 from ..prompts.orders import rotations
 from ..records import Example, PreferenceGroup, RankingExample
 from ..scores import Scores
-from . import adapters, loading
+from . import adapters, cost, fit, loading, probe
 from .encode import Encoder
+from .prefix_attention import chunk_for
 from .score import score_groups
+from .shape import ModelShape
 from .spellings import Sequences, yes_and_no
 
+COUNTED = ("qwen3", "qwen2", "llama", "mistral", "ministral3", "smollm3")  # model types whose memory `plan` counts
 EVALUATED_ORDERS = 4  # listwise: printed orders over which a score is averaged, unless --orders says otherwise
 
 
@@ -49,16 +54,95 @@ class LanguageModelScorer:
         self.calibrate = bool(getattr(settings, "calibrate", False))
         self.per_token = bool(getattr(settings, "per_token", False))
         self.orders = getattr(settings, "orders", None) or EVALUATED_ORDERS
-        self.tokens, self.describe = 0, "evaluate"
+        self.tokens, self.describe, self._said = 0, "evaluate", False
         check_options(settings, self.template)
 
     @functools.cached_property
     def groups(self) -> GroupScorer:
         """The shared-prefix scorer where it equals the plain one on this model, checked on first use."""
-        groups = choose_scorer(self.base.model, self.base.vocabulary, self.settings.scoring)
+        model, scoring = self.base.model, self.settings.scoring
+        chunk = chunk_for(model) if scoring == "auto" else PREFIX_CHUNK
+        groups = choose_scorer(model, self.base.vocabulary, scoring, chunk)
         if not groups.shared:
             console.notice(f"note: every sequence is run alone, which is slower: {groups.reason}")
         return groups
+
+    @functools.cached_property
+    def shape(self) -> ModelShape:
+        """The model's sizes. Raises UserError for a model of another kind."""
+        shape, settings = ModelShape.of(self.base.path), self.settings
+        if settings.quantize:
+            shape = replace(shape, bits=settings.quantize, group_size=settings.quantize_group_size)
+        return shape
+
+    @property
+    def counted(self) -> bool:
+        """Whether `plan` counts the memory of this kind of model."""
+        return getattr(self.base.model, "model_type", "") in COUNTED
+
+    @property
+    def activation_bytes(self) -> int:
+        return int(self.base.dtype.size)
+
+    def training(self, settings: TrainSettings) -> cost.Training:
+        """What of a training's settings memory depends on, nothing recomputed."""
+        return cost.Training(
+            self.shape.layers if settings.num_layers < 0 else settings.num_layers,
+            settings.lora_parameters.rank,
+            settings.lora_parameters.keys,
+            False,
+            self.activation_bytes,
+            cost.OPTIMIZER_STATES[settings.optimizer],
+        )
+
+    @functools.cached_property
+    def scale(self) -> cost.Scale:
+        """What the device at hand takes of the activations that `plan` counts."""
+        settings = self.settings
+        if isinstance(settings, TrainSettings):
+            training = self.training(settings)
+        else:
+            training = cost.Training(self.shape.layers, activation_bytes=self.activation_bytes)
+        return probe.scale_of(self.shape, training, self.groups)
+
+    def beside(self, counted: float) -> float:
+        """Bytes in use that `counted` bytes of weights leave out."""
+        return probe.beside(self.base.model, counted)
+
+    def tokens_at_once(self, groups: Sequence[EncodedGroup], batch_size: int) -> int:
+        """Tokens that scoring these groups runs at once: BATCH_TOKENS, or what --memory auto finds to fit."""
+        if self.settings.memory != "auto" or not self.groups.shared or not self.counted or not groups:
+            return BATCH_TOKENS
+        limit = fit.limit(self.settings.memory_limit)
+        free = limit / fit.ROOM - self.beside(0.0)
+        tokens, needed = fit.tokens_at_once(self.shape, groups, batch_size, free, self.activation_bytes, self.scale)
+        if tokens < BATCH_TOKENS and not self._said:
+            self._said = True
+            console.notice(
+                f"note: memory: at most {tokens:,} tokens at once in scoring (--memory auto); "
+                f"{(limit / fit.ROOM - free + needed) / 1e9:.3g} GB planned of {limit / 1e9:.3g} GB"
+            )
+        return tokens
+
+    def prompts_at_once(self, tokens: int, answers: int) -> int:
+        """Prompts to which that many answers are drawn at once: --batch-size, or fewer under --memory auto.
+
+        tokens  of the longest prompt with its longest answer. At a temperature other prompts beside it change the
+        answers that are drawn to a prompt, so a smaller number is reported.
+        """
+        size = self.settings.batch_size
+        if self.settings.memory != "auto" or family.unsupported(self.base.model) or not self.counted:
+            return size
+        free = fit.limit(self.settings.memory_limit) / fit.ROOM - self.beside(0.0)
+        found = fit.prompts_at_once(
+            self.shape, tokens, self.base.vocabulary, answers, size, free, self.activation_bytes
+        )
+        if found < size:
+            console.notice(
+                f"note: memory: answers are drawn to {found} prompts at once instead of {size} (--memory auto); with "
+                f"--batch-size {found} the same answers are drawn anywhere"
+            )
+        return found
 
     def usable(self, examples: Sequence[Example], *, chosen_only: bool = False) -> list[Example]:
         """Under --skip-bad-rows, the examples whose tokens can be made, each other one named; else all of them.
@@ -107,12 +191,13 @@ class LanguageModelScorer:
         domain: str,
         *,
         disliked: Sequence[str] | None = None,
+        describe: str = "",
     ) -> np.ndarray:
         """One score per candidate after one history; a higher score ranks higher.  -> (N,) float64, nats.
 
         direct: log p(title); pointwise: log-odds of Yes. The candidates are one prefix tree, run in parts under the
-        token budget; each score equals that of the candidate alone. Raises UserError for another form, a candidate that
-        is given twice, and for NaN or Inf.
+        token budget; each score equals that of the candidate alone. `describe` names the progress bar.
+        Raises UserError for another form, a candidate that is given twice, and for NaN or Inf.
         """
         if self.template.form not in ("direct", "pointwise"):
             raise UserError(f"--prompt: {self.template.form} does not score a title by itself: use direct or pointwise")
@@ -126,7 +211,7 @@ class LanguageModelScorer:
         first, *rest = candidates
         old = tuple(disliked) if disliked is not None else None
         example = RankingExample("", domain, tuple(history), first, tuple(rest), source="candidates", disliked=old)
-        scores = self._numbers([example], "")[0]
+        scores = self._numbers([example], describe)[0]
         if self.calibrate:
             scores = scores - self._without_history(domain, tuple(candidates))
         return scores[0]
@@ -169,10 +254,10 @@ class LanguageModelScorer:
     def _logps(self, encoded: Sequence[EncodedGroup], describe: str) -> Iterator[np.ndarray]:
         """(R,) float64 of each group, in order."""
         self.tokens += sum(g.shared_tokens if self.groups.shared else g.separate_tokens for g in encoded)
-        scored = {
-            id(group): logps
-            for group, logps in score_groups(self.base.model, self.groups, encoded, self.settings.batch_size, describe)
-        }
+        size = self.settings.batch_size
+        tokens = self.tokens_at_once(encoded, size)
+        found = score_groups(self.base.model, self.groups, encoded, size, describe, tokens)
+        scored = {id(group): logps for group, logps in found}
         for group in encoded:
             logps = np.asarray(scored[id(group)], np.float64)
             if not np.isfinite(logps).all():
@@ -196,7 +281,7 @@ class LanguageModelScorer:
         places = None
         if self.template.form == "listwise":
             orders = np.array(rotations(example, self.orders, self.settings.seed))
-            placed = np.take_along_axis(numbers, orders, axis=1)  # column p: the score of what stands in place p
+            placed = np.take_along_axis(numbers, orders, axis=1)  # column p: the score of what is printed in place p
             best = placed == placed.max(axis=1, keepdims=True)
             places = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
         return Scores(example, items[0] - items[1:], by_pair, items, places)
@@ -227,7 +312,7 @@ def check_options(settings: CommonSettings, template: prompts.Template) -> None:
     if getattr(settings, "orders", None) and template.form != "listwise":
         raise UserError(f"--orders: prompt {template.name} prints no list of candidates: leave it out, or use listwise")
     if getattr(settings, "per_token", False) and template.form not in ("direct", "listwise"):
-        raise UserError(f"--per-token: the answers of prompt {template.name} are no titles: leave it out")
+        raise UserError(f"--per-token: the answers of prompt {template.name} are not titles: leave it out")
 
 
 def refuse_for_free_text(settings: CommonSettings, free_text: bool = True) -> None:

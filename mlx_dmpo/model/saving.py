@@ -73,7 +73,7 @@ COMPANIONS = tuple(
 
 
 def _companions(base: Loaded) -> list[Path]:
-    """Raises UserError for a link to something that is no part of the model: its contents would be given away with the
+    """Raises UserError for a link to something that is not part of the model: its contents would be given away with the
     copy.
     """
     files = sorted({f for pattern in COMPANIONS for f in base.path.glob(pattern) if f.is_file() and f.suffix != ".py"})
@@ -99,8 +99,8 @@ def save_model(base: Loaded, path: Path, *, keep_dtypes: bool) -> None:
 
     keep_dtypes  weights take the types that the base has on disk, not those it was loaded in
 
-    The weights are given away as they are written, so that one file's worth is in memory at a time: `base.model` is
-    spent.
+    Weights are released as they are written, so that only one file's worth is in memory at a time: `base.model`
+    cannot be used afterwards.
     """
     from mlx_lm import utils
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -11,10 +12,12 @@ import numpy as np
 
 from ..core.selfcheck import GroupScorer
 from ..core.tree import BATCH_TOKENS, EncodedGroup, GroupBatch, by_length, pad_groups, part, pieces
+from ..machine import console
 from ..machine.memory import in_halves
 from ..machine.prefetch import prefetch
 from ..machine.progress import Progress
 from ..machine.ranks import world
+from .device import tokens_at_once
 
 
 def score_groups(
@@ -24,17 +27,22 @@ def score_groups(
     batch_size: int,
     describe: str,
     tokens: int = BATCH_TOKENS,
+    unsplit: bool = False,
 ) -> Iterator[tuple[EncodedGroup, np.ndarray]]:
     """Each group with its (R,) log-probs, outside gradient tracing, in batches of similar length, shared by the ranks.
 
-    A group of more than `tokens` is scored in parts of its branches, which gives the same log-probs.
+    tokens  run at once, shared ones counted once; fewer where the device takes fewer of a large model
+
+    A group of more than `tokens` is scored in parts of its branches, which gives the same log-probs, unless `unsplit`.
+    From the first batch that does not fit in memory, batches of its size are run in halves.
     """
-    parts = [pieces(g, tokens) if g.shared_tokens > tokens else [] for g in groups]
+    tokens = min(tokens, tokens_at_once(model))
+    parts = [pieces(g, tokens) if g.shared_tokens > tokens and not unsplit else [] for g in groups]
     if any(len(p) > 1 for p in parts):
         small = [part(g, rows) for g, ps in zip(groups, parts, strict=True) for rows in ps] + [
             g for g, ps in zip(groups, parts, strict=True) if not ps
         ]
-        found = {id(g): row for g, row in score_groups(model, scorer, small, batch_size, describe, 2**62)}
+        found = {id(g): row for g, row in score_groups(model, scorer, small, batch_size, describe, tokens, True)}
         rest = iter(small)
         for g, ps in zip(groups, parts, strict=True):
             whole = np.zeros(len(g.tails), np.float32)
@@ -53,11 +61,17 @@ def score_groups(
         return [(int(i), row[: len(groups[i].tails)]) for i, row in zip(rows, logps, strict=True)]
 
     def scored() -> Iterator[tuple[int, np.ndarray]]:
+        too_many: float = math.inf  # tokens
         with Progress(len(groups), describe, "group", quiet=not describe or not world().first) as bar:
             for rows, batch in prefetch(
-                (rows, pad(rows)) for rows in world().share(list(by_length(groups, batch_size)))
+                (rows, pad(rows)) for rows in world().share(list(by_length(groups, batch_size, tokens)))
             ):
-                for part in in_halves(partial(run, batch), rows):
+                size = len(batch.tokens)
+                found = in_halves(partial(run, batch), rows, at_once=size >= too_many)
+                if len(found) > 1 and size < too_many:
+                    too_many = size
+                    console.notice(f"note: {size:,} tokens at once do not fit in memory: they are run in halves")
+                for part in found:
                     yield from part
                 bar.update(len(rows) * world().size)
 

@@ -56,6 +56,7 @@ class ModelShape:
         path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
         try:
             config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            config = {**config, **config.get("text_config", {})}  # of a model that reads pictures too
             heads = config["num_attention_heads"]
             quantization = config.get("quantization") or {}
             return cls(
@@ -76,7 +77,7 @@ class ModelShape:
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path}: is no config.json of a decoder model ({error}): name a model directory or its config.json"
+                f"{path}: not the config.json of a decoder model ({error}): name a model directory or its config.json"
             ) from None
 
     @property

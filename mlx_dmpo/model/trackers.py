@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..machine import extras
 
 KNOWN = ("tensorboard", "wandb", "swanlab")
 
@@ -22,7 +23,7 @@ def check(report_to: str) -> None:
         if name not in KNOWN:
             raise UserError(f"report_to: {name} is not a tracker that is known here: give one of {', '.join(KNOWN)}")
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"report_to: {name} is not installed: pip install {name}, or leave report_to out")
+            raise extras.not_installed("report_to", name, (name,))
 
 
 class TensorBoard:

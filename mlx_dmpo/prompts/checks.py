@@ -12,7 +12,7 @@ from .placeholders import FORMS, SAMPLES, TITLES, WORDS, parts
 if TYPE_CHECKING:
     from .template import Template
 
-At = Callable[[str], str]  # key -> where it stands, for messages
+At = Callable[[str], str]  # key -> where it is, for messages
 
 
 def check(template: Template, at: At) -> None:
@@ -22,12 +22,12 @@ def check(template: Template, at: At) -> None:
     for name in names:
         if name not in (*needed, "disliked", *WORDS):
             raise UserError(
-                f"{at('prompt')}: {{{name}}} is no placeholder of form {template.form}: "
+                f"{at('prompt')}: {{{name}}} is not a placeholder of form {template.form}: "
                 f"known are {', '.join(('disliked', *needed, *WORDS))}"
             )
     for name in (*needed, "disliked"):
         if names.count(name) > 1:
-            raise UserError(f"{at('prompt')}: {{{name}}} stands twice: keep one")
+            raise UserError(f"{at('prompt')}: {{{name}}} occurs twice: keep one")
         if name in needed and name not in names:
             raise UserError(f"{at('prompt')}: {{{name}}} is missing: form {template.form} needs it")
     if [name for _, name in parts(template.title, at("title")) if name] != ["title"]:
@@ -52,7 +52,9 @@ def check(template: Template, at: At) -> None:
     for domain in template.domains.values():
         printed = [template.message(domain, history=(a,), **places) for places in orders]
         if len(set(printed)) < len(printed):
-            raise UserError(f"{at('prompt')}: prints both orders alike: print the titles where the order shows")
+            raise UserError(
+                f"{at('prompt')}: prints the same text for both orders: place the titles so that the order shows"
+            )
 
 
 def _check_marks(before: str, after: str, where: str, name: str) -> None:

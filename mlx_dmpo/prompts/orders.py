@@ -49,7 +49,7 @@ def rotations(example: RankingExample, count: int, seed: int, start: int = 0) ->
     """`count` printed orders of an example's 1 + K candidates (0 is the positive), at most 1 + K; 0 takes all of them.
 
     One permutation, drawn by seed, user and titles, and its rotations from the `start`-th on: with all of them, each
-    title stands once in each place. The order in which the example lists its negatives does not matter.
+    title is once in each place. The order in which the example lists its negatives does not matter.
     """
     titles = candidates(example)
     by_title = sorted(range(len(titles)), key=titles.__getitem__)
@@ -69,5 +69,22 @@ def first_negatives(example: E, count: int) -> E:
         return replace(example, branches=tuple(example.branches[b] for b in kept), pairs=renumbered)
     if count == 0 or count >= len(example.negatives):
         return example
-    first = example.positive_first
-    return replace(example, negatives=example.negatives[:count], positive_first=first and first[:count])
+    first, ratings, times = example.positive_first, example.answer_ratings, example.answer_times
+    return replace(
+        example,
+        negatives=example.negatives[:count],
+        positive_first=first and first[:count],
+        answer_ratings=ratings and ratings[: 1 + count],
+        answer_times=times and times[: 1 + count],
+    )
+
+
+def last_positives(example: RankingExample, count: int) -> RankingExample:
+    """The example with the last titles of its history as further positives, `count` positives in all.
+
+    One title of the history stays, and none counts twice or beside the same negative: so there may be fewer.
+    """
+    cut = max(1, len(example.history) - (count - 1))
+    others = {example.positive, *example.negatives}
+    more = tuple(dict.fromkeys(t for t in example.history[cut:] if t not in others))
+    return replace(example, history=example.history[:cut], more_positives=more)

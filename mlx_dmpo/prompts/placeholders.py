@@ -34,7 +34,7 @@ WORDS = tuple(f.name for f in fields(Domain))
 
 
 def parts(text: str, where: str) -> list[tuple[str, str]]:
-    """[(literal text, placeholder that follows it or "")]. Raises UserError for braces that are no placeholder."""
+    """[(literal text, placeholder that follows it or "")]. Raises UserError for braces that are not a placeholder."""
     try:
         found = list(string.Formatter().parse(text))
     except ValueError as error:
@@ -42,7 +42,7 @@ def parts(text: str, where: str) -> list[tuple[str, str]]:
     for _, name, spec, conversion in found:
         if name is not None and (spec or conversion or not name.isidentifier()):
             shown = "{" + name + ("!" + conversion if conversion else "") + (":" + spec if spec else "") + "}"
-            raise UserError(f"{where}: {shown} is no placeholder: write a bare name such as {{history}}")
+            raise UserError(f"{where}: {shown} is not a placeholder: write a bare name such as {{history}}")
     return [(literal, name or "") for literal, name, _, _ in found]
 
 

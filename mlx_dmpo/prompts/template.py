@@ -44,7 +44,8 @@ class Template:
 
     form       pairwise, listwise, direct or pointwise
     prompt     the user's message, with placeholders
-    title      how each title of a list is printed, with {title}; `separator` stands between two of them
+    more_prompts  further wordings of it, as S-DPO has ten: all examples of a user take one (see `worded_for`)
+    title      how each title of a list is printed, with {title}; `separator` goes between two of them
     empty      what an empty list prints
     answer     the assistant's message with {title}, or {first} and {second} (pairwise)
     answer_yes, answer_no  the two answers of pointwise
@@ -61,6 +62,7 @@ class Template:
     answer_yes: str = ""
     answer_no: str = ""
     domains: Mapping[str, Domain] = None  # type: ignore[assignment]  # set by build
+    more_prompts: tuple[str, ...] = ()
 
     @classmethod
     def build(
@@ -72,26 +74,49 @@ class Template:
             return f'{where}:{lines[key]}: "{key}"' if lines and key in lines else f'{where}: "{key}"'
 
         known = [f.name for f in fields(cls)]
+        more = values.get("more_prompts", ())
+        if not isinstance(more, list | tuple) or any(not isinstance(text, str) for text in more):
+            raise UserError(f"{at('more_prompts')}: is no list of texts: write each on a line of its own, after a dash")
         for key, value in values.items():
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
                 fix = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"
                 raise UserError(f"{at(key)}: is not part of a template: {fix}")
-            if key != "domains" and not isinstance(value, str):
+            if key not in ("domains", "more_prompts") and not isinstance(value, str):
                 raise UserError(f"{at(key)}: is not text: put it in quotes")
         for key in ("form", "prompt", "title"):
             if not str(values.get(key, "")).strip():
                 raise UserError(f'{where}: "{key}" is missing: a template has form, prompt, title and an answer')
         if values["form"] not in FORMS:
-            raise UserError(f"{at('form')}: {values['form']!r} is no prompt form: give one of {', '.join(FORMS)}")
+            raise UserError(f"{at('form')}: {values['form']!r} is not a prompt form: give one of {', '.join(FORMS)}")
         unused = ("answer",) if values["form"] == "pointwise" else ("answer_yes", "answer_no")
         for key in unused:
             if values.get(key):
-                raise UserError(f"{at(key)}: has no use in form {values['form']}: leave it out")
+                raise UserError(f"{at(key)}: has no effect in form {values['form']}: leave it out")
         domains = _domains(values.get("domains"), at("domains"))
-        template = cls(**{**values, "name": values.get("name") or name, "domains": domains})
-        check(template, at)
+        named = {"name": values.get("name") or name, "domains": domains, "more_prompts": tuple(more)}
+        template = cls(**{**values, **named})
+        check(replace(template, more_prompts=()), at)
+        for text in more:
+            check(
+                replace(template, prompt=text, more_prompts=()),
+                lambda key: at("more_prompts" if key == "prompt" else key),
+            )
         return template
+
+    def worded_for(self, user: str) -> Template:
+        """The template with the one prompt that this user's examples have: drawn by a hash of the name."""
+        if not self.more_prompts:
+            return self
+        if not self._worded:
+            wordings = (self.prompt, *self.more_prompts)
+            self._worded.extend(replace(self, prompt=text, more_prompts=()) for text in wordings)
+        digest = hashlib.blake2b(user.encode(), digest_size=8).digest()
+        return self._worded[int.from_bytes(digest, "big") % len(self._worded)]
+
+    @functools.cached_property
+    def _worded(self) -> list[Template]:
+        return []
 
     def with_domains(self, extra: Mapping[str, Mapping[str, str]] | None, where: str = "domains") -> Template:
         """The template with a config's own domains. Raises UserError for words that are unknown or missing."""
@@ -104,12 +129,15 @@ class Template:
     @property
     def hash(self) -> str:
         """16 hexadecimal digits of everything that all domains share. Two templates of one hash print alike."""
-        shared = {k: v for k, v in asdict(self).items() if k not in ("name", "domains")}
+        shared = {k: v for k, v in self._stored().items() if k not in ("name", "domains")}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
         """What an adapter's config keeps; `read_stored` reads it."""
-        return {**asdict(self), "hash": self.hash}
+        return {**self._stored(), "hash": self.hash}
+
+    def _stored(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if k != "more_prompts" or v}
 
     def domain(self, name: str, source: str) -> Domain:
         """A domain's words. Raises UserError where there are none and the prompt uses any."""
@@ -135,22 +163,37 @@ class Template:
         return parts(self.answer, self.name)
 
     @functools.cached_property
+    def _printed(self) -> list[Any]:
+        """The list of titles that was printed last, and its text."""
+        return [None, ""]
+
+    @functools.cached_property
     def _known_ends(self) -> dict[Domain, dict[str, set[str]]]:
         return {}
 
     @functools.cached_property
     def words_used(self) -> list[str]:
-        """The domain's words that the prompt prints."""
-        return [name for _, name in self._prompt_parts if name in WORDS]
+        """The domain's words that a prompt prints."""
+        return [name for _, name in self._all_parts if name in WORDS]
+
+    @property
+    def _all_parts(self) -> list[tuple[str, str]]:
+        return [*self._prompt_parts, *(part for text in self.more_prompts for part in parts(text, self.name))]
 
     @property
     def prints_disliked(self) -> bool:
-        """Whether the prompt has a place for disliked titles."""
-        return any(name == "disliked" for _, name in self._prompt_parts)
+        """Whether a prompt has a place for disliked titles."""
+        return any(name == "disliked" for _, name in self._all_parts)
 
     def printed(self, titles: Sequence[str]) -> str:
         """A list of titles as the prompt prints it."""
-        return self.separator.join(filled(self._title_parts, {"title": t}) for t in titles) if titles else self.empty
+        if not titles:
+            return self.empty
+        key = tuple(titles)
+        if key != self._printed[0]:  # the prompts of one example print one history
+            self._printed[:] = key, self.separator.join(filled(self._title_parts, {"title": t}) for t in titles)
+        text: str = self._printed[1]
+        return text
 
     def message(self, domain: Domain, source: str = "", **places: str | Sequence[str]) -> str:
         """The user's message. `places`: a title, or titles for a list, for each placeholder of the form.
@@ -205,7 +248,7 @@ def _domains(value: Any, where: str, built_in: bool = True) -> dict[str, Domain]
     if value is None:
         return found
     if not isinstance(value, Mapping):
-        raise UserError(f"{where}: is no mapping: write name: {{topic: ..., items: ..., ...}}")
+        raise UserError(f"{where}: is not a mapping: write name: {{topic: ..., items: ..., ...}}")
     for name, words in value.items():
         if not isinstance(words, Mapping) or any(not isinstance(v, str) for v in words.values()):
             raise UserError(f"{where}.{name}: wording is not complete: give {', '.join(WORDS)}, each as text")
@@ -237,7 +280,7 @@ def load(prompt: str) -> Template:
     if not prompt.lower().endswith((".yaml", ".yml")):
         near = difflib.get_close_matches(prompt, FORMS, n=1)
         hint = f'did you mean "{near[0]}"?' if near else f"give {', '.join(FORMS)}, or a YAML file (NAME.yaml)"
-        raise UserError(f"--prompt: {prompt!r} is no prompt form: {hint}")
+        raise UserError(f"--prompt: {prompt!r} is not a prompt form: {hint}")
     values, lines = read_yaml(prompt)
     return Template.build(values, prompt, Path(prompt).stem, lines)
 
@@ -247,7 +290,7 @@ def read_stored(stored: Any, where: str) -> Template | None:
     if stored is None:
         return None
     if not isinstance(stored, dict):
-        raise UserError(f'{where}: "prompt" is no template: take the adapter as sft or dmpo wrote it')
+        raise UserError(f'{where}: "prompt" is not a template: take the adapter as sft or dmpo wrote it')
     template = Template.build({k: v for k, v in stored.items() if k != "hash"}, where)
     if stored.get("hash") != template.hash:
         raise UserError(

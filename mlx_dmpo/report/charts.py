@@ -139,7 +139,7 @@ def plot_preparation(domains: Mapping[str, Mapping[str, Any]], path: Path) -> No
             ratings.bar(range(len(values)), liked, bottom=disliked, color=COLOURS[0], label="liked")
             ratings.set_xticks(range(len(values)), [f"{v:g}" for v in values])
         else:
-            ratings.step(values, np.cumsum(liked + disliked), where="post", color=colour, label=f"{label}, cumulated")
+            ratings.step(values, np.cumsum(liked + disliked), where="post", color=colour, label=f"{label}, cumulative")
             ratings.set_xscale(
                 "log" if ratings.get_xscale() == "log" or (values.min() > 0 and values.max() > 20) else "linear"
             )

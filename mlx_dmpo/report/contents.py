@@ -46,7 +46,7 @@ class Run:
 
 @dataclass
 class Contents:
-    """comparison, baselines: as judge.compare.for_report returns them; None and {} where nobody compared."""
+    """comparison, baselines: as judge.compare.for_report returns them; None and {} where nothing was compared."""
 
     evaluations: list[Evaluation] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
@@ -126,7 +126,7 @@ def headline(found: Contents) -> str:
     if low is None or high is None:
         return f"{says}, {points(value)} points {side} {other_name} (too few users for an interval)"
     interval = _between(low, high) if value >= 0 else _between(-high, -low)
-    doubt = ", which these users cannot tell from no difference" if low <= 0 <= high else ""
+    doubt = ", not a significant difference" if low <= 0 <= high else ""
     return f"{says}, {points(value)} points {side} {other_name} ({interval}){doubt}"
 
 

@@ -118,11 +118,14 @@ class Clock:
 
 
 def validation_text(line: Mapping[str, Any], best: bool) -> str:
-    parted = ""
-    if line.get("overfitting"):
-        accuracies = f"train {line['train_pair_accuracy']:.2f}, held out {line['valid_pair_accuracy']:.2f}"
-        parted = f"; {accuracies}: overfitting"
-    return f"  step {line['step']:>4}: validation {numbers(line, 'valid_')}{' (best)' if best else ''}{parted}"
+    text = f"  step {line['step']:>4}: validation {numbers(line, 'valid_')}{' (best)' if best else ''}"
+    if not line.get("overfitting"):
+        return text
+    if "train_pair_accuracy" in line:
+        return (
+            f"{text}; train {line['train_pair_accuracy']:.2f}, held out {line['valid_pair_accuracy']:.2f}: overfitting"
+        )
+    return f"{text}; training loss {line['train_loss']:.4f}: overfitting"
 
 
 class Silent:

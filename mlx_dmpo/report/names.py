@@ -1,4 +1,4 @@
-"""Short names for directories that stand side by side."""
+"""Short names for directories that are shown side by side."""
 
 from __future__ import annotations
 

@@ -30,6 +30,8 @@ def write_report(directories: Sequence[Path], out: Path, compare: Compare | None
              import it
     Raises UserError for a directory that holds no finished run or evaluation, or values of another kind.
     """
+    if out.suffix == ".md":
+        raise UserError(f"{out}: is where the Markdown would go: name the HTML file, {out.with_suffix('.html')}")
     found = contents.read_contents(directories)
     if compare and found.evaluations:
         added = compare([e.path for e in found.evaluations])
@@ -37,10 +39,10 @@ def write_report(directories: Sequence[Path], out: Path, compare: Compare | None
     try:
         charts = draw(found)
         page, markdown = render(found, charts), _markdown(found, charts, out)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         where = ", ".join(str(e.path / "metrics.json") for e in found.evaluations[:3])
         raise UserError(
-            f"{where}: holds other values than this program writes ({type(error).__name__}): evaluate again"
+            f"{where}: has values that this program does not write ({type(error).__name__}): evaluate again"
         ) from error
     folder = out.with_name(f"{out.stem}-charts")
     with files.writing(out):
@@ -124,7 +126,7 @@ def _notes(found: Contents) -> list[str]:
         if note := e.metrics.get("intervals", {}).get("note"):
             notes.append(f"{e.name}: {note}.")
         if trained := e.metrics.get("trained_on"):
-            notes.append(f"{e.name}: {trained} of its examples are ones that the adapter was trained on.")
+            notes.append(f"{e.name}: {trained} of its examples were in the training data of the adapter.")
     for name, rows in (found.comparison or {}).get("only_in", {}).items():
         notes.append(f"{name}: {len(rows)} of its pairs were not scored by all others, and are not compared.")
     if len(found.evaluations) > MANY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,17 @@ def _metric(value: Any, needed: bool = False) -> bool:
     )
 
 
+def _plain_numbers(value: Any) -> bool:
+    """Whether every number of a JSON value, however deep, is one that can be printed and drawn."""
+    if isinstance(value, dict | list):
+        return all(map(_plain_numbers, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bool) or not isinstance(value, int | float) or _number(value)
+
+
 def _evaluation(value: Any) -> bool:
     return (
         isinstance(value, dict)
+        and _plain_numbers(value)
         and all(_number(value.get(name)) for name in ("n", "users", "ties"))
         and "pair_accuracy" in value  # of the others free text leaves some out
         and all(_metric(value[name]) for name, _, _ in COLUMNS if name in value)
@@ -73,6 +82,15 @@ def _training(value: Any) -> bool:
     )
 
 
+def training_line(text: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for one that this program did not write so."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if _training(value) and _plain_numbers(value) else None
+
+
 def _manifest(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("command"), str) and isinstance(value.get("config"), dict)
 
@@ -82,14 +100,14 @@ def _read(path: Path, fits: Callable[[Any], bool]) -> Any:
     if path.suffix == ".json":
         value = files.read_json(path)
         if not fits(value):
-            raise UserError(f"{path}: holds other values than this program writes: write the directory anew")
+            raise UserError(f"{path}: has values that this program does not write: write the directory again")
         return value
     values = files.read_lines(path)
     for n, value in enumerate(values, 1):
         if not fits(value):
-            raise UserError(f"{path}: row {n} holds other values than this program writes: write the directory anew")
+            raise UserError(f"{path}: row {n} has values that this program does not write: write the directory again")
     if not values:
-        raise UserError(f"{path}: is empty: write the directory anew")
+        raise UserError(f"{path}: is empty: write the directory again")
     return values
 
 
@@ -109,7 +127,8 @@ def _candidate(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and all(isinstance(value.get(name), str) for name in ("user", "positive"))
-        and all(isinstance(value.get(name), int) and value[name] >= 0 for name in ("candidates", "better", "tied"))
+        and isinstance(value.get("domain", ""), str)
+        and all(_number(value.get(name)) and value[name] >= 0 for name in ("candidates", "better", "tied"))
     )
 
 

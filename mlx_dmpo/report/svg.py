@@ -1,4 +1,4 @@
-"""Charts as SVG text: axes, ticks, marks. Colours are CSS variables, so that a chart follows light and dark.
+"""Charts as SVG text: axes, ticks, marks. Colours are CSS variables, so that a chart follows light and dark mode.
 
 Every text that is drawn is escaped and stripped of control characters.
 """

@@ -1,1 +1,1 @@
-"""Commands beside training and evaluation: plan, doctor, export, sample, demo"""
+"""Commands besides training and evaluation: plan, doctor, export, sample, demo"""

@@ -16,7 +16,7 @@ import numpy as np
 from .. import assets
 from ..core.scorer import shared_logps
 from ..core.tree import pad_groups
-from ..machine import run_directory
+from ..machine import files, mac, run_directory
 from ..model import calibrate, cost, device, fit
 from ..model import random as random_models
 from ..model import shape as model_shape
@@ -49,7 +49,7 @@ def blas_remedy(rate: float) -> str:
     """One line for a slow Linux CPU, or nothing."""
     if platform.system() != "Linux" or not device.on_cpu() or rate > SLOW:
         return ""
-    why = "MLX's Linux CPU wheel carries the reference BLAS"
+    why = "MLX's Linux CPU wheel uses the slow reference BLAS"
     found = sorted(glob.glob("/usr/lib/*/libopenblas.so.0") + glob.glob("/usr/lib*/libopenblas.so.0"))
     if found:
         return f"LD_PRELOAD={found[0]} mlx-dmpo ... makes float32 products many times faster ({why})"
@@ -101,7 +101,7 @@ def verdict(step: dict[str, Any]) -> str:
     wrong = [
         name for name, off in (("memory", not 0.85 <= memory <= 1.15), ("time", not 2 / 3 <= seconds <= 1.5)) if off
     ]
-    return f"plan is off here ({' and '.join(wrong)}): report it with --json" if wrong else AGREES
+    return f"plan is inaccurate here ({' and '.join(wrong)}): report it with --json" if wrong else AGREES
 
 
 def examine() -> dict[str, Any]:
@@ -116,6 +116,8 @@ def examine() -> dict[str, Any]:
         notes.append("this Python is not native: install an arm64 one, MLX needs it")
     elif platform.system() == "Darwin" and device.on_cpu():
         notes.append("MLX runs on the CPU: unset MLX_DEVICE, or use a macOS that Metal runs on")
+    machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    notes += mac.notes(fit.usable(machine / 2**30))
     return {
         "versions": run_directory.versions(),
         "platform": platform.platform(),
@@ -123,17 +125,17 @@ def examine() -> dict[str, Any]:
         "metal": bool(mx.metal.is_available()),
         "device_info": info,
         "memory": {
-            "machine": float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+            "machine": machine,
             "usable": fit.machine_memory(),
         },
         "cpus": os.cpu_count(),
         "flops_per_second": rates,
         "models": _caches(),
-        "cache": os.environ.get("MLX_DMPO_CACHE") or str(Path.home() / ".cache" / "mlx-dmpo"),
+        "cache": str(files.cache_directory()),
         "environment": {
             k: v
             for k, v in os.environ.items()
-            if k in ("LD_PRELOAD", "OPENBLAS_NUM_THREADS", "HF_HUB_OFFLINE", "MLX_DMPO_CACHE")
+            if k in ("LD_PRELOAD", "OPENBLAS_NUM_THREADS", "HF_HUB_OFFLINE", "MLX_DMPO_CACHE", mac.WATCHDOG)
         },
         "plan_beside_a_step": step | {"verdict": verdict(step)},
         "notes": notes,
@@ -157,7 +159,7 @@ def format_report(found: dict[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            *(f"slow: {note}" for note in found["notes"]),
+            *(f"to fix: {note}" for note in found["notes"]),
             *([] if found["notes"] or step["verdict"] != AGREES else ["nothing to fix"]),
         ]
     )

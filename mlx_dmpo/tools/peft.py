@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..machine import files
 from ..model import adapters, loading
 
-PEFT_FAMILIES = ("llama", "qwen2", "qwen3")  # whose layers bear the same names in transformers
+PEFT_FAMILIES = ("llama", "qwen2", "qwen3")  # whose layers have the same names in transformers
 
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"

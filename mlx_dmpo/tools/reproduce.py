@@ -5,9 +5,7 @@ A cell is one system on one data set: a directory with a run, its evaluation and
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +17,6 @@ from typing import Any
 
 from .. import config
 from ..config.baseline import BASELINES, COUNTERS, LANGUAGE, BaselineSettings, check_baseline
-from ..data import formats
 from ..errors import UserError
 from ..machine import console, files, run_directory
 
@@ -94,14 +91,14 @@ class Comparison:
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not value:
-        raise UserError(f"{where}: is no mapping of names: write name: value lines below it")
+        raise UserError(f"{where}: is not a mapping of names: write name: value lines below it")
     return {str(k): v for k, v in value.items()}
 
 
 def _numbers(value: Any, where: str) -> tuple[int, ...]:
     numbers = value if isinstance(value, list) else [value]
     if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
-        raise UserError(f"{where}: is no list of whole numbers: write it as [1, 3, 5]")
+        raise UserError(f"{where}: is not a list of whole numbers: write it as [1, 3, 5]")
     return tuple(dict.fromkeys(numbers))
 
 
@@ -118,13 +115,18 @@ def read(path: str | Path) -> Comparison:
     for key in ("data", "systems"):
         if not values.get(key):
             raise UserError(f'{path}:1: "{key}" is missing: see docs/reproduce.md')
-    name = str(values.get("name", Path(path).stem))
+    for key in ("name", "out"):
+        if key in values and not (isinstance(values[key], str) and values[key].strip()):
+            raise UserError(f"{at(key)}: is not text: write a name, or leave it out")
+    name = values.get("name", Path(path).stem)
     data = {n: _data(d, f"{at('data')}: {n}") for n, d in _mapping(values["data"], at("data")).items()}
     stages = {stage: _mapping(values[stage], at(stage)) if values.get(stage) else {} for stage in STAGES}
     for stage, given in stages.items():
         config.build(STAGES[stage], given, lambda key, stage=stage: f"{at(stage)}: {key}")
     systems: dict[str, dict[str, Any]] = {}
     for entry in values["systems"] if isinstance(values["systems"], list) else [values["systems"]]:
+        if not isinstance(entry, str | Mapping):
+            raise UserError(f"{at('systems')}: {entry!r} is no system: write its name, or name: {{setting: value}}")
         for system, given in (entry if isinstance(entry, Mapping) else {entry: {}}).items():
             if str(system) in systems:
                 raise UserError(f"{at('systems')}: {system} is listed twice: give each system its own name")
@@ -134,7 +136,7 @@ def read(path: str | Path) -> Comparison:
         raise UserError(f"{at('against')}: {against!r} is none of the systems: name one of them")
     models = {n: str(m) for n, m in _mapping(values["models"], at("models")).items()} if values.get("models") else {}
     if not models and any(s not in BASELINES or s in LANGUAGE for s in systems):
-        raise UserError(f'{path}:1: "models" is missing: systems that are no baseline need a model')
+        raise UserError(f'{path}:1: "models" is missing: systems other than baselines need a model')
     prompts = values.get("prompts", ["pairwise"])
     return Comparison(
         name,
@@ -158,7 +160,7 @@ def _data(value: Any, where: str) -> Data:
     known = [f.name for f in fields(Data)]
     for key, part in given.items():
         if key not in known or not isinstance(part, str):
-            raise UserError(f"{where}.{key}: is no path of a known part: known are {', '.join(known)}")
+            raise UserError(f"{where}.{key}: is not a path of a known part: known are {', '.join(known)}")
     if "test" not in given:
         raise UserError(f"{where}: has no test: name a directory or a file")
     return Data(**given)
@@ -310,24 +312,16 @@ def _of_model(
         yield Cell(path, system=system, steps=steps, k=k, few_shot=few, seed=seed, needs=needs, **names)
 
 
-def make_subsets(plan: Comparison) -> None:
-    """Writes the training data of each few-shot size: the first so many users, so that the sizes are nested."""
-    for (name, given), few in product(plan.data.items(), plan.few_shot):
-        for stage in ("sft", "dmpo") if few else ():
-            target = subset(plan, name, few, stage)
-            if (target / "train.jsonl").exists():
-                continue
-            source = (given.sft if stage == "sft" and given.sft else given.train).replace("{k}", str(max(plan.k)))
-            examples = formats.load_examples(source, "train", notice=console.notice)
-            users = list(dict.fromkeys(e.user for e in examples))
-            if len(users) < few:
-                raise UserError(f"few_shot: {few}, and {source} has {len(users)} users: lower few_shot")
-            rows = [e.to_json() for e in examples if e.user in set(users[:few])]
-            target.mkdir(parents=True, exist_ok=True)
-            if (valid := Path(source) / "valid.jsonl").is_file():
-                shutil.copyfile(valid, target / valid.name)
-            text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-            files.write_text(target / "train.jsonl", text)
+def read_notes(cell: Cell) -> dict[str, Any]:
+    """A cell's cell.json, {} where there is none yet. Raises UserError for other values than `run_cell` writes."""
+    path = cell.path / CELL
+    noted: Any = files.read_json(path) if path.exists() else {}
+    if not isinstance(noted, dict) or not all(
+        isinstance(v, dict) and type(v.get("seconds")) in (int, float) and type(v.get("peak_bytes")) is int
+        for v in noted.values()
+    ):
+        raise UserError(f"{path}: holds other values than this program writes: remove it")
+    return noted
 
 
 def run_cell(cell: Cell) -> None:
@@ -336,7 +330,7 @@ def run_cell(cell: Cell) -> None:
     Raises UserError where one fails: the cell stays undone, and the next run continues it.
     """
     cell.path.mkdir(parents=True, exist_ok=True)
-    noted: dict[str, Any] = files.read_json(cell.path / CELL) if (cell.path / CELL).exists() else {}
+    noted = read_notes(cell)
     for step in cell.steps:
         if step.done:
             continue

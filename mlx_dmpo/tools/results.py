@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..judge.compare import compare
-from ..machine import console, files, run_directory
+from ..machine import console, files
+from ..report.read import read_evaluation
 from ..report.tables import format_metric
-from .reproduce import CELL, Cell, Comparison
+from .reproduce import Cell, Comparison, read_notes
 
 METRICS = (  # key in metrics.json, heading, format
     ("pair_accuracy", "pair accuracy", ".3f"),
@@ -28,9 +29,8 @@ RESAMPLES = 2000
 def row_of(cell: Cell) -> dict[str, Any]:
     """What a finished cell measured, and what it took."""
     evaluation = cell.steps[-1].directory
-    metrics = files.read_json(evaluation / "metrics.json")
-    manifest = files.read_json(evaluation / run_directory.MANIFEST)
-    noted = files.read_json(cell.path / CELL) if (cell.path / CELL).exists() else {}
+    metrics, manifest = read_evaluation(evaluation)
+    noted = read_notes(cell)
     return {
         "cell": str(cell.path),
         "data": cell.data,

@@ -18,9 +18,9 @@ from ..errors import UserError
 from ..judge.rows import rows_of
 from ..machine import console, files, memory
 from ..machine.progress import Progress
-from ..model import generate, loading
+from ..model import generate
 from ..model.encode import Encoder
-from ..model.open import choose_template, open_scorer, refuse_for_free_text
+from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
 from ..prompts.groups import build_group, candidates
 from ..prompts.orders import first_negatives, printed_orders
 from ..prompts.template import Template
@@ -90,14 +90,17 @@ def _prompts(group: PreferenceGroup) -> list[Branch]:
 
 
 def draw(
-    base: loading.Loaded, encoder: Encoder, examples: Sequence[Example], settings: SampleSettings
+    scorer: LanguageModelScorer, examples: Sequence[Example], settings: SampleSettings
 ) -> Iterator[dict[str, Any]]:
     """One line a prompt: its answers with log-probs, and what each says: an ordering of two titles, a title, or
     like."""
+    base, encoder = scorer.base, scorer.encoder
     tasks = list(_tasks(examples, encoder, settings.seed))
+    longest = max(len(task.tokens) for task in tasks) + settings.max_tokens
+    size = scorer.prompts_at_once(longest, settings.n)
     with Progress(len(tasks) * settings.n, "sample", "answer") as bar:
-        for start in range(0, len(tasks), settings.batch_size):
-            chunk = tasks[start : start + settings.batch_size]
+        for start in range(0, len(tasks), size):
+            chunk = tasks[start : start + size]
             drawn = generate.sample_answers(
                 base,
                 [task.tokens for task in chunk],
@@ -151,9 +154,9 @@ def _lines(settings: SampleSettings) -> tuple[list[dict[str, Any]], str]:
         lines = [{k: row[k] for k in ("user", "domain", "positive", "negative", "margin")} for row in rows]
         hardest = sorted(row["margin"] for row in lines)
         return lines, (
-            f"{len(lines)} margins, {hardest[0]:+.2f} to {hardest[-1]:+.2f} nats; the least are the hardest negatives"
+            f"{len(lines)} margins, {hardest[0]:+.2f} to {hardest[-1]:+.2f} nats; small margins are hard negatives"
         )
-    lines = list(draw(scorer.base, scorer.encoder, examples, settings))
+    lines = list(draw(scorer, examples, settings))
     return lines, summarize(lines)
 
 

@@ -73,6 +73,10 @@ class MicroBatch:
     seed: int | None = None  # of its dropout
     part: Callable[[np.ndarray], MicroBatch] | None = None  # one of fewer rows; None for what is a half already
 
+    @property
+    def tokens(self) -> int:
+        return int(self.batch.starts[-1])
+
     def halves(self) -> list[MicroBatch]:
         """Two micro-batches of half the rows; none where it cannot be split, or has been."""
         if self.part is None or len(self.rows) < 2:

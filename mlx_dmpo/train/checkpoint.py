@@ -5,12 +5,13 @@ RUN/checkpoints/0000050/   adapters.safetensors, adapter_config.json   an mlx-lm
                            manifest.json                               the rest of the state, and the other files'
                                                                        hashes
 
-A checkpoint is written under another name and renamed when it is whole. Seed and step determine the data order, the
+A checkpoint is written under another name and renamed when it is complete. Seed and step determine the data order, the
 learning rate and the dropout; a step is never saved half done.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -49,6 +50,20 @@ class State:
     since: dict[str, float] = field(default_factory=dict)  # right and pairs since the last validation
     metrics_bytes: int = 0  # length of metrics.jsonl
     seconds: float = 0.0  # of all processes of the run, this one included
+
+
+def _state(values: Mapping[str, Any]) -> State:
+    """A state as a manifest has it. Raises ValueError or TypeError where a value is of another kind."""
+    state = State(**values)
+    value, best_step, loss = state.best if state.best is not None else (0.0, 0, 0.0)
+    counts = (state.step, state.waited, state.bad_steps, state.bad_in_a_row, state.metrics_bytes, best_step)
+    if not all(type(n) is int and 0 <= n < 2**53 for n in counts) or type(state.validate) is not bool:
+        raise ValueError("a count of its state is of another kind")
+    numbers = (state.seconds, value, loss, *state.window.values(), *state.since.values())
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers):
+        raise ValueError("a number of its state is of another kind")
+    state.best = (float(value), best_step, float(loss)) if state.best is not None else None
+    return state
 
 
 @dataclass
@@ -110,13 +125,16 @@ def _read_manifest(path: Path) -> tuple[Checkpoint, dict[str, str]]:
     """A checkpoint as its manifest has it, and the hashes of its files. Raises UserError where it is not one."""
     try:
         manifest = files.read_json(path / run_directory.MANIFEST)
-        state = State(**manifest["state"])
-        state.best = state.best and (float(state.best[0]), int(state.best[1]), float(state.best[2]))
+        state, identity, hashes = _state(manifest["state"]), dict(manifest["identity"]), dict(manifest["files"])
+        if not {ADAPTER_WEIGHTS, OPTIMIZER_STATE} <= set(hashes):
+            raise ValueError("it names no weights")
+        if not isinstance(identity.get("environment", {}), dict):
+            raise ValueError("its environment is of another kind")
         if state.step != int(path.name):
             raise ValueError(f"it is of step {state.step}")
-        return Checkpoint(path, state, dict(manifest["identity"])), dict(manifest["files"])
-    except (UserError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{path}: is no whole checkpoint ({error}): remove it") from None
+        return Checkpoint(path, state, identity), hashes
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path}: is not an intact checkpoint ({error}): remove it") from None
 
 
 def read(path: Path) -> Checkpoint:
@@ -126,7 +144,7 @@ def read(path: Path) -> Checkpoint:
         try:
             whole = files.sha256(path / name) == expected
         except OSError as error:
-            raise UserError(f"{path}: is no whole checkpoint ({error}): remove it") from None
+            raise UserError(f"{path}: is not an intact checkpoint ({error}): remove it") from None
         if not whole:
             raise UserError(f"{path / name}: is damaged: remove {path}")
     return found
@@ -138,9 +156,9 @@ def _all(run: Path) -> list[Path]:
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, or None; damaged ones are named.
+    """The newest intact checkpoint, or None; damaged ones are named.
 
-    One whose best adapter is whole too is preferred. Where there is none, the best so far is forgotten.
+    One whose best adapter is intact too is preferred. Where there is none, the best so far is forgotten.
     """
     without_best: Checkpoint | None = None
     for path in reversed(_all(run)):
@@ -161,6 +179,16 @@ def newest(run: Path) -> Checkpoint | None:
         console.notice(f"note: the best of the validations after step {without_best.state.step} is kept instead")
         without_best.state.best = None
     return without_best
+
+
+def stored(run: Path, name: str) -> Any:
+    """An entry of the identity in the newest checkpoint that can be read; None where there is none."""
+    for path in reversed(_all(run)):
+        try:
+            return _read_manifest(path)[0].identity.get(name)
+        except UserError:
+            continue
+    return None
 
 
 def prune(run: Path, keep: int) -> None:
@@ -184,7 +212,7 @@ def prune(run: Path, keep: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """No reader meets it half removed."""
+    """No reader sees it half removed."""
     aside = path.with_name(f"{files.PARTIAL}removed-{path.name}")
     os.rename(path, aside)
     shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
@@ -232,7 +260,7 @@ class Checkpoints:
         prune(self.run, self.keep)
 
     def restore(self, check: Callable[[dict[str, Any], dict[str, Any]], None]) -> bool:
-        """Continues from the newest whole checkpoint -> whether there is one.
+        """Continues from the newest intact checkpoint -> whether there is one.
 
         Raises what `check(stored identity, given identity)` raises.
         """

@@ -18,10 +18,11 @@ from ..data.rows import has_split
 from ..errors import UserError
 from ..machine import console, files
 from ..machine.ranks import world
-from ..model import adapters, cost, fit, loading, trackers
+from ..model import adapters, loading, trackers
 from ..model import shape as model_shape
 from ..model.open import LanguageModelScorer, choose_template, open_scorer, refuse_for_free_text
-from ..prompts.orders import first_negatives
+from ..prompts.groups import utilities
+from ..prompts.orders import first_negatives, last_positives
 from ..prompts.template import Domain
 from ..records import Example, RankingExample
 from .batches import GroupSource
@@ -33,7 +34,13 @@ VALIDATION_GROUPS = 1000  # by default, at most
 
 def refuse(settings: SftSettings | DmpoSettings) -> None:
     """Raises UserError for all that can be known to fail before data and model are read."""
-    choose_template(settings, settings.start_adapter)
+    template = choose_template(settings, settings.start_adapter)
+    several = isinstance(settings, DmpoSettings) and settings.loss == "mult-dpo"
+    if several and (template.form not in ("direct", "listwise") or (settings.orders or 1) > 1):
+        raise UserError(
+            f"loss: mult-dpo needs all answers after one prompt, and --prompt {template.name} has several: take "
+            "direct, or listwise with --orders 1, or --loss s-dpo"
+        )
     check_optimizer(settings)
     trackers.check(settings.report_to)
     if settings.start_adapter:
@@ -106,7 +113,36 @@ def _read_split(settings: SftSettings | DmpoSettings, split: str, domains: dict[
     count = settings.num_negatives
     if count < 0:  # sft's default: one pair is enough to learn from, but a list is printed whole
         count = 0 if loaded.ranking and choose_template(settings, settings.start_adapter).form == "listwise" else 1
-    return [first_negatives(e, count) for e in loaded.examples]
+    return _for_loss(settings, [first_negatives(e, count) for e in loaded.examples])
+
+
+def _for_loss(settings: SftSettings | DmpoSettings, examples: list[Example]) -> list[Example]:
+    """The examples with what the loss needs. Raises UserError for a row that does not give it."""
+    if not isinstance(settings, DmpoSettings) or settings.loss not in ("recpo", "mult-dpo"):
+        return examples
+    ranking = [e for e in examples if isinstance(e, RankingExample)]
+    if len(ranking) < len(examples):
+        raise UserError(
+            f"loss: {settings.loss} needs titles, and the data is free text: take another loss, such as s-dpo"
+        )
+    if settings.loss == "recpo":
+        for e in ranking:
+            weights = utilities(e)
+            if weights is None:
+                raise UserError(
+                    f"{e.source}: no times, answer_ratings and answer_times, which recpo needs: make the data with "
+                    "`prepare` from ratings with times, or take another loss, such as s-dpo"
+                )
+            if min(weights) <= 0:
+                raise UserError(
+                    f"{e.source}: a rating of 0 or less, of which recpo has no ratio: shift the ratings, or take s-dpo"
+                )
+        return examples
+    found = [last_positives(e, settings.num_positives) for e in ranking]
+    short = sum(1 + len(e.more_positives) < settings.num_positives for e in found)
+    if short and world().first:
+        console.notice(f"note: {short} of {len(found)} examples have fewer than {settings.num_positives} positives")
+    return list(found)
 
 
 def encode(
@@ -114,6 +150,9 @@ def encode(
 ) -> tuple[GroupSource, GroupSource | None]:
     """Training and validation groups. Says how many history items were left out."""
     form = policy.template.form if isinstance(examples.train[0], RankingExample) else "free text"
+    if form == "free text":  # brings its own prompts: the next stage may take any form
+        start = settings.start_adapter if isinstance(settings, SftSettings | DmpoSettings) else ""
+        policy.base.prompt = adapters.read_adapter_config(start).get("prompt", {}) if start else {}
     source = partial(GroupSource, encoder=policy.encoder, seed=settings.seed, orders=settings.orders or 1)
     both = settings.both_orders and form == "pairwise"
     redraw = settings.candidate_order == "epoch" and form in ("pairwise", "listwise")
@@ -201,25 +240,6 @@ def refuse_other_shape(settings: SftSettings | DmpoSettings, given: Mapping[str,
         wanted, has = getattr(settings.lora_parameters, part), getattr(found.lora_parameters, part)
         if wanted != has:
             raise UserError(_other_shape(f"lora_parameters.{part}", has, settings.start_adapter))
-
-
-def check_memory(settings: TrainSettings, policy: LanguageModelScorer, groups: Sequence[EncodedGroup]) -> None:
-    """Raises UserError for a run that by `plan` does not fit in this machine's memory."""
-    if not settings.memory_check or not policy.groups.shared:
-        return
-    base, shape = policy.base, model_shape.ModelShape.of(policy.base.path)
-    if settings.quantize:
-        shape = replace(shape, bits=settings.quantize, group_size=settings.quantize_group_size)
-    training = cost.Training(
-        shape.layers if settings.num_layers < 0 else settings.num_layers,
-        settings.lora_parameters.rank,
-        settings.lora_parameters.keys,
-        settings.grad_checkpoint,
-        base.model.model.norm.weight.dtype.size,
-        cost.OPTIMIZER_STATES[settings.optimizer],
-    )
-    case = fit.Case(shape, training, groups, settings.batch_size, settings.batch_tokens)
-    fit.check(case, fit.machine_memory())
 
 
 def describe_work(groups: Sequence[EncodedGroup], groups_per_step: int, steps_per_epoch: int, steps: int) -> str:

@@ -50,6 +50,7 @@ class Callbacks:
     validate: Callable[[], None]  # clears state.validate, unless the run is to stop
     save: Callable[[], None]  # a checkpoint
     skipped: Callable[[Step, Sequence[EncodedGroup], Any], None]  # a step with NaN or Inf; its groups, its gradients
+    leaner: Callable[[int, int, bool], None]  # memory did not suffice: the step, tokens run at once, recomputation
     done: Callable[[dict[str, float] | None, float], None]  # a step's sums (None: skipped) and its seconds
 
 
@@ -64,10 +65,12 @@ def fit(
 ) -> None:
     """Trains from `state` to the end of the schedule.
 
-    One evaluation per micro-batch, one for the update. A micro-batch that does not fit in memory is split in two, once.
+    One evaluation per micro-batch, one for the update. A micro-batch that does not fit in memory is split in two, once,
+    and so are later ones of its size; where it cannot be split, layers are recomputed from there on.
     A step whose loss, gradient or update is NaN or Inf leaves weights and optimizer as they were.
     Raises `callbacks.interrupted()`, everything saved, where the run is to stop.
     """
+    too_many: float = math.inf  # tokens of a micro-batch
     while True:
         stopping = callbacks.stopping()
         if state.validate and not stopping:
@@ -91,6 +94,9 @@ def fit(
         waiting = list(step.micro_batches)
         while waiting:
             micro_batch, outputs, more = waiting.pop(0), None, None
+            if micro_batch.tokens >= too_many and (halves := micro_batch.halves()):
+                waiting[:0] = halves
+                continue
             try:
                 run = loss.prepare(micro_batch, 1 / len(step.groups))
                 try:
@@ -99,9 +105,14 @@ def fit(
                     model.update(parameters)  # tracing leaves its own arrays in the model
                 numbers, found = loss.measure(micro_batch, outputs, more)
             except (MemoryError, RuntimeError) as error:
-                waiting[:0] = halves = micro_batch.halves() if memory.is_allocation_failure(error) else []
-                if not halves:
+                if not memory.is_allocation_failure(error):
                     raise
+                if halves := micro_batch.halves():
+                    too_many = micro_batch.tokens
+                elif not loss.recompute():
+                    raise
+                waiting[:0] = halves or [micro_batch]
+                callbacks.leaner(step.number, max(m.tokens for m in halves or [micro_batch]), loss.checkpoint)
             else:
                 gradients = more if gradients is None else tree_map(mx.add, gradients, more)
                 mx.async_eval(gradients)  # so that only one micro-batch's gradients exist beside their sum

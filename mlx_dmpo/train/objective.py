@@ -27,3 +27,8 @@ def needs_reference(settings: TrainSettings) -> bool:
         and settings.loss not in losses.WITHOUT_REFERENCE
         and not settings.reference_free
     )
+
+
+def lower(settings: TrainSettings) -> str:
+    """The flags by which a run learns more slowly, for messages."""
+    return "--learning-rate" + (" or --beta" if isinstance(settings, DmpoSettings) else "")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,10 +26,6 @@ from ..machine.ranks import world
 
 CHUNK = 16  # batches that a rank scores between two exchanges with the others
 SAVE_SECONDS = 60.0
-
-
-def cache_directory() -> Path:
-    return Path(os.environ.get("MLX_DMPO_CACHE", Path.home() / ".cache" / "mlx-dmpo"))
 
 
 def adapter_digest(adapter: Path | None) -> str:
@@ -89,7 +84,7 @@ class Reference:
         score: Callable[[Sequence[EncodedGroup]], Iterable[tuple[EncodedGroup, np.ndarray]]],
         batch_size: int,
     ):
-        self.path = cache_directory() / "reference" / f"{key}.npz"
+        self.path = files.cache_directory() / "reference" / f"{key}.npz"
         self._score, self._batch_size = score, batch_size
         self._table = _read(self.path) if world().first else {}
         self.computed = 0
@@ -148,7 +143,7 @@ class Reference:
                     logps=np.array(list(self._table.values()), np.float32),
                 )
         except WriteError as error:
-            console.notice(f"note: the reference is not kept: {error}")
+            console.notice(f"note: the reference is not saved: {error}")
 
     def logps(self, groups: Sequence[EncodedGroup]) -> np.ndarray:
         """(G, R) float32 in nats."""

@@ -13,8 +13,9 @@ import mlx.core as mx
 
 from ..machine import console, files
 from ..report.live import View
+from ..report.read import training_line
 from .checkpoint import State
-from .overfitting import is_overfitting
+from .overfitting import compared
 
 METRICS = "metrics.jsonl"
 
@@ -52,7 +53,8 @@ class Report:
         self._learning_rate, self._peak, self._open_view = learning_rate, peak, view
         self.lines: list[dict[str, Any]] = []
         if path and not state.step:
-            path.unlink(missing_ok=True)
+            with files.writing(path):
+                path.unlink(missing_ok=True)
         elif path:
             self._continue(path)
 
@@ -66,7 +68,17 @@ class Report:
                 )
             else:
                 os.truncate(path, self.state.metrics_bytes)
-        self.lines = files.read_lines(path)
+        self.lines = self._whole_lines(path)
+
+    def _whole_lines(self, path: Path) -> list[dict[str, Any]]:
+        """What this program wrote there. Damaged lines are taken out of the file, and counted."""
+        texts = [line for line in path.read_bytes().decode("utf-8", "replace").split("\n") if line.strip()]
+        lines = [value for text in texts if (value := training_line(text)) is not None]
+        if len(lines) < len(texts):
+            console.notice(f"note: {len(texts) - len(lines)} damaged lines of {path} are taken out")
+            files.write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+            self.state.metrics_bytes = path.stat().st_size
+        return lines
 
     def __enter__(self) -> Report:
         self._view = self._open_view(self.lines)
@@ -83,7 +95,7 @@ class Report:
         window, step = self.state.window, self.state.step
         for name, value in {**(sums or {}), "seconds": seconds}.items():
             window[name] = window.get(name, 0.0) + value
-        for name in ("right", "pairs") if sums else ():
+        for name in ("right", "pairs", "loss", "groups") if sums else ():
             self.state.since[name] = self.state.since.get(name, 0.0) + (sums or {})[name]
         self._view.stepped(step)
         if step % self.every == 0 or step == self.steps:
@@ -96,11 +108,8 @@ class Report:
         """Writes a validation's line. users: validation users, for the test of `overfitting`."""
         if self.rewards and "valid_margin" in numbers:
             numbers = {**numbers, "valid_reward_margin": numbers["valid_margin"]}
-        line, since = self._head() | numbers, self.state.since
+        line = self._head() | numbers | compared(numbers, self.state.since, self.lines, users, best)
         self.state.since = {}
-        if since.get("pairs") and "valid_pair_accuracy" in numbers:
-            train = line["train_pair_accuracy"] = since["right"] / since["pairs"]
-            line["overfitting"] = is_overfitting(train, numbers["valid_pair_accuracy"], users)
         self._write(line)
         self._view.on_validation(line, best)
 

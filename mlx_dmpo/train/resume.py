@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..config import DmpoSettings, SftSettings, resume_key
 from ..core.scorer import SCORER_VERSION
 from ..core.tree import EncodedGroup
@@ -18,12 +20,13 @@ from .reference import Reference, adapter_digest, sequences
 
 
 def digest(groups: Sequence[EncodedGroup]) -> str:
-    """SHA-256 of the groups' tokens, pairs and order."""
+    """SHA-256 of the groups' tokens, pairs, utilities and order."""
     found = hashlib.sha256()
     for group in groups:
         for sequence in sequences(group):
             found.update(sequence)
         found.update(group.pairs.tobytes())
+        found.update(np.array(group.utilities or (), np.float64).tobytes())
     return found.hexdigest()
 
 
@@ -42,7 +45,7 @@ def run_identity(
     return {
         "checkpoint format": FORMAT,
         **resume_key(settings),
-        "dtype of the weights": str(policy.base.model.model.norm.weight.dtype).removeprefix("mlx.core."),
+        "dtype of the weights": str(policy.base.dtype).removeprefix("mlx.core."),
         "model": policy.base.fingerprint,
         "train data": digest(groups.epoch(0)),
         "number of validation groups": len(valid.examples) if valid else 0,
@@ -68,7 +71,7 @@ def check_identity(stored: dict[str, Any], given: dict[str, Any]) -> None:
         )
     for name in {**given, **stored}:
         was, now = stored.get(name), given.get(name)
-        if was == now or name == "environment":
+        if was == now or name in ("environment", "memory"):
             continue
         if name in ("model", "train data", "valid data", "reference"):
             raise UserError(

@@ -13,7 +13,7 @@ from ..config import DmpoSettings, SftSettings
 from ..core.finite import is_finite
 from ..data.rows import hub_inputs, hub_name
 from ..errors import UserError, WriteError
-from ..machine import commands, files, memory, trained_on
+from ..machine import commands, console, files, mac, memory, trained_on
 from ..machine.interrupts import Stop
 from ..machine.ranks import world
 from ..machine.run_directory import RunDirectory
@@ -21,8 +21,10 @@ from ..model import adapters, device, loading
 from ..model.open import LanguageModelScorer
 from ..report import charts
 from . import holdout, overfitting
-from .inputs import Examples, check_memory, encode, open_policy, read_examples
+from .inputs import Examples, encode, open_policy, read_examples
 from .loop import fit
+from .memory_plan import plan_memory
+from .objective import lower
 from .setup import Training, score_reference, set_up
 
 
@@ -31,15 +33,18 @@ def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
 
     Raises UserError for what the user can fix, Interrupted where SIGINT or SIGTERM came.
     """
-    with memory.memory_limits(settings), world().watched(), Stop() as stop:
+    with memory.memory_limits(settings), world().watched(), Stop() as stop, mac.awake(settings.caffeinate):
         examples = read_examples(settings)
         with _output(settings, command) as run:
             policy, settings = open_policy(settings)
             _say_parameters(policy.base)
             groups, valid = encode(settings, policy, examples)
-            check_memory(settings, policy, groups.epoch(0))
+            plan = plan_memory(settings, policy, groups.epoch(0), run.path if run else None)
+            world().say(plan.line())
+            for line in mac.notes(plan.planned, awake=settings.caffeinate) if world().first else ():
+                console.notice(f"note: {line}")
             reference = score_reference(settings, policy, groups, valid)
-            training = set_up(settings, policy, groups, valid, reference, run.path if run else None, stop)
+            training = set_up(settings, policy, groups, valid, reference, plan, run.path if run else None, stop)
             state, schedule = training.checkpoints.state, training.schedule
             stop.finish_step = True
             mx.reset_peak_memory()
@@ -86,7 +91,7 @@ def _say_best(settings: SftSettings | DmpoSettings, training: Training) -> None:
     """Which step is kept, where that is not the last, and whether the run overfitted."""
     state = training.checkpoints.state
     best = state.best[1] if state.best else state.step
-    if text := overfitting.last_line(training.report.lines, best, isinstance(settings, DmpoSettings)):
+    if text := overfitting.last_line(training.report.lines, best, lower(settings)):
         world().say(f"  {text}")
     if best != state.step:
         last = training.checkpoints.last()
@@ -137,5 +142,6 @@ def _finish(
         bad_steps=state.bad_steps,
         ranks=world().size,
         shared_road=policy.groups.shared,
+        memory=checkpoints.identity["memory"],
         peak_memory_gb=max(training.step_function.peak, mx.get_peak_memory()) / 1e9,
     )

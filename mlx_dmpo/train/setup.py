@@ -14,7 +14,7 @@ import mlx.optimizers as optimizers
 from ..config import DmpoSettings, SftSettings
 from ..core.tree import pad_groups
 from ..errors import Interrupted
-from ..machine import commands, files
+from ..machine import commands, console, files
 from ..machine.interrupts import Stop
 from ..machine.ranks import world
 from ..model import adapters, device, fit, trackers
@@ -25,8 +25,9 @@ from .batches import Batches, GroupSource
 from .checkpoint import Checkpoints
 from .inputs import describe_work
 from .loop import Callbacks, Schedule
+from .memory_plan import MemoryPlan
 from .nan import BadSteps
-from .objective import needs_reference, objective
+from .objective import lower, needs_reference, objective
 from .optimizer import build_optimizer, learning_rate
 from .reference import Reference, adapter_digest, cache_key
 from .reporting import METRICS, Report
@@ -58,8 +59,10 @@ def score_reference(
     start, size, model = settings.start_adapter, 4 * settings.batch_size, policy.base.model
     adapter = adapter_digest(Path(start) if start else None)
     key = cache_key(policy.base.fingerprint, adapter, policy.groups.shared, device.environment())
-    reference = Reference(key, lambda some: score_groups(model, policy.groups, some, size, ""), size)
-    reference.add(groups.all_orders() + (valid.epoch(0) if valid else []))
+    wanted = groups.all_orders() + (valid.epoch(0) if valid else [])
+    tokens = policy.tokens_at_once(wanted, size)
+    reference = Reference(key, lambda some: score_groups(model, policy.groups, some, size, "", tokens), size)
+    reference.add(wanted)
     world().say(f"reference: {start or policy.base.name}; {reference.computed} groups scored, the others were stored")
     return reference
 
@@ -70,6 +73,7 @@ def set_up(
     groups: GroupSource,
     valid: GroupSource | None,
     reference: Reference | None,
+    plan: MemoryPlan,
     path: Path | None,
     stop: Stop,
 ) -> Training:
@@ -83,7 +87,7 @@ def set_up(
         groups,
         groups_per_step=settings.batch_size * settings.grad_accumulation_steps,
         batch_size=settings.batch_size,
-        batch_tokens=settings.batch_tokens,
+        batch_tokens=min(plan.batch_tokens, device.tokens_at_once(model)),
         pad=pad_groups if dropout else padding(policy.groups),
         reference=reference,
         dropout=dropout,
@@ -103,22 +107,22 @@ def set_up(
         model,
         policy.groups,
         loss,
-        settings.grad_checkpoint,
+        plan.grad_checkpoint,
         keep=settings.frozen_cache_gb * 1e9,
         epoch=len(groups.examples),
         memory_limit=settings.memory_limit,
+        leaner=plan.leaner,
     )
     identity = run_identity(settings, policy, groups, valid, reference)
     world().agree("training", json.dumps(identity))
-    identity["environment"] = device.environment()  # machines may differ in it
+    identity |= {"environment": device.environment(), "memory": plan.to_json()}  # machines may differ in them
     shape = adapters.adapter_config(settings, policy.base)
     checkpoints = Checkpoints(path, model, optimizer, shape, identity, keep=settings.keep_checkpoints)
     if settings.resume and checkpoints.restore(check_identity):
         world().say(f"resumed at step {checkpoints.state.step} of {steps}")
     state = checkpoints.state
-    tracker = None
-    if path:
-        tracker = trackers.tracker(settings.report_to, settings.project_name, path, files.plain(settings))
+    config = files.plain(settings)
+    tracker = trackers.tracker(settings.report_to, settings.project_name, path, config) if path else None
     name = "sft" if isinstance(settings, SftSettings) else settings.loss
     report = Report(
         path / METRICS if path else None,
@@ -156,26 +160,42 @@ def _callbacks(
     steps: int,
 ) -> Callbacks:
     model, state, resume = policy.base.model, checkpoints.state, commands.resume(settings)
-    lower = "--learning-rate" + (" or --beta" if isinstance(settings, DmpoSettings) else "")
-    bad_steps = BadSteps(model, checkpoints, settings.max_bad_steps, settings.debug_nan, lower, resume)
+    bad_steps = BadSteps(model, checkpoints, settings.max_bad_steps, settings.debug_nan, lower(settings), resume)
 
     def validate() -> None:
         assert valid is not None
-        give_up = lambda: bool(stop.asked) and world().size == 1  # noqa: E731
+        give_up = lambda: bool(stop.requested) and world().size == 1  # noqa: E731
         size, metric = settings.batch_size, settings.best_metric
-        Validation(model, policy.groups, valid, objective(settings), reference, size, metric, give_up).run(
-            state, report
+        Validation(
+            model,
+            policy.groups,
+            valid,
+            objective(settings),
+            reference,
+            size,
+            metric,
+            give_up,
+            policy.tokens_at_once(valid.epoch(0), size),
+        ).run(state, report)
+
+    def leaner(step: int, tokens: int, recompute: bool) -> None:
+        again = ", and each layer is recomputed" if recompute else ""
+        console.notice(
+            f"note: step {step}: memory did not suffice: at most {tokens:,} tokens are run at once from here on"
+            f"{again}; the result is the same"
         )
+        checkpoints.identity["memory"] |= {"batch_tokens": tokens, "grad_checkpoint": recompute, "stepped_down": step}
 
     def interrupted() -> Interrupted:
         text = f"stopped at step {state.step} of {steps}, saved at {checkpoints.saved}: continue with {resume}"
-        return Interrupted(text, stop.asked or SIGTERM)
+        return Interrupted(text, stop.requested or SIGTERM)
 
     return Callbacks(
-        stopping=lambda: world().any(bool(stop.asked)),
+        stopping=lambda: world().any(bool(stop.requested)),
         interrupted=interrupted,
         validate=validate,
         save=checkpoints.save,
         skipped=bad_steps.skipped,
+        leaner=leaner,
         done=report.step_done,
     )

@@ -41,6 +41,7 @@ class StepFunction:
     """The loss of a micro-batch and its gradient with respect to the adapter.
 
     checkpoint    recompute each layer in the backward pass
+    leaner        whether `recompute` may turn that on
     keep          bytes in which outputs of layers below the adapter are kept between epochs
     epoch         groups per epoch
     compiled      by mx.compile, one program per shape (see `padding`); None means on a GPU. Not with dropout, whose
@@ -59,8 +60,10 @@ class StepFunction:
         epoch: int = 0,
         compiled: bool | None = None,
         memory_limit: float = 0.0,
+        leaner: bool = False,
     ):
         self.model, self.memory_limit = model, memory_limit
+        self.checkpoint, self._leaner = checkpoint, leaner
         self.peak = 0  # bytes, over all micro-batches
         self._compiled = compiles(scorer, compiled)
         self._frozen = FrozenOutputs(model, keep, epoch) if scorer.shared and frozen_layers(model) else None
@@ -71,12 +74,21 @@ class StepFunction:
         ) -> tuple[mx.array, ...]:
             model.update(parameters)
             batch = GroupBatch(**arrays, groups=groups)
-            logps = scorer.logps(model, batch, checkpoint=checkpoint, dropout_seed=seed, **options)
+            logps = scorer.logps(model, batch, checkpoint=self.checkpoint, dropout_seed=seed, **options)
             value, margin = loss(logps, reference, batch)
             return weight * value.sum(), value, margin, logps
 
         self._run: Any = mx.value_and_grad(forward)
         self._program = mx.compile(self._run)
+
+    def recompute(self) -> bool:
+        """Recomputes each layer in the backward pass from here on -> whether it did not before, and may."""
+        if self.checkpoint or not self._leaner:
+            return False
+        self.checkpoint = True
+        self._shapes.clear()
+        self._program = mx.compile(self._run)
+        return True
 
     def prepare(self, micro_batch: MicroBatch, weight: float) -> Callable[[], Outputs]:
         """The call that computes `Outputs`. It leaves traced arrays in the model: put the parameters back after it.

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.losses import Loss
 from ..core.selfcheck import GroupScorer
-from ..core.tree import pad_groups
+from ..core.tree import BATCH_TOKENS, pad_groups
 from ..machine import console
 from ..model.score import score_groups
 from .batches import GroupSource
@@ -34,12 +34,13 @@ class Validation:
     batch_size: int
     best_metric: str  # auto, valid_loss or valid_pair_accuracy
     interrupted: Callable[[], bool]  # whether to give up: the validation is then done on resume, from its start
+    tokens: int = BATCH_TOKENS  # run at once
 
     def measure(self) -> dict[str, float] | None:
         """The numbers of a line of metrics.jsonl; None where it was interrupted."""
         groups, orders = self.source.epoch(0), 2 if self.source.both else 1
         loss = margin = right = pairs = 0.0
-        for group, logps in score_groups(self.model, self.scorer, groups, self.batch_size, "validate"):
+        for group, logps in score_groups(self.model, self.scorer, groups, self.batch_size, "validate", self.tokens):
             if self.interrupted():
                 return None
             reference = None if self.reference is None else mx.array(self.reference.logps([group]))
@@ -71,4 +72,5 @@ class Validation:
         state.waited = 0 if better else state.waited + 1
         if better:
             state.best = (value, state.step, loss)
-        report.validated(numbers, better, len({(e.domain, e.user) for e in self.source.examples}))
+        users = len({(e.domain, e.user) for e in self.source.examples})
+        report.validated(numbers, better, users if users > 1 else len(self.source.examples))

@@ -1,4 +1,4 @@
-"""The tokens of two answers side by side: what both hold stands in one line, wherever in the answers it is"""
+"""The tokens of two answers side by side: a token of both answers is on one line, wherever it is in them"""
 
 from __future__ import annotations
 

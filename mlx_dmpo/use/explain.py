@@ -1,8 +1,8 @@
-"""Why one title is put above another: tokens, history items, the smallest set of items that turns the order"""
+"""Why one title ranks above another: tokens, history items, the smallest set of items whose removal reverses it"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,20 +11,21 @@ import numpy as np
 from ..core.tree import EncodedGroup, pad_groups
 from ..errors import UserError
 from ..machine import console
+from ..machine.progress import Progress
 from ..prompts.groups import build_group
 from ..prompts.orders import rotations
 from ..records import RankingExample
 from .align import align
-from .flip import Removed, flip_set
+from .flip import CHUNK, Removed, affordable, flip_set, sets
 from .model_scoring import BOTH, ModelScoring
-from .scoring import History
+from .scoring import FIRST_LINE, History, check_history, check_titles
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScore:
     """One token of the answers.
 
-    side        "chosen" or "rejected": the title that it belongs to; "both" for what stands between titles and ends an
+    side        "chosen" or "rejected": the title that it belongs to; "both" for what is between titles and what ends an
                 answer
     chosen      its log-prob in the answer that prefers the chosen title, None where that answer does not hold it, in
                 nats
@@ -56,7 +57,8 @@ class Explanation:
     margin   nats; for prompts in two printed orders the sum over both, as everywhere
     tokens   their differences add up to the margin
     history  each item that the prompt holds, oldest first, with its effect
-    flip     the smallest set of history items without which the order turns; None if no set of up to `searched` does it
+    flip     the smallest set of history items without which the order is reversed; None if no set of up to `searched`
+             items does it
     dropped  oldest history items that the prompt has no room for
     """
 
@@ -95,12 +97,24 @@ def to_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
     return {name: models[-1][name] for name in ("margin", "tokens", "history", "flip")} | {"models": models}
 
 
-def explain(scoring: ModelScoring, history: History, chosen: str, rejected: str, max_flip: int = 3) -> Explanation:
-    """Raises UserError for two equal titles and for what cannot be scored."""
+def explain(
+    scoring: ModelScoring,
+    history: History,
+    chosen: str,
+    rejected: str,
+    max_flip: int | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Explanation:
+    """Why one title ranks above another.
+
+    max_flip  largest set of history items searched for one that turns the order; None: see `flip.affordable`
+    between   called between two rounds of scoring; what it raises ends the search
+    Raises UserError for two equal titles, an empty one, and for what cannot be scored.
+    """
+    check_titles("explain", (chosen, rejected))
     if chosen == rejected:
         raise UserError(f'explain: "{chosen}" is both the chosen and the rejected title: name two titles')
-    if not history:
-        raise UserError("history: it is empty: give at least one title")
+    check_history(history)
     example = RankingExample("", scoring.domain, tuple(history), chosen, (rejected,), source="explain")
     encoder = scoring.model.encoder
     dropped = encoder.encode(example, _orders(scoring, example)).dropped
@@ -109,11 +123,23 @@ def explain(scoring: ModelScoring, history: History, chosen: str, rejected: str,
         console.notice(f"note: the {dropped} oldest history items do not fit --max-seq-length and are left out")
     base = float(scoring.fresh_margins([(kept, chosen, rejected)])[0])
 
-    def margins(sets: Sequence[Removed]) -> np.ndarray:
-        left = [tuple(t for i, t in enumerate(kept) if i not in removed) for removed in sets]
-        return scoring.fresh_margins([(h, chosen, rejected) for h in left])
+    limit = affordable(len(kept)) if max_flip is None else max_flip
+    if max_flip is None and limit < min(3, len(kept) - 1):
+        console.notice(
+            f"note: {len(kept)} history items: sets of up to {limit} are searched; --max-flip 3 searches larger ones"
+        )
+    with Progress(sets(len(kept), max(1, limit)), "explain: at most", "set", first=FIRST_LINE) as bar:
 
-    flip, alone = flip_set(len(kept), base, margins, max_flip)
+        def margins(removed: Sequence[Removed]) -> np.ndarray:
+            found = []
+            for start in range(0, len(removed), CHUNK):
+                between()
+                part = [tuple(t for i, t in enumerate(kept) if i not in r) for r in removed[start : start + CHUNK]]
+                found.append(scoring.fresh_margins([(h, chosen, rejected) for h in part]))
+                bar.update(len(part))
+            return np.concatenate(found)
+
+        flip, alone = flip_set(len(kept), base, margins, limit)
     return Explanation(
         scoring.model.name,
         chosen,
@@ -122,7 +148,7 @@ def explain(scoring: ModelScoring, history: History, chosen: str, rejected: str,
         _tokens(scoring, replace(example, history=kept), base),
         tuple(Effect(t, float(base - m)) for t, m in zip(kept, alone, strict=True)),
         None if flip is None else tuple(kept[i] for i in flip),
-        max_flip,
+        limit,
         dropped,
     )
 
@@ -220,7 +246,7 @@ def _sides(tokenizer: Any, tokens: Sequence[int], example: RankingExample) -> li
 
 
 def _find(text: str, title: str, titles: Sequence[str]) -> int:
-    """Where a title stands in an answer, not inside the other title (which may hold it)."""
+    """Where a title is in an answer, not inside the other title (which may hold it)."""
     for other in titles:
         if other != title and title in other:
             text = text.replace(other, "\0" * len(other), 1)

@@ -1,20 +1,32 @@
-"""The smallest set of history items whose removal turns a margin's sign"""
+"""The smallest set of history items whose removal changes a margin's sign"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 Removed = tuple[int, ...]  # places in the history, ascending
 CHUNK = 64  # sets scored at once in the exact search
+MOST = 5000  # sets of one size that are searched where nobody says how large a set may be
+
+
+def affordable(n: int, most: int = MOST) -> int:
+    """The largest size, at most three, of which a history of n items has at most `most` sets."""
+    return max((size for size in (1, 2, 3) if math.comb(n, size) <= most), default=0)
+
+
+def sets(n: int, limit: int) -> int:
+    """How many sets of up to `limit` of n items a search scores at most."""
+    return sum(math.comb(n, size) for size in range(1, min(limit, n - 1) + 1))
 
 
 def flip_set(
     n: int, base: float, margins: Callable[[Sequence[Removed]], np.ndarray], limit: int = 3
 ) -> tuple[Removed | None, np.ndarray]:
-    """(the set, None if none of up to `limit` items turns the sign; the margin without each single item (n,)).
+    """(the set, None if no set of up to `limit` items changes the sign; the margin without each single item (n,)).
 
     n        items of the history; at least one is always left
     margins  the margins without each of several sets of items
@@ -25,7 +37,7 @@ def flip_set(
     known: dict[Removed, float] = {(): base}
 
     def score(sets: Iterable[Removed]) -> list[Removed]:
-        """Scores what is not known yet; gives those that turn the sign, the strongest first."""
+        """Scores what is not known yet; gives those that change the sign, the strongest first."""
         sets = list(dict.fromkeys(sets))
         missing = [s for s in sets if s not in known]
         if missing:
@@ -56,7 +68,7 @@ def flip_set(
 def _greedy(
     n: int, base: float, score: Callable[[Iterable[Removed]], list[Removed]], known: dict[Removed, float], limit: int
 ) -> Removed | None:
-    """The first set on the greedy path that turns the sign."""
+    """The first set on the greedy path that changes the sign."""
     taken: Removed = ()
     for _ in range(limit):
         grown = [tuple(sorted((*taken, i))) for i in range(n) if i not in taken]

@@ -64,8 +64,8 @@ def read_data(data: str, domain: str = "", domains: Any = None) -> DataSet:
             return formats.load_examples(source, split, known, domain=domain)
 
     examples = [e for split in SPLITS if has_split(source, split) for e in load(split)]
-    if not examples and not Path(source).is_dir():
-        examples = load("test")
+    if not examples and not (Path(source) / ITEMS).is_file():
+        examples = load("test")  # a file, or the error that says what a directory must hold
     rows = _items(Path(source) / ITEMS) if (Path(source) / ITEMS).is_file() else []
     found = list(dict.fromkeys([*(r["domain"] for r in rows), *(e.domain for e in examples)]))
     if len(found) > 1 and not domain:
@@ -107,7 +107,7 @@ def _items(path: Path) -> list[dict[str, Any]]:
 
 
 def titles_of(given: Sequence[str], flag: str) -> list[str]:
-    """The titles that a repeated flag names: each is a title, or a file with one title a line, or an items.jsonl.
+    """The titles that a repeated flag gives: each value is a title, a file with one title a line, or an items.jsonl.
 
     Raises UserError for a file that cannot be read or holds no title.
     """
@@ -179,7 +179,7 @@ def read_request(
     if stdin and not history and not user:
         liked, more = _from_json(stdin)
         if more and wanted:
-            raise UserError("--candidates: standard input brings candidates too: keep one of them")
+            raise UserError("--candidates: standard input has candidates too: keep one of them")
         wanted = wanted or more
     seen = data.history(user) if user else tuple(data.catalogue.match_all(liked, notice))
     if wanted:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ..data.titles import normalise
+from ..data.titles import normalize
+from ..errors import UserError
 
-CLOSE = 80.0  # of 100: rapidfuzz's ratio from which a typed title is taken for the catalogue's
+CLOSE = 80.0  # of 100: the lowest ratio of rapidfuzz at which a typed title is read as the catalogue's
 
 
 _YEAR = re.compile(r"\(\d{4}\)\s*$")
@@ -42,13 +43,16 @@ class Catalogue:
     def match(self, typed: str, notice: Callable[[str], None] = lambda message: None) -> str:
         """The catalogue's title that `typed` means; an unknown title is kept as typed.
 
-        `notice` gets a line about either.
+        `notice` gets a line about either. Raises UserError for text with half a surrogate pair, or bytes that are not
+        UTF-8.
         """
         from rapidfuzz import fuzz, process, utils
 
         if typed in self._known:
             return typed
-        title = normalise(typed)
+        if any("\ud800" <= c <= "\udfff" for c in typed):  # cleaning would drop them: "Caf" for a Latin-1 "Café"
+            raise UserError(f"title {typed[:60]!r}: is not valid Unicode: write it in UTF-8")
+        title = normalize(typed)
         if not self.titles or not title or title in self._known:
             return title
         if title.casefold() in self._folded:
@@ -59,7 +63,7 @@ class Catalogue:
         )
         for _, _, place in near:
             if _same_numbers(title, self.titles[place]):
-                notice(f'note: "{title}" is taken for "{self.titles[place]}"')
+                notice(f'note: "{title}" is read as "{self.titles[place]}"')
                 return self.titles[place]
         notice(f'note: "{title}" is not in the catalogue: it is used as typed')
         return title

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..model.open import LanguageModelScorer
 from ..prompts import template as prompts
 from ..prompts.groups import build_group
-from ..records import Branch, PreferenceGroup, RankingExample
+from ..records import Branch, PreferenceGroup
 from .scoring import History, Scoring
 
 TOGETHER = 48  # pairs in one prefix tree
@@ -69,18 +69,20 @@ class ModelScoring(Scoring):
         if len(by_history) == len(tasks) > 1:  # the history with one item left out, and the like: they begin alike
             parts = [list(range(at, min(at + TOGETHER, len(tasks)))) for at in range(0, len(tasks), TOGETHER)]
         orders = [BOTH] if self.form == "pairwise" else []
+        if tasks and self._drops(*tasks[0], orders):
+            return super()._score_pairs(tasks)
         try:
             groups = [
                 joined(
                     [
-                        build_group(RankingExample("", self.domain, h, a, (b,)), orders, self.model.template)
+                        build_group(self._example(h, a, (b,)), orders, self.model.template)
                         for h, a, b in (tasks[i] for i in part)
                     ]
                 )
                 for part in parts
             ]
             scores = list(self.model.score(groups))
-        except UserError:  # too long for one prompt: scored example by example, which leaves old items out as it must
+        except UserError:  # one is too long: scored example by example, which leaves old items out as it must
             return super()._score_pairs(tasks)
         found: dict[int, tuple[float, int]] = {}
         for part, of_part in zip(parts, scores, strict=True):
@@ -88,15 +90,19 @@ class ModelScoring(Scoring):
                 found[i] = (float(margins.sum()), len(margins))
         return [found[i] for i in range(len(tasks))]
 
+    def _drops(self, history: History, a: str, b: str, orders: list[tuple[bool, bool]]) -> bool:
+        """Whether a history is too long for the prompt. Then the prompts of all pairs are not even tried with it."""
+        return bool(self.model.encoder.encode(self._example(history, a, (b,)), orders).dropped)
+
     def _score_items(self, wanted: Mapping[History, Sequence[str]]) -> list[np.ndarray]:
         scorer = self.item_scorer
         before = scorer.tokens
         try:
             if self.form == "listwise" or len(wanted) > 1:
-                examples = [RankingExample("", self.domain, h, t[0], tuple(t[1:])) for h, t in wanted.items()]
+                examples = [self._example(h, t[0], tuple(t[1:])) for h, t in wanted.items()]
                 return [scores.items for scores in scorer.score(examples) if scores.items is not None]
             ((history, titles),) = wanted.items()
-            return [scorer.score_items(history, titles, self.domain)]
+            return [scorer.score_items(history, titles, self.domain, describe="rank")]
         finally:
             self._counted(scorer, before)
 

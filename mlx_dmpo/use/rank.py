@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import UserError
 from ..machine.progress import Progress
 from . import bradley_terry
-from .scoring import History, Scoring
+from .scoring import FIRST_LINE, History, Scoring, check_history, check_titles
 
 ALL_PAIRS = 20  # up to so many candidates every pair is compared
 ROUND = 64  # pairs compared at once: what an interrupt can lose
@@ -79,14 +79,13 @@ class Ranking:
 
 
 def check_candidates(candidates: Sequence[str]) -> tuple[str, ...]:
-    """The candidates in one fixed order, so that theirs cannot matter.
+    """The candidates in a fixed order, so that the given order does not matter.
 
     Raises UserError for none, an empty one, a duplicate.
     """
     if not candidates:
         raise UserError("candidates: there are none: give at least one title")
-    if any(not title.strip() for title in candidates):
-        raise UserError("candidates: a title is empty: remove it")
+    check_titles("candidates", candidates)
     ordered = sorted(candidates)
     for a, b in itertools.pairwise(ordered):
         if a == b:
@@ -95,7 +94,7 @@ def check_candidates(candidates: Sequence[str]) -> tuple[str, ...]:
 
 
 def default_budget(n: int) -> int:
-    """Pairs compared of n candidates: all of them up to ALL_PAIRS candidates, else about n log2 n."""
+    """Pairs compared of n candidates: all pairs of up to ALL_PAIRS candidates, else about n log2 n."""
     every = n * (n - 1) // 2
     return every if n <= ALL_PAIRS else min(every, math.ceil(n * math.log2(n)))
 
@@ -177,16 +176,16 @@ class PairRanking:
         if not self._planned and self.done < self.budget:
             self._planned = self._neighbours()
         left = min(ROUND, self.budget - self.done)
-        self._asked, self._planned = self._planned[:left], self._planned[left:]
-        return [(self.titles[a], self.titles[b]) for a, b in self._asked]
+        self._current, self._planned = self._planned[:left], self._planned[left:]
+        return [(self.titles[a], self.titles[b]) for a, b in self._current]
 
     def add(self, probabilities: Sequence[float] | np.ndarray) -> None:
         """P(first above second) of each pair that `next_pairs` gave last."""
-        for (a, b), p in zip(self._asked, probabilities, strict=True):
+        for (a, b), p in zip(self._current, probabilities, strict=True):
             self.counts[a, b], self.counts[b, a] = p, 1 - p
             self._compared[a, b] = self._compared[b, a] = True
-        self.done += len(self._asked)
-        self._asked = []
+        self.done += len(self._current)
+        self._current = []
 
     @property
     def finished(self) -> bool:
@@ -237,8 +236,7 @@ class Job:
             raise UserError(f"method: {self.method!r} is not a choice: give one of {', '.join(METHODS)}")
         if self.budget and self.method == "items":
             raise UserError("--budget: counts pairs, and --method items compares none: leave one of them out")
-        if not self.history:
-            raise UserError("history: it is empty: give at least one title")
+        check_history(self.history)
         self._titles = check_candidates(self.candidates)
         self._items: np.ndarray | None = None
         self._pairs: PairRanking | None = None
@@ -271,6 +269,11 @@ class Job:
         return self._pairs.finished if self._pairs is not None else self._items is not None
 
     @property
+    def scored(self) -> bool:
+        """Whether anything has been scored, so that there is an order."""
+        return self._items is not None or self.pairs_compared > 0
+
+    @property
     def pairs_to_compare(self) -> int:
         """Pairs that the whole ranking compares; 0 for the method items."""
         n = len(self._titles)
@@ -294,11 +297,12 @@ class Job:
         return Ranking("items", self.prompt, rows, 0, self.tokens, seconds)
 
 
-def run(job: Job, scoring: Scoring, progress: Callable[[Ranking], None] = lambda ranking: None) -> Ranking:
+def run(job: Job, scoring: Scoring, progress: Callable[[Ranking], None] | None = None) -> Ranking:
     """The job's steps, one after another. `progress` gets the best ranking so far after each round of pairs."""
-    with Progress(job.pairs_to_compare or None, "rank", "pair" if job.method == "pairs" else "step") as bar:
+    unit = "pair" if job.method == "pairs" else "step"
+    with Progress(job.pairs_to_compare or None, "rank", unit, first=FIRST_LINE) as bar:
         while step([job], scoring):
-            if job.method == "pairs":
+            if progress and job.method == "pairs":
                 progress(job.ranking())
             bar.update(job.pairs_compared - bar.done)
     return job.ranking()
@@ -327,8 +331,8 @@ def step(jobs: Sequence[Job], scoring: Scoring) -> bool:
     return True
 
 
-def _hand_out(asked: Sequence[tuple[Job, int]], values: np.ndarray, give: Callable[..., None]) -> None:
+def _hand_out(parts: Sequence[tuple[Job, int]], values: np.ndarray, give: Callable[..., None]) -> None:
     at = 0
-    for job, number in asked:
+    for job, number in parts:
         give(job, values[at : at + number])
         at += number

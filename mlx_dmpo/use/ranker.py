@@ -15,6 +15,7 @@ from ..model.open import LanguageModelScorer, choose_template, open_scorer
 from .explain import Explanation, explain
 from .model_scoring import ModelScoring
 from .rank import Job, Ranking, run
+from .scoring import check_history, check_titles
 
 
 def choose_method(method: str, form: str) -> str:
@@ -68,6 +69,7 @@ class Ranker:
     def open(cls, settings: UseSettings, adapter: str = "", domain: str = "movie") -> Ranker:
         """A ranker from a settings object. Raises UserError as `load` does."""
         check_settings(settings, adapter)
+        choose_template(settings, adapter).domain(domain, "--domain")  # raises where it has no words
         return cls(open_scorer(settings, adapter), settings, domain)
 
     @property
@@ -107,7 +109,7 @@ class Ranker:
         top: int = 0,
         *,
         budget: int = 0,
-        progress: Callable[[Ranking], None] = lambda ranking: None,
+        progress: Callable[[Ranking], None] | None = None,
     ) -> Ranking:
         """The candidates, best first; the first `top` of them unless 0. Their order as given does not matter.
 
@@ -123,31 +125,42 @@ class Ranker:
         For the pairwise prompt the sum over both printed orders, else the difference of the two items' scores.
         """
         liked = tuple(history)
-        if not liked:
-            raise UserError("history: it is empty: give at least one title")
-        margins, _ = self.scoring.margins([(liked, a, b) for a, b in pairs])
+        check_history(liked)
+        wanted = list(pairs)
+        check_titles("pairs", [title for pair in wanted for title in pair])
+        margins, _ = self.scoring.margins([(liked, a, b) for a, b in wanted])
         return margins
 
-    def explain(self, history: Iterable[str], chosen: str, rejected: str, *, max_flip: int = 3) -> Explanation:
+    def explain(
+        self,
+        history: Iterable[str],
+        chosen: str,
+        rejected: str,
+        *,
+        max_flip: int | None = None,
+        between: Callable[[], None] = lambda: None,
+    ) -> Explanation:
         """Why `chosen` is put above `rejected`, or below it: tokens, history items, the smallest set of items that
-        turns it.
+        reverses the order.
+
+        max_flip  largest set that is searched, 0 to 3; None takes 3, fewer for a long history (see `flip.affordable`)
+        between   called between two rounds of scoring; what it raises ends the search
+        Raises UserError as `rank` does.
         """
-        return explain(self.scoring, tuple(history), chosen, rejected, max_flip)
+        return explain(self.scoring, tuple(history), chosen, rejected, max_flip, between)
 
 
-def top_pair(
-    ranker: Ranker, history: Sequence[str], candidates: Sequence[str], chosen: str, rejected: str
-) -> tuple[str, str]:
-    """The pair to explain: what is named, and for the rest the best of a ranking.
-
-    Raises UserError for too few candidates.
-    """
-    if chosen and rejected:
-        return chosen, rejected
+def pair_job(ranker: Ranker, history: Sequence[str], candidates: Sequence[str], chosen: str, rejected: str) -> Job:
+    """The ranking in which the pair to explain is looked for. Raises UserError for too few candidates."""
     pool = list(dict.fromkeys([*candidates, *filter(None, (chosen, rejected))]))
     if len(pool) < 2:
         raise UserError("--candidates: a pair needs two titles: give more candidates, or --chosen and --rejected")
-    order = [t for t in ranker.rank(history, pool).titles if t not in (chosen, rejected)]
+    return ranker.job(history, pool)
+
+
+def top_pair(ranking: Ranking, chosen: str, rejected: str) -> tuple[str, str]:
+    """The pair to explain: what is named, and for the rest the best of the ranking."""
+    order = [t for t in ranking.titles if t not in (chosen, rejected)]
     first = chosen or order.pop(0)
     return first, rejected or order[0]
 

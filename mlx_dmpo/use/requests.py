@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .flip import affordable
 from .rank import Ranking
+
+SETS = 1000  # sets of history items of one size that an explanation searches unless the request says otherwise
 
 
 class Refused(Exception):
@@ -40,14 +42,24 @@ def _title(value: Any, where: str) -> str:
     return value.strip()
 
 
-def _history(body: dict[str, Any], match: Callable[[str], str]) -> tuple[str, ...]:
-    """`query` (or `history`): a list of titles, or text with one title a line."""
+def _history(body: dict[str, Any], most: int, others: int, match: Callable[[str], str]) -> tuple[str, ...]:
+    """`query` (or `history`): a list of titles, or text with one title a line. With `others` at most `most` of them,
+    which is checked before each is looked for in the catalogue.
+    """
     value = body.get("query", body.get("history"))
     if isinstance(value, str):
         value = [line for line in value.split("\n") if line.strip()]
     if not isinstance(value, list) or not value:
         raise _bad("query: is missing or empty: give the liked titles, as a list or as text with one title a line")
-    return tuple(match(_title(t, f"query[{i}]")) for i, t in enumerate(value))
+    _limit(len(value) + others, most)
+    return tuple(_matched(_title(t, f"query[{i}]"), f"query[{i}]", match) for i, t in enumerate(value))
+
+
+def _matched(title: str, where: str, match: Callable[[str], str]) -> str:
+    found = match(title)
+    if not found.strip():
+        raise _bad(f"{where}: is not a title: it holds invisible characters only")
+    return found
 
 
 def _count(body: dict[str, Any], name: str, low: int, high: int, default: int) -> int:
@@ -113,8 +125,7 @@ def rerank_request(body: Any, most: int, match: Callable[[str], str]) -> Rerank:
     if not isinstance(documents, list) or not documents:
         raise _bad("documents: is missing or empty: give the titles to rank, as a list")
     _limit(len(documents), most)
-    history = _history(body, match)
-    _limit(len(documents) + len(history), most)
+    history = _history(body, most, len(documents), match)
     texts = []
     for i, d in enumerate(documents):
         texts.append(_title(d.get("text") if isinstance(d, dict) else d, f"documents[{i}]"))
@@ -124,7 +135,8 @@ def rerank_request(body: Any, most: int, match: Callable[[str], str]) -> Rerank:
     if not isinstance(body.get("model", ""), str | None):
         raise _bad("model: is not text")
     top = _count(body, "top_n", 1, 10**9, len(texts))
-    return Rerank(history, tuple(map(match, texts)), tuple(texts), top, flag is not False)
+    titles = tuple(_matched(t, f"documents[{i}]", match) for i, t in enumerate(texts))
+    return Rerank(history, titles, tuple(texts), top, flag is not False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +150,9 @@ class Explain:
 def explain_request(body: Any, most: int, match: Callable[[str], str]) -> Explain:
     """Raises Refused with the status and what is wrong."""
     body = _mapping(body)
-    history = _history(body, match)
-    _limit(len(history) + 2, most)
-    chosen, rejected = (match(_title(body.get(name), name)) for name in ("chosen", "rejected"))
+    history = _history(body, most, 2, match)
+    chosen, rejected = (_matched(_title(body.get(name), name), name, match) for name in ("chosen", "rejected"))
     if chosen == rejected:
         raise _bad("rejected: is the chosen title too: name two titles")
-    flips = math.comb(len(history), 3)  # sets that an exact search may have to score
-    return Explain(history, chosen, rejected, _count(body, "max_flip", 0, 3, 3 if flips <= 1000 else 2))
+    largest = affordable(len(history), SETS)
+    return Explain(history, chosen, rejected, _count(body, "max_flip", 0, 3, largest))

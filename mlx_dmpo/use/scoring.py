@@ -16,6 +16,20 @@ from ..scores import Scorer
 History = tuple[str, ...]
 KEPT_HISTORIES = 32  # histories whose scores are kept
 KEPT_SCORES = 20_000  # scores kept of one history
+FIRST_LINE = 2.0  # seconds before the first line of progress without a terminal
+
+
+def check_titles(where: str, titles: Sequence[str]) -> None:
+    """Raises UserError for an empty title: a model would score it like any other."""
+    if any(not title.strip() for title in titles):
+        raise UserError(f"{where}: a title is empty: remove it")
+
+
+def check_history(history: Sequence[str]) -> None:
+    """Raises UserError for no history, and for an empty title in it."""
+    if not history:
+        raise UserError("history: it is empty: give at least one title")
+    check_titles("history", history)
 
 
 @dataclass
@@ -50,6 +64,9 @@ class Scoring:
             kept.clear()
         return kept
 
+    def _example(self, history: History, title: str, others: tuple[str, ...]) -> RankingExample:
+        return RankingExample("", self.domain, history, title, others, source="history and candidates")
+
     def probabilities(self, tasks: Sequence[tuple[History, str, str]]) -> np.ndarray:
         """P(a above b) of each task, from the mean margin over the printed orders.  -> (T,) float64."""
         margins, orders = self.margins(tasks)
@@ -82,7 +99,7 @@ class Scoring:
         by_first: dict[tuple[History, str], list[str]] = {}
         for history, a, b in tasks:
             by_first.setdefault((history, a), []).append(b)
-        examples = [RankingExample("", self.domain, h, a, tuple(others)) for (h, a), others in by_first.items()]
+        examples = [self._example(h, a, tuple(others)) for (h, a), others in by_first.items()]
         found = {}
         for (history, a), scores in zip(by_first, self.scorer.score(examples), strict=True):
             orders = 1 if scores.logps is None else scores.logps.shape[1]
@@ -119,7 +136,7 @@ class Scoring:
 
     def _score_items(self, wanted: Mapping[History, Sequence[str]]) -> list[np.ndarray]:
         """The scores of each history's titles, in order."""
-        examples = [RankingExample("", self.domain, h, titles[0], tuple(titles[1:])) for h, titles in wanted.items()]
+        examples = [self._example(h, titles[0], tuple(titles[1:])) for h, titles in wanted.items()]
         found = []
         for scores in self.scorer.score(examples):
             if scores.items is None:

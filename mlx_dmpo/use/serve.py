@@ -38,11 +38,27 @@ from .worker import QueueFull, Task, TooManyTokens, Worker
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGE = Path(__file__).with_name("page.html")
 SHOWN = 12  # candidates that the page ranks by pairs; by items it ranks the catalogue
+BODY_SECONDS = 30.0  # that a request's body may take to arrive
 GONE = 499  # nginx's status for a client that closed its connection; nobody receives it
 
 
+def _whole_number(text: str, most: int) -> int:
+    """The number that ASCII digits write, at most `most`; -1 for other text."""
+    if not (text.isascii() and text.isdigit()):
+        return -1
+    digits = text.lstrip("0") or "0"
+    return min(int(digits), most) if len(digits) <= 18 else most
+
+
 def _json_error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    kinds = {401: "unauthorized", 413: "too_large", 415: "unsupported_media_type", 429: "queue_full", 503: "stopping"}
+    kinds = {
+        401: "unauthorized",
+        408: "timeout",
+        413: "too_large",
+        415: "unsupported_media_type",
+        429: "queue_full",
+        503: "stopping",
+    }
     kind = kinds.get(status, "invalid_request" if status < 500 else "internal_error")
     return JSONResponse({"error": {"type": kind, "code": status, "message": message}}, status, headers)
 
@@ -82,7 +98,9 @@ class Server:
     async def _not_found(self, request: Request, error: Any) -> Response:
         known = "POST /v1/rerank, POST /v1/explain, GET /v1/items, /healthz, /metrics, /"
         return _json_error(
-            error.status_code, f"{request.method} {request.url.path}: no such endpoint: known are {known}"
+            error.status_code,
+            f"{request.method} {request.url.path}: no such endpoint: known are {known}",
+            dict(error.headers or {}),  # Allow
         )
 
     def _guard(
@@ -103,7 +121,7 @@ class Server:
         async def answer(request: Request) -> Response:
             try:
                 host = re.sub(r":\d+$", "", request.headers.get("host", "")).strip("[]")
-                if self.settings.host in LOOPBACK and host not in LOOPBACK:  # another site's name that leads here
+                if self.settings.host in LOOPBACK and host not in LOOPBACK:  # DNS rebinding
                     return _json_error(
                         400, "this server answers to 127.0.0.1 and localhost only: use one of them, or --host"
                     )
@@ -119,7 +137,7 @@ class Server:
             except TooManyTokens as error:
                 return _json_error(413, f"{error}: send fewer or shorter titles")
             except QueueFull:
-                return _json_error(429, "too many requests wait: try again in a second", {"Retry-After": "1"})
+                return _json_error(429, "too many requests are waiting: try again in a second", {"Retry-After": "1"})
             except UserError as error:
                 return _json_error(400, str(error))
             except ClientDisconnect:
@@ -133,8 +151,8 @@ class Server:
     def _has_key(self, request: Request) -> bool:
         if not self.key:
             return True
-        given = request.headers.get("authorization", "")
-        return hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode())
+        given = request.headers.get("authorization", "")  # bytes, read as latin-1
+        return hmac.compare_digest(given.encode("latin-1"), f"Bearer {self.key}".encode("utf-8", "surrogateescape"))
 
     async def _body(self, request: Request) -> Any:
         """The request's JSON. Raises Refused for another type, a body that is too large, and for what is not JSON."""
@@ -144,16 +162,20 @@ class Server:
         limit = self.settings.max_body
         too_large = Refused(413, f"the body is larger than {limit:,} bytes: send fewer titles, or raise --max-body")
         length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > limit:
+        if _whole_number(length, limit + 1) > limit:
             raise too_large
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise too_large
+        except TimeoutError:  # else it would hold up the end of the server
+            raise Refused(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds: send it again") from None
         try:
             return json.loads(
-                body, parse_constant=lambda name: (_ for _ in ()).throw(ValueError(f"{name} is not JSON"))
+                bytes(body), parse_constant=lambda name: (_ for _ in ()).throw(ValueError(f"{name} is not JSON"))
             )
         except (ValueError, RecursionError) as error:
             raise Refused(400, f"the body is not JSON: {error}") from None
@@ -179,7 +201,8 @@ class Server:
             pass
 
     async def rerank(self, request: Request) -> Response:
-        query = rerank_request(await self._body(request), self.settings.max_items, self._match)
+        body = await self._body(request)
+        query = await asyncio.to_thread(rerank_request, body, self.settings.max_items, self._match)
         task = Task(
             [*query.history, *query.titles], lambda ranker: ranker.job(query.history, dict.fromkeys(query.titles))
         )
@@ -199,22 +222,27 @@ class Server:
         }
 
     async def explain(self, request: Request) -> Response:
-        query = explain_request(await self._body(request), self.settings.max_items, self._match)
+        body = await self._body(request)
+        query = await asyncio.to_thread(explain_request, body, self.settings.max_items, self._match)
 
         def run(ranker: Ranker) -> Any:
-            return ranker.explain(query.history, query.chosen, query.rejected, max_flip=query.max_flip)
+            return ranker.explain(
+                query.history, query.chosen, query.rejected, max_flip=query.max_flip, between=task.raise_if_cancelled
+            )
 
-        found = await self._run(request, Task([*query.history, query.chosen, query.rejected], run))
+        task = Task([*query.history, query.chosen, query.rejected], run)
+        found = await self._run(request, task)
         return JSONResponse(
             {"chosen": query.chosen, "rejected": query.rejected} | explanations.to_json([found]),
         )
 
     async def items(self, request: Request) -> Response:
         limit = request.query_params.get("limit", "20")
-        if not limit.isdigit() or not 1 <= int(limit) <= self.settings.max_items:
+        number = _whole_number(limit, self.settings.max_items + 1)
+        if not 1 <= number <= self.settings.max_items:
             raise Refused(400, f"limit: {limit[:20]!r} does not fit: give 1 to {self.settings.max_items}")
         query = request.query_params.get("q", "")[:200]
-        found = self.data.catalogue.search(query, int(limit))
+        found = await asyncio.to_thread(self.data.catalogue.search, query, number)
         return JSONResponse({"items": [{"title": t} for t in found], "total": len(self.data.catalogue.titles)})
 
     async def healthz(self, request: Request) -> Response:
@@ -261,7 +289,7 @@ class Server:
 
 
 def page() -> tuple[str, str]:
-    """The page, and a content security policy that lets in its own script and style alone."""
+    """The page, and a content security policy that allows only its own script and style."""
     html = PAGE.read_text(encoding="utf-8")
 
     def hashes(tag: str) -> str:
@@ -309,12 +337,12 @@ def run(settings: ServeSettings) -> None:
         server, _ = start(settings)
         host, port = listening.getsockname()[:2]
         if settings.host not in LOOPBACK and not server.key:
-            console.notice(f"note: whoever reaches {host} can use this: add --api-key")
+            console.notice(f"note: anyone who can reach {host} can use this server: add --api-key")
         shown = f"[{host}]" if ":" in host else host
-        print(f"serving {console.printable(server.ranker.name)} on http://{shown}:{port} (Ctrl-C ends it)", flush=True)
+        print(f"serving {console.printable(server.ranker.name)} on http://{shown}:{port} (Ctrl-C stops it)", flush=True)
 
         def stopped(number: int, frame: FrameType | None) -> None:
-            raise Interrupted("stopped; every request that had come in was answered", number)
+            raise Interrupted("stopped; every accepted request was answered", number)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stopped)

@@ -123,8 +123,8 @@ def _plain(text: str) -> Any:
 
 def flip_sentence(e: Explanation) -> str:
     if e.margin == 0:
-        return "the two titles are tied, so there is no order to turn"
+        return "the two titles are tied, so there is no order to reverse"
     if e.flip is None:
-        return f"no set of up to {e.searched} history items turns the order when removed"
+        return f"removing up to {e.searched} history items does not reverse the order"
     items = ", ".join(f'"{printable(t)}"' for t in e.flip)
-    return f"without {items} the order turns (the smallest such set)"
+    return f"without {items} the order is reversed (the smallest such set)"

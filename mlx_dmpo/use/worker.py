@@ -24,6 +24,10 @@ class TooManyTokens(Exception):
     """A request's titles have more tokens than allowed."""
 
 
+class Cancelled(Exception):
+    """The client has gone."""
+
+
 class Task:
     """One request: a ranking, or anything else that needs the model. `future` gets the result or the error."""
 
@@ -32,6 +36,11 @@ class Task:
         self.future: Future[Any] = Future()
         self.cancelled = False
         self.job: rank.Job | None = None
+
+    def raise_if_cancelled(self) -> None:
+        """For work in parts: ends it where the client has gone."""
+        if self.cancelled:
+            raise Cancelled
 
 
 class Worker:
@@ -78,7 +87,7 @@ class Worker:
 
     def cancel(self, task: Task) -> None:
         """Gives up a task whose client has gone: its place in the queue is free at once; one that runs ends after its
-        round.
+        round of pairs, or of sets of history items.
         """
         with self._changed:
             task.cancelled = True

@@ -102,7 +102,7 @@ COMPLETIONS = ("response", "answer", "output")
 _PART = {*PROMPTS, *SYSTEMS, "system", "prompt", "context", "history", "dialogue", "conversation", "conversations"}
 
 
-# Columns that describe a row; what stands there is no prompt, however it reads.
+# Columns that describe a row; their text is never the prompt.
 _ABOUT = re.compile(
     r"(.*_)?(id|idx|index|uuid|source|dataset|category|categories|type|topic|tags?|labels?|lang|language|model|models|"
     r"score|scores|rating|ratings|split|url|date|timestamp|license|notes?|comments?|rationale|reason|metadata|"
@@ -197,6 +197,6 @@ def refuse_lost_text(row: Row, used: frozenset[str], form: str, group: Preferenc
         if name not in used and name in _PART and any(t.strip() and t.strip() not in read for t in _texts(row[name])):
             raise fail(
                 source,
-                f'column "{name}" is no part of {form}, and its text would be lost',
+                f'column "{name}" is not part of {form}, and its text would be lost',
                 "join it to the prompt, or remove the column",
             )

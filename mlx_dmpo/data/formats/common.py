@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 class Unconvertible(UserError):
-    """A sound row that holds no ranking pair. The message is the reason alone."""
+    """A valid row that holds no ranking pair. The message is the reason alone."""
 
 
 @dataclass
@@ -59,7 +59,9 @@ ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assi
 def message(value: Any, name: str, source: str) -> Message:
     """One message, {"role", "content"} or {"from", "value"}."""
     if not isinstance(value, dict):
-        raise fail(source, f'"{name}" holds a message that is no object', 'write {"role": "user", "content": "..."}')
+        raise fail(
+            source, f'"{name}" holds a message that is not an object', 'write {"role": "user", "content": "..."}'
+        )
     role, content = (value.get(k, value.get(other)) for k, other in (("role", "from"), ("content", "value")))
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
         content = "".join(p["text"] for p in content)

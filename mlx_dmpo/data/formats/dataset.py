@@ -48,7 +48,7 @@ class DataFile:
 
 
 def _grouped(examples: list[RankingExample]) -> list[RankingExample]:
-    """Consecutive rows of one user and positive become one example of k; a pair that stands twice begins a new one."""
+    """Consecutive rows of one user and positive become one example of k; a repeated pair begins a new one."""
     groups: list[RankingExample] = []
     for e in examples:
         last = groups[-1] if groups else None
@@ -75,7 +75,7 @@ def _read(rows: Iterable[tuple[str, Any]], columns: Any, context: Context) -> It
                 raise value
             row = columns(value, source) if columns else value
             if isinstance(row, dict):
-                row = {k: v for k, v in row.items() if v is not None}  # a column of a table stands in every row
+                row = {k: v for k, v in row.items() if v is not None}  # every row has each column of a table
             row = renamed(row, source, context)
             form = format_of(row, source)
             if kind and form.name != kind[0]:

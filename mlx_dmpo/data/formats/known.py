@@ -108,10 +108,10 @@ FORMATS = (
 def format_of(row: Any, source: str) -> Format:
     """Raises UserError for a row of no known format."""
     if not isinstance(row, dict):
-        raise fail(source, "is no row: a row is a JSON object", "write one as docs/data.md shows")
+        raise fail(source, "is not a row: a row is a JSON object", "write one as docs/data.md shows")
     if "kto_tag" in row or ("completion" in row and "label" in row):
         raise fail(
-            source, "a single answer with a label (KTO) is no pair", "give chosen and rejected answers to one prompt"
+            source, "a single answer with a label (KTO) is not a pair", "give chosen and rejected answers to one prompt"
         )
     for form in FORMATS:
         if form.fits(row):
@@ -119,6 +119,6 @@ def format_of(row: Any, source: str) -> Format:
     columns = ", ".join(map(str, list(row)[:8])) + (", ..." if len(row) > 8 else "")
     raise fail(
         source,
-        f"is neither a ranking example nor a row of another format that is known (its columns: {columns})",
+        f"is not a row of any known format (its columns: {columns})",
         "write rows as docs/data.md shows, or name the columns in a dataset_info.json beside the file",
     )

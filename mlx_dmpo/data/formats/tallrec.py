@@ -33,7 +33,7 @@ def _titles(text: str, source: str) -> tuple[str, ...]:
 
 
 def _target(text: str, source: str) -> str:
-    """The target stands in quotation marks; a book's has a second pair around title and author."""
+    """The target is in quotation marks; a book's has a second pair around title and author."""
     doubled = text.startswith('""') and text.endswith('"') and "written by" in text
     found = ITEM.fullmatch(text[1:-1] if doubled else text)
     if not found:
@@ -60,7 +60,7 @@ def read_tallrec(row: Row, source: str, context: Context) -> Example:
         context.user = "tallrec-" + digest([*liked, "", *disliked, "", target])
     context.window = items | {target}
     if target in items:
-        raise Unconvertible("the target stands in the window already")
+        raise Unconvertible("the target is already in the window")
     if answer == "Yes.":
         history, positive, negatives = liked, target, tuple(dict.fromkeys(t for t in disliked if t not in liked))
     else:

@@ -30,7 +30,7 @@ def read_trl(row: Row, source: str, context: Context) -> Example:
     given = row.get("prompt")
     if not conversational:
         if not all(isinstance(a, str) for a in (chosen, *rejected)):
-            raise fail(source, "chosen or rejected is no text", "give texts, or lists of messages")
+            raise fail(source, "chosen or rejected is not text", "give texts, or lists of messages")
         if given is None:
             shared = _common([chosen, *rejected])
             shared -= chosen[shared - 1 : shared] == " "  # the space belongs to the answer

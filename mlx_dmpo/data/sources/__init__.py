@@ -24,6 +24,7 @@ from .netflix import netflix
 from .scrobbles import scrobbles
 from .table import table
 from .trakt import trakt
+from .zipped import reading_archives
 
 SOURCES: dict[str, Callable[[Path, PrepareSettings, BadRows], Ratings]] = {
     "movielens": movielens,
@@ -39,6 +40,7 @@ SOURCES: dict[str, Callable[[Path, PrepareSettings, BadRows], Ratings]] = {
     "netflix": netflix,
     "scrobbles": scrobbles,
 }
+SOURCES = {name: reading_archives(name, source) for name, source in SOURCES.items()}
 PERSONAL = ("letterboxd", "imdb", "goodreads", "myanimelist", "trakt", "netflix", "scrobbles")
 
 __all__ = [

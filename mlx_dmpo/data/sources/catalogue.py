@@ -14,6 +14,7 @@ from .guesses import GUESSES, guess, looks_like
 from .json_rows import NUMBER, TEXT
 from .table import open_table
 from .tables import number, plain
+from .zipped import outside, unpacked
 
 POPULARITY = (
     "ratings numratings ratingcount ratingscount numvotes votes votecount popularity plays playcount count users "
@@ -34,6 +35,14 @@ def read_catalogue(path: Path, encoding: str = "") -> tuple[dict[str, int], str]
                 f"--catalogue: {path} holds no items.jsonl: name a prepared directory, or a file with titles"
             )
         path = path / "items.jsonl"
+    with unpacked(path) as (inner, archives):
+        try:
+            return _read(inner, encoding)
+        except UserError as error:
+            raise UserError(outside(str(error), archives)) from None
+
+
+def _read(path: Path, encoding: str) -> tuple[dict[str, int], str]:
     with opened(path, bar=False) as file:
         parquet = file.read(4) == b"PAR1"
     table = open_table(
@@ -60,6 +69,6 @@ def read_catalogue(path: Path, encoding: str = "") -> tuple[dict[str, int], str]
                 found[name] = found.get(name, 0) + max(1, round(weight) if math.isfinite(weight) else 1)
     if not found:
         raise UserError(f"--catalogue: {path} holds no titles: name a file with a title column")
-    how = f'popularity from "{counts}"' if counts else "no popularity column: all alike"
+    how = f'popularity from "{counts}"' if counts else "no popularity column: all count the same"
     left = f"; {bad.counts.total():,} rows cannot be read" if bad.counts else ""
     return found, f'{len(found):,} titles of the catalogue {path.name} ("{title}"; {how}{left})'

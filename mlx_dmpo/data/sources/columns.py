@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from .contract import BadRows, Interactions
 from .dates import seconds
-from .tables import Batch, number
+from .tables import THOUSANDS, Batch, number
 
 
 def codes_of(column: pa.Array, index: dict[str, int]) -> np.ndarray:
@@ -40,7 +40,7 @@ def as_text(column: pa.Array) -> pa.Array:
 
 
 def numbers_of(column: pa.Array, one: Callable[[Any], float]) -> np.ndarray:
-    """(N,) float64, NaN where there is no finite number; `one` reads a value that arrow does not."""
+    """(N,) float64, NaN where there is not a finite number; `one` reads a value that arrow does not."""
     try:
         second = 1.0
         if pa.types.is_temporal(column.type):  # seconds since 1970
@@ -105,8 +105,11 @@ def _report(names: list[str], part: list[np.ndarray], batch: Batch, good: np.nda
             fix = "give one"
             if name == "time":
                 fix = "give a number or a date such as 2004-11-09, or add --order file, which needs no time"
-            what = "is missing" if values.dtype == np.int32 else "is no finite number"
-            value = repr(batch.columns[n][int(row)].as_py())[:40]
+            what = "is missing" if values.dtype == np.int32 else "is not a finite number"
+            cell = batch.columns[n][int(row)].as_py()
+            if isinstance(cell, str) and THOUSANDS.fullmatch(cell):
+                fix = f"write {cell.strip().replace(',', '')}, without the comma"
+            value = repr(cell)[:40]
             bad.add(partial(batch.where, int(row)), f"the {name} {what}", fix, value)
         good &= ~wrong
 
@@ -120,23 +123,45 @@ def _first_titles(column: pa.Array, codes: np.ndarray, items: list[str], titles:
         titles.setdefault(items[code], texts[row].as_py())
 
 
-def whole(item: str) -> str:
-    """An id without the ".0" that pandas adds: "24.0" is "24"."""
-    return re.sub(r"(?<=\d)\.0+$", "", item) if re.fullmatch(r"\d+\.0+", item) else item
+def loose(item: str) -> str:
+    """An id without what programs change in one: case, spaces, leading zeros, the ".0" that pandas adds, and Excel's
+    ="..." and '...: "00024", "24.0" and ' 24 ' are "24".
+    """
+    item = re.sub(r'^="?|"$|^\'', "", item.strip()).strip().casefold()
+    item = re.sub(r"(?<=\d)\.0+$", "", item) if re.fullmatch(r"\d+\.0+", item) else item
+    return re.sub(r"^0+(?=[0-9a-z])", "", item)
 
 
-def titles_of(rows: Iterable[tuple[Any, Any]], items: Iterable[str]) -> dict[str, str]:
-    """The first title of each of the items that has one. Where an id as it is matches nothing, 24.0 matches 24."""
+def titles_of(
+    rows: Iterable[tuple[Any, Any]], items: Iterable[str], notes: list[str] | None = None, where: str = "titles"
+) -> dict[str, str]:
+    """The first title of each of the items that has one. Where an id as it is matches nothing, it is matched as `loose`
+    has it, if that stands for one id on either side; `notes` gets how many, with an example.
+    """
     wanted = set(items)
-    loose: dict[str, str] = {}  # id without ".0" -> the item, where that is one item only
+    alike: dict[str, str] = {}  # loose id -> the item, "" where it is several
     for item in wanted:
-        loose[whole(item)] = item if whole(item) not in loose else ""
+        alike[loose(item)] = "" if loose(item) in alike else item
     titles: dict[str, str] = {}
-    for item, title in rows:
-        item = str(item).strip()
-        item = item if item in wanted else loose.get(whole(item), "")
-        if title and item and item not in titles:
-            titles[item] = str(title)
+    other: dict[str, dict[str, str]] = {}  # item -> ids that are the item's loosely -> their titles
+    for found, title in rows:
+        item = str(found).strip()
+        if title and item in wanted:
+            titles.setdefault(item, str(title))
+        elif title and (item := alike.get(loose(item), "")) and item not in titles:
+            other.setdefault(item, {}).setdefault(str(found).strip(), str(title))
+    missing = {item: ids for item, ids in other.items() if item not in titles}
+    one = {item: next(iter(ids.items())) for item, ids in missing.items() if len(ids) == 1}
+    titles |= {item: title for item, (_, title) in one.items()}
+    if notes is not None and one:
+        item, (found, _) = next(iter(one.items()))
+        notes.append(f"{len(one):,} ids are written otherwise in {where}, such as {found!r} for {item!r}: taken as one")
+    if notes is not None and len(missing) > len(one):
+        item, ids = next((i, list(ids)) for i, ids in missing.items() if len(ids) > 1)
+        notes.append(
+            f"{len(missing) - len(one):,} ids have no title: more than one id of {where} is like it, such as "
+            f"{ids[0]!r} and {ids[1]!r} for {item!r}: write the ids alike in both files"
+        )
     return titles
 
 

@@ -90,7 +90,7 @@ def is_date(text: str) -> bool:
 
 
 def evidence(text: str) -> bool | None:
-    """True: the day stands first (25/12/2004); False: the month does (12/25/2004); None: it cannot be seen."""
+    """True: the day comes first (25/12/2004); False: the month does (12/25/2004); None: it cannot be seen."""
     found = _AMBIGUOUS.match(text)
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""Bytes of a file as UTF-8 text: gzip, encodings, line ends, and a clear error for what is no text at all."""
+"""Bytes of a file as UTF-8 text: gzip, encodings, line ends, and a clear error for what is not text."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import codecs
 import contextlib
 import gzip
 import io
+import itertools
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
 from ...machine.progress import Progress, Reading
+from . import encodings
 
 BLOCK = 16 << 20  # bytes read at once
 
@@ -37,14 +40,14 @@ def opened(path: Path, bar: bool = True) -> Iterator[Any]:
     except EOFError:
         raise UserError(f"{path}: the gzip file is cut short: download it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a sound gzip file ({error}): download it again") from None
+        raise UserError(f"{path}: not a valid gzip file ({error}): download it again") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder: name a file of it") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}): name a readable file") from None
 
 
-# first bytes of what is no text, what it is, and what to do about it
+# first bytes of what is not text, what it is, and what to do about it
 _OTHER = (
     (b"\xd0\xcf\x11\xe0", "a spreadsheet (.xls)", "open it and save it as CSV (UTF-8)"),
     (b"SQLite format 3\0", "an SQLite database", "export its table as CSV"),
@@ -61,7 +64,7 @@ _OTHER = (
 
 
 def _refuse_other(path: Path, start: bytes) -> None:
-    """Raises UserError that says what the file is, where it is no text."""
+    """Raises UserError that says what the file is, where it is not text."""
     if start[:4] == b"PK\x03\x04":
         head = start[:4096]
         if b"opendocument" in head:
@@ -78,10 +81,11 @@ def _refuse_other(path: Path, start: bytes) -> None:
         raise UserError(f"{path}: is a web page, no table: download the file itself")
 
 
-def _refuse_utf16(path: Path, start: bytes) -> None:
-    """Raises UserError where a byte order mark says UTF-16."""
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path}: is UTF-16 text: save it as UTF-8, or add --encoding utf-16")
+def _refuse_wide(path: Path, start: bytes) -> None:
+    """Raises UserError for UTF-16 and UTF-32, with a byte order mark or without."""
+    if codec := encodings.wide(start):
+        name = codec[:6].upper()
+        raise UserError(f"{path}: is {name} text: save it as UTF-8, or add --encoding {codec}")
 
 
 def start(path: Path, size: int = 1 << 16, encoding: str = "") -> str:
@@ -94,7 +98,7 @@ def start(path: Path, size: int = 1 << 16, encoding: str = "") -> str:
     if encoding:
         codec = lookup(encoding)
         return codecs.getincrementaldecoder(codec)("replace").decode(first).removeprefix("\ufeff")
-    _refuse_utf16(path, first)
+    _refuse_wide(path, first)
     if b"\0" in first:
         raise UserError(f"{path}: is a binary file: give text, Parquet or JSON lines")
     return codecs.getincrementaldecoder("utf-8")("mlx_dmpo.cp1252").decode(first).removeprefix("\ufeff")
@@ -146,43 +150,73 @@ def lookup(name: str) -> str:
 def encoding_of(path: Path, given: str = "") -> Encoding:
     """The encoding of a file of titles: the one given, UTF-8, or Windows-1252 for old dumps.
 
-    A file that is UTF-8 but for some bytes stays UTF-8; only these bytes are read as Windows-1252. Raises UserError.
+    A file that is UTF-8 but for some bytes stays UTF-8; only these bytes are read as Windows-1252. Where Windows-1252
+    reads as no language, UserError names the encodings that decode all of it. A given encoding of two bytes a character
+    is that of the files which have it. Raises UserError.
     """
+    with opened(path, bar=False) as file:
+        first = file.read(4096)
     if given:
-        return Encoding(lookup(given))
-    wide = wrong = line = 0  # lines with characters beyond ASCII in UTF-8; lines that are not UTF-8
-    first: tuple[int, bytes] | None = None
+        codec, found = lookup(given), encodings.wide(first)
+        if first.startswith(codecs.BOM_UTF8) or (codec[:5] in ("utf-1", "utf-3") and not found):
+            return UTF8
+        return Encoding(found if found in ("utf-16", "utf-32") else codec)
+    _refuse_wide(path, first)
+    wide, lines, wrong = _not_utf8(path)
+    if not wrong:
+        return UTF8
+    number, text = next(iter(wrong.items()))
+    place = f"{path}:{number}"
+    if wide >= len(wrong):
+        these = "1 line is" if len(wrong) == 1 else f"{len(wrong):,} lines are"
+        note = (
+            f"{path.name}: {these} not UTF-8, the others are: read there as Windows-1252 (first: {place}: "
+            f"{_around(text, 'utf-8')})"
+        )
+        return Encoding("utf-8", "mlx_dmpo.cp1252", note)
+    judged = list(itertools.islice(wrong.items(), encodings.SAMPLED))
+    odd = [(n, line) for n, line in judged if encodings.suspect(line.decode("cp1252", "mlx_dmpo.latin1"))]
+    many = len(wrong) > 3 or 100 * len(wrong) > lines
+    if many and odd and len(odd) >= encodings.SUSPECT * len(judged):
+        number, text = odd[0]
+        raise UserError(
+            f"{path}:{number}: is not UTF-8, and as Windows-1252 it reads {_around(text, 'cp1252')}: name its encoding"
+            f"{_readings([line for _, line in judged], text, 'cp1252')}, or cp1252 if it reads well as it is"
+        )
+    note = (
+        f"{path.name} is not UTF-8: read as Windows-1252 (first at {place}: {_around(text, 'cp1252')}); "
+        "--encoding names another"
+    )
+    return Encoding("cp1252", "mlx_dmpo.latin1", note)
+
+
+def _not_utf8(path: Path) -> tuple[int, int, dict[int, bytes]]:
+    """Lines with characters beyond ASCII in UTF-8, all lines, and those that are not UTF-8, by their numbers."""
+    wide = number = 0
+    wrong: dict[int, bytes] = {}
     with opened(path, bar=False) as file:
         for block in whole_lines(file):
-            if not line:
-                _refuse_utf16(path, block)
             if not block.isascii():
-                for n, text in enumerate(block.split(b"\n"), line + 1):
+                for n, text in enumerate(block.split(b"\n"), number + 1):
                     if text.isascii():
                         continue
                     try:
                         text.decode()
                         wide += 1
                     except UnicodeDecodeError:
-                        wrong += 1
-                        first = first or (n, text)
-            line += block.count(b"\n")
-    if first is None:
-        return UTF8
-    number, text = first
-    if wide >= wrong:
-        place = _around(text, "utf-8")
-        lines = "1 line is" if wrong == 1 else f"{wrong:,} lines are"
-        note = (
-            f"{path.name}: {lines} not UTF-8, the others are: read there as Windows-1252 (first: {path}:{number}: "
-            f"{place})"
-        )
-        return Encoding("utf-8", "mlx_dmpo.cp1252", note)
-    note = (
-        f"{path.name} is not UTF-8: read as Windows-1252 (first at {path}:{number}: {_around(text, 'cp1252')}); "
-        "--encoding names another"
-    )
-    return Encoding("cp1252", "mlx_dmpo.latin1", note)
+                        wrong[n] = text
+            number += block.count(b"\n")
+    return wide, number, wrong
+
+
+def _readings(lines: Sequence[bytes], line: bytes, but: str = "") -> str:
+    """Encodings that decode all of these lines, with what one line reads as: `, as in --encoding cp1251 ('Король')`."""
+    found = [codec for codec in encodings.guesses(lines) if codec != but] or ["cp1252", "shift_jis"]
+    shown = []
+    for codec in found:
+        word = re.search(r"[^\s,;|:\"]*[^\x00-\x7f][^\t,;|:\"\r\n]{0,15}", line.decode(codec, "replace"))
+        shown.append(f"{codec} ({word[0].strip()!r})" if word else codec)
+    return f", as in --encoding {', '.join(shown)}"
 
 
 def _around(line: bytes, codec: str) -> str:
@@ -218,7 +252,11 @@ class _Utf8(io.RawIOBase):
         except UnicodeDecodeError as error:
             line = self.line + error.object[: error.start].count(b"\n")
             utf8 = self.encoding.codec == "utf-8"
-            other = ", or name its encoding, as in --encoding cp1252" if utf8 else ", or name another --encoding"
+            wrong = _not_utf8(self.path)[2] if utf8 else {}
+            judged = list(itertools.islice(wrong.values(), encodings.SAMPLED))
+            other = ", or name another --encoding"
+            if judged:
+                other = f", or name its encoding{_readings(judged, judged[0])}"
             raise UserError(
                 f"{self.path}:{line}: is not {'UTF-8' if utf8 else self.encoding.codec} text "
                 f"(byte 0x{error.object[error.start]:02X}): save the file as UTF-8{other}"

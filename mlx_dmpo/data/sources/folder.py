@@ -17,7 +17,7 @@ def listed(path: Path, what: str) -> list[Path]:
     if not path.exists():
         raise UserError(f"{path}: no such folder: name the unpacked {what} download")
     if not path.is_dir():
-        raise UserError(f"{path}: is no folder: name the folder of the unpacked {what} download")
+        raise UserError(f"{path}: not a folder: name the folder of the unpacked {what} download")
     return sorted(p for p in path.iterdir() if p.is_file())
 
 

@@ -15,7 +15,7 @@ def goodreads(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     Books to read are left out; books read without a rating are seen.
     """
     file = find(path, ("goodreads_library_export.csv",), "Goodreads export")
-    need(file, ("Book Id", "Title", "My Rating"), "a Goodreads library export")
+    need(file, ("Book Id", "Title", "My Rating"), "a Goodreads library export", settings.encoding)
     export = Export()
     wanted = 0
     for where, row in read_csv(file, export, settings.encoding):

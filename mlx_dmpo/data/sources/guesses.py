@@ -30,7 +30,7 @@ GUESSES = {
     "rating": (
         "rating ratings bookrating overall score stars star rate rated value vote grade points userrating myrating "
         "yourrating preference weight plays playcount playcounts count hours hoursplayed playtime scrobbles listens "
-        "views "
+        "views liked like "
         "r bewertung note wertung sterne punkte puntuacion calificacion valoracion nota avaliacao classificacao voto "
         "valutazione punteggio beoordeling cijfer ocena оценка рейтинг 评分 评价 得分 評価 スコア"
     ).split(),

@@ -15,7 +15,7 @@ def imdb(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     Episodes of series are left out and counted.
     """
     file = find(path, ("ratings.csv",), "IMDb export")
-    need(file, ("Const", "Your Rating", "Title"), "an IMDb ratings export")
+    need(file, ("Const", "Your Rating", "Title"), "an IMDb ratings export", settings.encoding)
     export = Export()
     episodes = 0
     for where, row in read_csv(file, export, settings.encoding):

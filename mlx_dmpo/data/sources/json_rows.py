@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.json
 
 from ...errors import UserError
-from . import files
+from . import files, json_layouts
 from .contract import BadRows
 from .files import UTF8, Encoding
-from .tables import Batch, numeric, plain
+from .tables import Batch, number, numeric, plain
 
 # What a column is read as: an id or title, a number, or a time (a number or a date)
 TEXT, NUMBER, TIME = "text", "number", "time"
@@ -88,7 +88,7 @@ def _json_block(block: bytes, schema: pa.Schema) -> pa.Table | None:
 
 def read_object(line: bytes) -> Any:
     """A JSON or Python-literal object; raises ValueError."""
-    text = line.decode("utf-8-sig")
+    text = line.decode("utf-8-sig").strip().removesuffix(",")
     try:
         return json.loads(text)
     except ValueError:
@@ -120,6 +120,23 @@ def _json_rows(
     return numbers, columns
 
 
+def flat(row: Any) -> Any:
+    """The object with the fields of objects inside it as its own, one level deep: {"movie": {"id": 7}} has the field
+    "movie.id". MongoDB's {"$numberInt": "4"} is its value.
+    """
+    if not isinstance(row, dict) or not any(isinstance(value, dict) for value in row.values()):
+        return row
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$"):
+            found[name] = next(iter(value.values()))
+        elif isinstance(value, dict):
+            found |= {f"{name}.{inner}": cell for inner, cell in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
 def _take(
     row: Any, where: str, fields: Mapping[str, str], columns: list[list[Any]], bad: BadRows, optional: set[str]
 ) -> bool:
@@ -127,10 +144,20 @@ def _take(
     if not isinstance(row, dict):
         bad.add(where, "not a JSON object", "give one object a line")
         return False
+    if any(name not in row or isinstance(row[name], dict) for name in fields):
+        row = flat(row)
     values = [convert(row.get(name), kind) for name, kind in fields.items()]
     missing = [name for name, value in zip(fields, values, strict=True) if value is None and name not in optional]
     if missing:
-        bad.add(where, f'no usable "{missing[0]}"', "give it a value")
+        value = row.get(missing[0])
+        kind = (
+            ", which is an object"
+            if isinstance(value, dict)
+            else ", which is a list"
+            if isinstance(value, list)
+            else ""
+        )
+        bad.add(where, f'no usable "{missing[0]}"{kind}', "give it one value" if kind else "give it a value")
         return False
     for column, value in zip(columns, values, strict=True):
         column.append(value)
@@ -139,16 +166,16 @@ def _take(
 
 def convert(value: Any, kind: str) -> Any:
     """A JSON value as text or number; None where it is neither. An id of 7.0 is 7."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float) or (isinstance(value, bool) and kind != NUMBER):
         return None
     if kind == NUMBER:
         try:
-            return float(str(value).replace(",", ".")) if numeric(str(value)) else float(value)
+            return number(value) if numeric(str(value)) else float(value)
         except (ValueError, OverflowError):
             return None
     if isinstance(value, float) and value.is_integer() and kind == TEXT:
         value = int(value)
-    return str(value).encode("utf-8", "replace").decode()  # a lone surrogate is no text
+    return str(value).encode("utf-8", "replace").decode()  # a lone surrogate is not text
 
 
 def first_object(path: Path, encoding: Encoding = UTF8) -> dict[str, Any] | None:
@@ -157,7 +184,7 @@ def first_object(path: Path, encoding: Encoding = UTF8) -> dict[str, Any] | None
         with contextlib.suppress(ValueError, RecursionError):
             row = read_object(line.encode())
             if isinstance(row, dict) and row:
-                return row
+                return flat(row)
     return None
 
 
@@ -174,11 +201,12 @@ def is_document(path: Path, encoding: Encoding = UTF8) -> bool:
     except (ValueError, RecursionError):
         # an object that is spread over lines; a broken first line of JSON lines is followed by another object
         return len(lines) == 1 or not any(line.startswith("{") for line in lines[1:])
-    return isinstance(row, dict) and len(lines) == 1 and all(isinstance(v, dict | list) for v in row.values())
+    return isinstance(row, dict) and len(lines) == 1 and any(isinstance(v, dict | list) for v in row.values())
 
 
 def document(path: Path, known: Iterable[str] = (), encoding: Encoding = UTF8) -> tuple[list[str], list[Any], bool]:
-    """(column names, objects, whether names are real) of a JSON array or of any layout of pandas' to_json.
+    """(column names, objects, whether names are real) of a JSON array, of lines of arrays, of any layout of pandas'
+    to_json, or of rows under a key.
 
     Raises UserError.
     """
@@ -189,44 +217,22 @@ def document(path: Path, known: Iterable[str] = (), encoding: Encoding = UTF8) -
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise UserError(
-            f"{path}:{line}: not valid JSON ({getattr(error, 'msg', None) or 'nested too deeply'}): fix the syntax, "
-            "or give JSON lines, an object a line"
-        ) from None
-    rows, named = _objects(value, {plain(k) for k in known})
+        value = None
+        if getattr(error, "msg", "") == "Extra data":  # a value on each line
+            with contextlib.suppress(ValueError, RecursionError):
+                value = [json.loads(line) for line in raw.split(b"\n") if line.strip()]
+        if value is None:
+            line = getattr(error, "lineno", 1)
+            raise UserError(
+                f"{path}:{line}: not valid JSON ({getattr(error, 'msg', None) or 'nested too deeply'}): fix the "
+                "syntax, or give JSON lines, an object a line"
+            ) from None
+    rows, named = json_layouts.rows_of(path, value, {plain(k) for k in known})
+    rows = [flat(row) for row in rows]
     if not rows:
         raise UserError(f"{path}: holds no rows: give JSON lines or an array of objects")
     names = list(dict.fromkeys(name for row in rows[:1000] if isinstance(row, dict) for name in row))
     return names, rows, named
-
-
-def _objects(value: Any, known: set[str]) -> tuple[list[Any], bool]:
-    """The rows of a JSON value as objects, and whether they have names."""
-    if isinstance(value, list):
-        if value and all(isinstance(row, list) for row in value):
-            return [{str(n): cell for n, cell in enumerate(row, 1)} for row in value], False
-        return value, True
-    if not isinstance(value, dict):
-        return [], True
-    if isinstance(value.get("data"), list):  # split and table
-        names = value.get("columns")
-        if isinstance(names, list) and all(isinstance(row, list) for row in value["data"]):
-            return [dict(zip(map(str, names), row, strict=False)) for row in value["data"]], True
-        return _objects(value["data"], known)
-    inner = list(value.values())
-    if len(inner) == 1 and isinstance(inner[0], list):  # {"ratings": [...]}
-        return _objects(inner[0], known)
-    if inner and all(isinstance(column, list) for column in inner):  # a list for each column
-        return [dict(zip(value, row, strict=False)) for row in zip(*inner, strict=False)], True
-    if inner and all(isinstance(column, dict) for column in inner):
-        outside = {plain(name) for name in value}
-        within = {plain(name) for name in inner[0]}
-        if len(within & known) > len(outside & known):  # index -> object
-            return inner, True
-        labels = list(dict.fromkeys(label for column in inner for label in column))
-        return [{name: column.get(label) for name, column in value.items()} for label in labels], True
-    return [value], True
 
 
 def document_batches(

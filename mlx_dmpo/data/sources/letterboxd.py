@@ -7,7 +7,6 @@ from pathlib import Path
 from ...config import PrepareSettings
 from .contract import BadRows, Ratings
 from .personal import Entry, Export, find, need, rating_of, ratings_of, read_csv, time_of, titled
-from .zipped import is_zip, of_archive, unpacked
 
 FILES = ("ratings.csv", "diary.csv", "watched.csv")
 
@@ -18,16 +17,13 @@ def letterboxd(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
 
     Films of watched.csv without a rating are seen: they are never negatives.
     """
-    if is_zip(path):
-        with unpacked(path, FILES, "Letterboxd export") as folder:
-            return of_archive(letterboxd(folder, settings, bad), bad, folder, path)
     main = find(path, FILES, "Letterboxd export")
-    need(main, ("Name", "Year", "Letterboxd URI"), "a Letterboxd export")
+    need(main, ("Name", "Year", "Letterboxd URI"), "a Letterboxd export", settings.encoding)
     beside = [main.parent / name for name in ("diary.csv", "watched.csv")] if path.is_dir() else []
     export = Export()
     for file in [main, *(p for p in beside if p.is_file() and p != main)]:
         for where, row in read_csv(file, export, settings.encoding):
-            # a film that stands in diary.csv counts with the rating of ratings.csv
+            # a film that is also in diary.csv counts with the rating of ratings.csv
             rating = rating_of(row.get("rating", ""), where, bad) if file == main else None
             export.entries.append(
                 Entry(titled(row["name"], row["year"]), rating, time_of(row.get("watcheddate") or row.get("date", "")))

@@ -23,7 +23,9 @@ def myanimelist(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
         path = lists[0]
     file = find(path, (), "MyAnimeList export")
     export = Export()
-    entries = _xml(file, export) if files.start(file).lstrip()[:1] == "<" else _csv(file, export, settings)
+    chosen = files.encoding_of(file, settings.encoding)
+    first = files.start(file, encoding="" if chosen == files.UTF8 else chosen.codec)
+    entries = (_xml if first.lstrip()[:1] == "<" else _csv)(file, export, settings, first)
     planned = 0
     for where, title, score, status, date in entries:
         if status.replace(" ", "").lower() in PLANNED:
@@ -36,9 +38,9 @@ def myanimelist(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     return ratings_of(export, "MyAnimeList", "anime", (1, 10))
 
 
-def _xml(path: Path, export: Export) -> list[tuple[str, str, str, str, str]]:
+def _xml(path: Path, export: Export, settings: PrepareSettings, first: str) -> list[tuple[str, str, str, str, str]]:
     """(where, title, score, status, date) of each anime or manga. Raises UserError."""
-    text = read_text(path).lstrip()
+    text = read_text(path, settings.encoding).lstrip()
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise UserError(
             f"{path}: declares entities, which MyAnimeList's export does not: use the file as it was exported"
@@ -60,11 +62,10 @@ def _xml(path: Path, export: Export) -> list[tuple[str, str, str, str, str]]:
     return found
 
 
-def _csv(path: Path, export: Export, settings: PrepareSettings) -> list[tuple[str, str, str, str, str]]:
+def _csv(path: Path, export: Export, settings: PrepareSettings, first: str) -> list[tuple[str, str, str, str, str]]:
     """The same of a CSV with series_title or title, my_score or score, my_status or status."""
-    first = files.start(path).partition("\n")[0].lower()
-    names = [("title", "score"), ("series_title", "my_score")]["my_score" in first]
-    need(path, names, "a MyAnimeList export")
+    names = [("title", "score"), ("series_title", "my_score")]["my_score" in first.partition("\n")[0].lower()]
+    need(path, names, "a MyAnimeList export", settings.encoding)
     found = []
     for where, row in read_csv(path, export, settings.encoding):
         title, score = (row[name.replace("_", "")] for name in names)

@@ -25,8 +25,9 @@ def netflix(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     Episodes of a series count as the series, trailers not at all; a title's last viewing is its time.
     """
     file = find(path, ("viewingactivity.csv", "netflixviewinghistory.csv"), "Netflix export")
-    full = "starttime" in header_of(file)
-    need(file, ("Profile Name", "Title") if full else ("Title", "Date"), "a Netflix viewing history")
+    full = "starttime" in header_of(file, settings.encoding)
+    names = ("Profile Name", "Title") if full else ("Title", "Date")
+    need(file, names, "a Netflix viewing history", settings.encoding)
     export = Export()
     found: dict[tuple[str, str], str] = {}
     trailers = 0
@@ -35,7 +36,7 @@ def netflix(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     shown = {e for d in dates if (e := evidence(d)) is not None}
     day_first = settings.date_order == "day-first" if settings.date_order else shown == {True}
     if not shown and not settings.date_order and any(map(ambiguous, dates)):
-        export.notes.append("dates are read with the month first; --date-order day-first is the other")
+        export.notes.append("dates are read with the month first; --date-order day-first reads the day first")
     last: dict[tuple[str, str], float] = {}
     for where, row in rows:
         if full and row.get("supplementalvideotype"):

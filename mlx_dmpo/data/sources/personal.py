@@ -69,18 +69,19 @@ def read_csv(path: Path, export: Export, encoding: str = "") -> Iterator[tuple[s
             yield f"{path}:{line}", dict(zip(names, (cell.strip() for cell in padded), strict=False))
 
 
-def header_of(path: Path) -> set[str]:
-    """The plain column names of a CSV, nothing for what is no CSV with a header."""
+def header_of(path: Path, encoding: str = "") -> set[str]:
+    """The plain column names of a CSV, nothing for what is not a CSV with a header."""
+    chosen = encoding_of(path, encoding)
     try:
-        how = dialect(path, encoding=encoding_of(path))
+        how = dialect(path, encoding=chosen)
     except UserError:
         return set()
     return {plain(name) for name in how.names} if how.header else set()
 
 
-def need(path: Path, columns: Iterable[str], what: str) -> None:
-    """Raises UserError where the header lacks a column that this export has."""
-    found = header_of(path)
+def need(path: Path, columns: Iterable[str], what: str, encoding: str = "") -> None:
+    """Raises UserError where the header lacks a column that this export has, and where its encoding is not clear."""
+    found = header_of(path, encoding)
     for column in columns:
         if plain(column) not in found:
             have = ", ".join(sorted(found)) or "no column names"
@@ -91,12 +92,12 @@ def need(path: Path, columns: Iterable[str], what: str) -> None:
 
 
 def rating_of(text: str, where: str, bad: BadRows, unrated: Callable[[float], bool] = lambda r: False) -> float | None:
-    """A rating; None for an empty or an unrated one. A cell that is no number is reported as a bad row."""
+    """A rating; None for an empty or an unrated one. A cell that is not a number is reported as a bad row."""
     if not text:
         return None
     value = number(text)
     if not math.isfinite(value):
-        bad.add(where, "the rating is no finite number", "give a number", repr(text)[:40])
+        bad.add(where, "the rating is not a finite number", "give a number", repr(text)[:40])
         return None
     return None if unrated(value) else value
 
@@ -170,8 +171,9 @@ def ratings_of(
     )
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, encoding: str = "") -> str:
     """The whole text of a small file. Raises UserError."""
-    files.start(path)
-    with files.text(path, encoding_of(path)) as file:
+    chosen = encoding_of(path, encoding)
+    files.start(path, encoding="" if chosen == files.UTF8 else chosen.codec)
+    with files.text(path, chosen) as file:
         return file.read().decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from ...config import PrepareSettings, TableSettings
 from ...errors import UserError
 from ...machine.progress import Progress
 from . import dates, files
-from .columns import collect, rows_of, titles_of, whole
+from .columns import collect, loose, rows_of, titles_of
 from .contract import BadRows, Ratings
 from .files import UTF8, Encoding
 from .guesses import GUESSES, ITEM_IDS, guess, looks_like, pick
 from .json_rows import NUMBER, TEXT, TIME, document, document_batches, first_object, is_document, json_batches
-from .tables import Batch, csv_batches, dialect
+from .places import SAMPLE, first_values, places
+from .tables import Batch, csv_batches, dialect, numeric, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Table:
 
 
 def open_table(path: Path, known: Iterable[str] = (), encoding: Encoding = UTF8) -> Table:
-    """Recognises the form of a file. Raises UserError for what is no table."""
+    """Recognizes the form of a file. Raises UserError for what is not a table."""
     known = [name for name in known if not name.isdecimal()]
     if path.is_dir():
         raise UserError(f"{path}: is a folder: name a file of it")
@@ -50,6 +52,8 @@ def open_table(path: Path, known: Iterable[str] = (), encoding: Encoding = UTF8)
         raise UserError(
             f"{path}: is XML: `mlx-dmpo prepare myanimelist` reads that of MyAnimeList; else save it as CSV"
         )
+    if re.match(r"(insert into|create table|drop table|begin transaction|pragma|lock tables|/\*!|-- )", begin, re.I):
+        raise UserError(f"{path}: is an SQL dump: export its table as CSV")
     if begin[:1] in ("[", "{"):
         return _document_table(path, known, encoding) if is_document(path, encoding) else _json_table(path, encoding)
     how = dialect(path, known=known, encoding=encoding)
@@ -64,7 +68,7 @@ def _parquet_table(path: Path) -> Table:
     try:
         names = list(pa.parquet.read_schema(path).names)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}): write it again") from None
+        raise UserError(f"{path}: not a valid Parquet file ({str(error).splitlines()[0]}): write it again") from None
     return Table(path, names, lambda columns, kinds, bad, optional: parquet_batches(path, columns))
 
 
@@ -84,7 +88,7 @@ def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Batch]:
                 yield Batch([batch.column(c) for c in columns], where)
                 bar.update(len(batch))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise UserError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}): write it again") from None
+        raise UserError(f"{path}: not a valid Parquet file ({str(error).splitlines()[0]}): write it again") from None
 
 
 def _json_table(path: Path, encoding: Encoding) -> Table:
@@ -127,18 +131,26 @@ def _columns(source: Table, s: TableSettings, drawn: bool) -> dict[str, str]:
         )
         if title:
             chosen["title"] = title
-    places = dict(zip(given, source.names, strict=False)) if not source.header else {}
+    if not source.header:
+        chosen = places(source.path, source.names, _sample(source), chosen)
     for role in given:
-        if role not in chosen:
-            column = guess(source.names, role, chosen.values()) if source.header else places.get(role, "")
-            if column and column not in chosen.values():
-                chosen[role] = column
+        if role not in chosen and source.header and (column := guess(source.names, role, chosen.values())):
+            chosen[role] = column
     if "item" not in chosen and "title" in chosen:
         chosen["item"] = chosen.pop("title")  # the model sees titles only: a title can be the item
     for role in ("user", "item", "rating"):
         if role not in chosen and not (role == "rating" and drawn):
             raise _missing(role, source)
+    for name in chosen.values():
+        if source.names.count(name) > 1:
+            raise UserError(f'{source.path}:1: the header names "{name}" twice: give each column its own name')
     return chosen
+
+
+def _sample(source: Table) -> list[list[str]]:
+    """The first values of each column."""
+    kinds = [TEXT] * len(source.names)
+    return first_values(source.batches(source.names, kinds, BadRows(True), source.names)) or [[]] * len(kinds)
 
 
 def _missing(role: str, source: Table) -> UserError:
@@ -158,13 +170,14 @@ def _missing(role: str, source: Table) -> UserError:
 def table(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
     """Titles come from --items, else from a title column beside the item, else the items are titles themselves."""
     s = settings if isinstance(settings, TableSettings) else TableSettings()
-    encoding = Encoding(files.lookup(s.encoding)) if s.encoding else UTF8
+    encoding = files.encoding_of(path, s.encoding) if s.encoding and path.is_file() and _is_text(path) else UTF8
     given = [s.user_column, s.item_column, s.rating_column, s.time_column, s.title_column]
     known = [g for names in GUESSES.values() for g in names] + list(filter(None, given))
     source = open_table(path, known, encoding)
     drawn = s.negatives in ("uniform", "popularity")
     chosen = _columns(source, s, drawn)
     notes = list(source.notes)
+    listed = _items_table(Path(s.items), s, chosen["item"], source, chosen, notes) if s.items else None
     if s.order in ("file", "random") and "time" in chosen:
         column = chosen.pop("time")
         if s.time_column:
@@ -186,15 +199,16 @@ def table(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
         untitled=no_item,
         titles=titles,
     )
-    notes.append(f"columns of {path.name}: " + ", ".join(f"{role} = {chosen[role]}" for role in roles))
+    by_value = "" if source.header else "no header line, by their values: "
+    notes.append(f"columns of {path.name}: {by_value}" + ", ".join(f"{role} = {chosen[role]}" for role in roles))
     if no_item and sum(no_item):
         notes.append(f'{sum(no_item):,} rows left out: no title in "{chosen["item"]}"')
     export = looks_like(source.names)
     if export and export[0] not in ("movielens", "bookcrossing", "amazon"):
         notes.append(f"{path.name} looks like {export[1]}: `mlx-dmpo prepare {export[0]} {path}` knows it")
     found = [path]
-    if s.items:
-        titles = _items(Path(s.items), s, chosen["item"], interactions.items, encoding, bad, notes)
+    if listed:
+        titles = _titles(listed, chosen["item"], interactions.items, bad, notes)
         found.append(Path(s.items))
     elif titles is None:
         notes.append(f'no --items: the column "{chosen["item"]}" is the title')
@@ -203,8 +217,6 @@ def table(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
 
 
 def _is_title(column: str) -> bool:
-    from .tables import plain
-
     return plain(column) in GUESSES["title"]
 
 
@@ -248,36 +260,56 @@ def _day_first(source: Table, column: str, s: TableSettings) -> tuple[bool, list
     ]
 
 
-def _items(
-    path: Path,
-    s: TableSettings,
-    item: str,
-    wanted: list[str],
-    encoding: Encoding,
-    bad: BadRows,
-    notes: list[str],
-) -> dict[str, str]:
-    """item -> title of the items file.
+@dataclass(frozen=True, slots=True)
+class _Items:
+    """The items file, and its columns of ids and of titles."""
 
-    Raises UserError where its columns cannot be found or no id is one of the ratings'.
+    table: Table
+    column: str
+    title: str
+
+
+def _items_table(
+    path: Path, s: TableSettings, item: str, source: Table, chosen: dict[str, str], notes: list[str]
+) -> _Items:
+    """The items file with its columns. Without header lines its ids say which column of the ratings is the item: where
+    they are those of the user's, `chosen` is changed.
+
+    Raises UserError where a column cannot be found.
     """
-    if not s.encoding:
-        encoding = files.encoding_of(path) if _is_text(path) else UTF8
+    encoding = files.encoding_of(path, s.encoding) if _is_text(path) else UTF8
     given = [s.items_id_column, s.item_column, s.title_column]
     listed = open_table(path, [*ITEM_IDS, *GUESSES["title"], *filter(None, given)], encoding)
     if s.items_id_column:
         column = pick(listed.names, s.items_id_column, "--items-id-column", path, listed.header)
-    elif not listed.header:
-        column = listed.names[0]
-    else:
+    elif listed.header:
         same = [name for name in listed.names if name == item]
         column = same[0] if same else guess(listed.names, "item id", [s.title_column])
+    else:
+        column = ""
     title = s.title_column and pick(listed.names, s.title_column, "--title-column", path, listed.header)
-    if not title:
-        rest = [name for name in listed.names if name != column]
-        title = guess(listed.names, "title", [column]) if listed.header else rest[0] if rest else ""
-    for role, found, flag in (("item's id", column, "--items-id-column"), ("title", title, "--title-column")):
-        if not found:
+    title = title or (guess(listed.names, "title", [column]) if listed.header else "")
+    if not listed.header or (not source.header and column):
+        found = dict(zip(listed.names, _sample(listed), strict=True))
+        ratings = dict(zip(source.names, _sample(source), strict=True))
+        ids = {name: set(map(loose, values)) for name, values in found.items()}
+
+        def share(of: str, name: str) -> float:
+            values = set(map(loose, ratings.get(of, ())))
+            return len(values & ids[name]) / max(1, len(values))
+
+        other = chosen["user"]
+        may_swap = not (source.header or s.user_column or s.item_column)
+        free = [name for name in listed.names if name != title] or listed.names
+        column = column or max(free, key=lambda name: (share(item, name), may_swap and share(other, name)))
+        ids[column] |= set() if len(found[column]) < SAMPLE else set(map(loose, _all(listed, column)))
+        if may_swap and share(item, column) < 0.5 < share(other, column):
+            chosen |= {"user": item, "item": other}
+            notes.append(f"column {other} of {source.path.name} holds the ids of {path.name}: it is the item")
+        texts = [name for name in listed.names if name != column and not all(map(numeric, found[name]))]
+        title = title or (texts or [n for n in listed.names if n != column] or [""])[0]
+    for role, name, flag in (("item's id", column, "--items-id-column"), ("title", title, "--title-column")):
+        if not name:
             raise UserError(
                 f"{path}: which column is the {role}? (it has {', '.join(listed.names)}): name it by {flag}"
             )
@@ -286,16 +318,25 @@ def _items(
             f'{path}: "{column}" cannot be both id and title: name the others by --items-id-column and --title-column'
         )
     notes += [*listed.notes, *([encoding.note] if encoding.note else [])]
-    titles = titles_of(rows_of(listed.batches([column, title], [TEXT, TEXT], bad, [title])), wanted)
+    return _Items(listed, column, title)
+
+
+def _all(table: Table, column: str) -> Iterator[str]:
+    for (value,) in rows_of(table.batches([column], [TEXT], BadRows(True), [column])):
+        yield str(value)
+
+
+def _titles(items: _Items, item: str, wanted: list[str], bad: BadRows, notes: list[str]) -> dict[str, str]:
+    """item -> title of the items file. Raises UserError where no id is one of the ratings'."""
+    path, column, title = items.table.path, items.column, items.title
+    rows = rows_of(items.table.batches([column, title], [TEXT, TEXT], bad, [title]))
+    titles = titles_of(rows, wanted, notes, path.name)
     notes.append(f"columns of {path.name}: item = {column}, title = {title}")
     if not titles:
         raise UserError(
             f'{path}: no title for any item: no id in its column "{column}" is one of the ratings\' column "{item}" '
             f"(such as {wanted[0] if wanted else '-'}): name the right ones by --items-id-column and --item-column"
         )
-    changed = sum(1 for i in titles if whole(i) != i)
-    if changed:
-        notes.append(f"ids such as {next(i for i in titles if whole(i) != i)} are matched without the .0")
     return titles
 
 

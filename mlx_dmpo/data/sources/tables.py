@@ -1,4 +1,4 @@
-"""Text tables: separator, header line and quotes are recognised, then arrow reads them in blocks."""
+"""Text tables: separator, header line and quotes are recognized, then arrow reads them in blocks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .contract import BadRows
 from .dates import is_date
 from .files import UTF8, Encoding
 
+THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?\s*")  # 1,200: 1200, or 1.2 with three decimals
 SAMPLED = 200_000  # lines with quotes that decide what quotes mean
 
 
@@ -59,11 +60,15 @@ def numeric(text: str) -> bool:
 
 
 def number(value: Any) -> float:
-    """A number, also one with a decimal comma ("4,5"); NaN for anything else."""
+    """A number, also one with a decimal comma ("4,5"), or true or false (1, 0); NaN for anything else, and for 1,200,
+    which may be 1200.
+    """
     try:
         return float(value)
     except (TypeError, ValueError):
-        if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", value):
+        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+            return float(value.strip().lower() == "true")
+        if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", value) and not THOUSANDS.fullmatch(value):
             return float(value.replace(",", "."))
         return math.nan
 
@@ -78,7 +83,7 @@ def plain(name: str) -> str:
 
 
 def dialect(path: Path, *, encoding: Encoding = UTF8, known: Iterable[str] = ()) -> Dialect:
-    """Recognises how a table is written from its first 64 KiB and its quotes.
+    """Recognizes how a table is written from its first 64 KiB and its quotes.
 
     The first line is a header where two of its cells are `known` names, or none is a number or a date. Raises
     UserError.
@@ -104,8 +109,12 @@ def dialect(path: Path, *, encoding: Encoding = UTF8, known: Iterable[str] = ())
         and separator != "::"
         and _one_more(cells, rest[:-1][:20], separator, quoted or separator in ",;", escape)
     ):
-        cells = ["row", *cells]  # R writes row names, but no name above them
-        notes.append(f"{path.name}: rows have one cell more than the header: the first is taken as a row name")
+        how = Dialect(separator, [], False, quoted=quoted or separator in ",;", escape=escape)
+        if all(not row[-1].strip() for _, row in _cells((line + "\n" for line in rest[:-1][:20] if line.strip()), how)):
+            cells = [*cells, ""]  # rows end in a separator
+        else:
+            cells = ["row", *cells]  # R writes row names, but no name above them
+            notes.append(f"{path.name}: rows have one cell more than the header: the first is taken as a row name")
     names = cells if header else [str(n) for n in range(1, len(cells) + 1)]
     return Dialect(separator, names, header, skip, quoted or separator in ",;", escape, encoding, tuple(notes))
 
@@ -197,7 +206,7 @@ def _cells(lines: Iterable[str], how: Dialect) -> Iterator[tuple[int, list[str]]
             yield start, row  # the line on which the row begins
             start = reader.line_num + 1
     except csv.Error as error:  # a cell beyond 128 KiB
-        raise UserError(f"line {start}: cannot be read ({error}): a quote may not be closed") from None
+        raise UserError(f"line {start}: cannot be read ({error}): is a quote not closed?") from None
 
 
 def _line_of(path: Path, how: Dialect, columns: Sequence[int] | None, values: list[str]) -> str:
@@ -265,5 +274,5 @@ def _arrow_error(path: Path, error: Exception) -> UserError:
     if "Empty CSV" in text:
         return UserError(f"{path}: holds no rows: give at least one")
     if "straddl" in text:
-        return UserError(f"{path}: a row is longer than {files.BLOCK >> 20} MiB: a quote may not be closed")
+        return UserError(f"{path}: a row is longer than {files.BLOCK >> 20} MiB: is a quote not closed?")
     return UserError(f"{path}: cannot be read ({text.splitlines()[0]}): fix the file")

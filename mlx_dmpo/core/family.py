@@ -1,0 +1,107 @@
+"""What the shared-prefix scorer reads off a decoder of mlx-lm: its parts, by name, and each layer's attention window.
+
+No list of model types: a decoder is understood when all it has is named here. A name that is not, such as a multiplier
+of the residual stream, means arithmetic that the scorer would leave out. What names cannot tell, the self-check finds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+# Submodules and other attributes that are computed with, or that change nothing; those in NEEDED must be there.
+KNOWN = {
+    "attention": "q_proj k_proj v_proj o_proj q_norm k_norm rope n_heads n_kv_heads scale head_dim repeats layer_idx "
+    "is_sliding scaling_beta original_max_position_embeddings args",
+    "layer": "self_attn mlp input_layernorm post_attention_layernorm pre_feedforward_layernorm "
+    "post_feedforward_layernorm use_sliding num_attention_heads hidden_size args",
+    "body": "embed_tokens layers norm window_size sliding_window sliding_window_pattern layer_types fa_idx swa_idx "
+    "vocab_size num_hidden_layers pipeline_rank pipeline_size start_idx end_idx args",
+    "model": "model lm_head model_type tie_word_embeddings args",
+}
+NEEDED = {
+    "attention": "q_proj k_proj v_proj o_proj rope n_heads n_kv_heads scale",
+    "layer": "self_attn mlp input_layernorm post_attention_layernorm",
+    "body": "embed_tokens layers norm",
+    "model": "model args",
+}
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """The language model of a model that also reads pictures (gemma3, mistral3), or the model itself."""
+    inner: Any = getattr(model, "language_model", model)
+    return inner
+
+
+def unsupported(model: nn.Module) -> str:
+    """Why the shared-prefix scorer does not understand this model, or an empty string."""
+    inner = decoder(model)
+    body = getattr(inner, "model", None)
+    layers = list(getattr(body, "layers", ()))
+    parts = [("model", inner), ("body", body), *(("layer", layer) for layer in layers)]
+    parts += [("attention", getattr(layer, "self_attn", None)) for layer in layers]
+    kind = getattr(model, "model_type", "?")
+    for name, part in parts:
+        if part is None:
+            return f"model type {kind} has no {name} that the shared-prefix scorer knows"
+        has = {n for n in (*part, *vars(part)) if not n.startswith("_")}
+        if odd := sorted(has - set(KNOWN[name].split())) or sorted(set(NEEDED[name].split()) - has):
+            verb = "has" if odd[0] in has else "lacks"
+            return f"model type {kind} {verb} {odd[0]} in its {name}, which the shared-prefix scorer does not know"
+    return ""
+
+
+def _sandwiched(layer: nn.Module) -> bool:
+    """Gemma 3: the outputs of attention and MLP pass a norm too."""
+    return "pre_feedforward_layernorm" in layer
+
+
+def embed(model: nn.Module, tokens: mx.array) -> mx.array:
+    """(N,) -> (N, D): what enters the first layer. Gemma multiplies by sqrt(D), rounded to bfloat16."""
+    h = model.model.embed_tokens(tokens)
+    if _sandwiched(model.model.layers[0]):
+        h = h * mx.array(h.shape[-1] ** 0.5, mx.bfloat16).astype(h.dtype)
+    return h
+
+
+def window_name(model: nn.Module) -> str:
+    """The attribute of the model's body that holds the length of its attention windows."""
+    return "window_size" if hasattr(model.model, "window_size") else "sliding_window"
+
+
+def windows(model: nn.Module) -> list[int | None]:
+    """Of each layer: how many tokens back its attention reaches, the token itself counted; None for all of them."""
+    width = getattr(model.model, window_name(model), None)
+    slides = [
+        getattr(layer, "use_sliding", False) or getattr(layer.self_attn, "is_sliding", False)
+        for layer in model.model.layers
+    ]
+    return [width if s else None for s in slides]
+
+
+def scale_queries(attention: nn.Module, q: mx.array, positions: mx.array) -> mx.array:
+    """Ministral 3: queries far beyond the trained length count more, as in Llama 4.  (M, H, d), (M,) -> (M, H, d)."""
+    beta = getattr(attention, "scaling_beta", 0)
+    if not beta:
+        return q
+    periods = mx.floor(positions / attention.original_max_position_embeddings)
+    return q * (1 + beta * mx.log(1 + periods)).astype(q.dtype)[:, None, None]
+
+
+def rest_of_layer(layer: nn.Module, h: mx.array, attended: mx.array) -> mx.array:
+    """A layer after its attention.  h (M, D) what entered it, attended (M, D) attention's output -> (M, D)."""
+    if not _sandwiched(layer):
+        h = h + attended
+        return h + layer.mlp(layer.post_attention_layernorm(h))
+    h = _add(h, layer.post_attention_layernorm(attended))
+    return _add(h, layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(h))))
+
+
+def _add(x: mx.array, y: mx.array) -> mx.array:
+    """x + y; in float16, whose range Gemma leaves, clipped to it."""
+    if x.dtype != mx.float16:
+        return x + y
+    bound = mx.finfo(mx.float16).max
+    return mx.clip(x.astype(mx.float32) + y.astype(mx.float32), -bound, bound).astype(mx.float16)

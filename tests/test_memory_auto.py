@@ -1,0 +1,211 @@
+"""--memory auto: what it chooses, that the result is the same, what it does when nothing fits or the plan was wrong."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from test_resume import adapter, settings_of
+
+from mlx_dmpo.cli.main import main
+from mlx_dmpo.config import EvaluateSettings
+from mlx_dmpo.core.scorer import shared_logps
+from mlx_dmpo.core.selfcheck import GroupScorer, Probe, choose_scorer
+from mlx_dmpo.core.tree import BATCH_TOKENS, pad_groups
+from mlx_dmpo.errors import UserError
+from mlx_dmpo.judge.evaluate import read_examples
+from mlx_dmpo.model import cost, device, fit, probe
+from mlx_dmpo.model import shape as model_shape
+from mlx_dmpo.model.open import open_scorer
+from mlx_dmpo.model.random import random_qwen3
+from mlx_dmpo.train import run as train_run
+from mlx_dmpo.train import step as train_step
+
+FAILED = "[malloc] Unable to allocate 8000000000 bytes."
+
+
+@pytest.fixture
+def settings(model_directory, data_directory, tmp_path):
+    change = dict(batch_size=4, epochs=1.0, iters=None, steps_per_report=1, learning_rate=0.01, warmup=0.0)
+    return settings_of("dmpo", model_directory, data_directory, tmp_path / "run", **change)
+
+
+def trained(settings):
+    """The manifest and the losses of a run."""
+    path = train_run.train(settings, "test")
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return json.loads((path / "manifest.json").read_text()), [x["loss"] for x in lines if "loss" in x]
+
+
+def test_from_a_generous_limit_to_one_that_nothing_fits(settings, tmp_path, capsys):
+    """Each limit is a little below what the choice before it needs, until even the leanest is refused."""
+    manifest, losses = trained(settings)
+    assert manifest["memory"]["batch_tokens"] == BATCH_TOKENS and not manifest["memory"]["grad_checkpoint"]
+    assert len(losses) > 1
+    chosen, limit = [manifest["memory"]], 0.0
+    while len(chosen) < 30:
+        last = chosen[-1]["planned_gb"]
+        limit = 0.999 * (last * fit.ROOM if limit == 0 or limit > 1.05 * last else last)
+        path = tmp_path / f"run{len(chosen)}"
+        try:
+            manifest, found = trained(replace(settings, memory_limit=limit, adapter_path=str(path)))
+        except UserError as error:
+            refused = str(error)
+            break
+        chosen.append(manifest["memory"])
+        assert manifest["peak_memory_gb"] <= limit
+        assert found == pytest.approx(losses, abs=1e-5)
+    capsys.readouterr()
+    order = [(c["grad_checkpoint"], -c["batch_tokens"]) for c in chosen]
+    assert order == sorted(order) and len(set(order)) >= 4  # both kinds of change, the fastest first
+    assert chosen[-1]["grad_checkpoint"] and chosen[-1]["batch_tokens"] < 500
+    assert "\n" not in refused and "the leanest plan" in refused and "recomputed" in refused
+    assert "--max-seq-length" in refused or "add --" in refused
+    with pytest.raises(SystemExit) as end:
+        main(["dmpo", "--model", settings.model, "--data", settings.data, "--memory-limit", f"{limit:.6f}",
+              "--batch-size", "4", "--adapter-path", str(tmp_path / "no")])  # fmt: skip
+    assert end.value.code == 2 and "the leanest plan" in capsys.readouterr().err
+
+
+def test_with_ample_memory_nothing_changes(settings, tmp_path):
+    train_run.train(settings, "test")
+    train_run.train(replace(settings, memory="fixed", adapter_path=str(tmp_path / "fixed")), "test")
+    one, other = adapter(tmp_path / "run"), adapter(tmp_path / "fixed")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_resume_keeps_to_the_choice_unless_told(settings, tmp_path):
+    first, _ = trained(replace(settings, batch_tokens=300, grad_checkpoint=True, save_every=1))
+    assert first["memory"]["chosen_by"] == "as given"
+    again = replace(settings, resume=True, memory_limit=0.0)
+    (tmp_path / "run" / "manifest.json").unlink()
+    kept, _ = trained(again)
+    assert kept["memory"]["chosen_by"] == "as in the checkpoint"
+    assert (kept["memory"]["batch_tokens"], kept["memory"]["grad_checkpoint"]) == (300, True)
+    (tmp_path / "run" / "manifest.json").unlink()
+    told, _ = trained(replace(again, batch_tokens=4096, grad_checkpoint=False))
+    assert (told["memory"]["batch_tokens"], told["memory"]["grad_checkpoint"]) == (4096, False)
+
+
+def test_a_failed_allocation_steps_down_to_recomputation(settings, tmp_path, monkeypatch, capsys):
+    settings = replace(settings, optimizer="sgd", learning_rate=0.1)  # AdamW scales rounding up where gradients are 0
+    whole = adapter(train_run.train(replace(settings, adapter_path=str(tmp_path / "whole")), "test"))
+    original, failed = train_step.StepFunction.prepare, []
+
+    def prepare(self, micro_batch, weight):
+        if not self.checkpoint:
+            failed.append(len(micro_batch.rows))
+            raise RuntimeError(FAILED)
+        return original(self, micro_batch, weight)
+
+    monkeypatch.setattr(train_step.StepFunction, "prepare", prepare)
+    manifest, _ = trained(settings)
+    leaner = adapter(tmp_path / "run")
+    assert failed == [4, 2]  # whole, its first half; then both halves with recomputation
+    assert max(float(np.abs(whole[k] - leaner[k]).max()) for k in whole) < 1e-6
+    assert manifest["memory"]["stepped_down"] == 1 and manifest["memory"]["grad_checkpoint"]
+    assert "step 1: memory did not suffice" in (err := capsys.readouterr().err) and "recomputed" in err
+    with pytest.raises(UserError, match="memory: this needs about"):  # an explicit flag is kept to
+        train_run.train(replace(settings, grad_checkpoint=False, adapter_path=str(tmp_path / "given")), "test")
+
+
+def opened(settings, **change):
+    found = EvaluateSettings(**{"model": settings.model, "data": settings.data, "batch_size": 8, **change})
+    return open_scorer(found), read_examples(found)
+
+
+def margins(scorer, examples):
+    return np.concatenate([scores.margins.reshape(-1) for scores in scorer.score(examples)])
+
+
+def test_scoring_runs_fewer_tokens_at_once_and_keeps_to_the_limit(settings, capsys):
+    scorer, examples = opened(settings)
+    expected = margins(scorer, examples)
+    assert "tokens at once" not in capsys.readouterr().err
+    groups = [scorer.encoder.encode(e, [(True, False)] * len(e.negatives)) for e in examples]
+    shape, base = scorer.shape, probe.beside(scorer.base.model, 0.0)
+    needs = {f: fit.tokens_at_once(shape, groups, 8, f, 4) for f in (1e12, 0.0)}
+    (most, ample), (fewest, least) = needs[1e12], needs[0.0]
+    assert most == BATCH_TOKENS and fewest < 500 and least < ample
+    limit = fit.ROOM * (base + 0.5 * (least + ample)) / 1e9
+    lean, examples = opened(settings, memory_limit=limit)
+    lean.groups  # noqa: B018  (its check has a peak of its own)
+    mx.reset_peak_memory()
+    found = margins(lean, examples)
+    assert mx.get_peak_memory() / 1e9 <= limit
+    assert "tokens at once in scoring" in capsys.readouterr().err
+    assert np.abs(found - expected).max() < 1e-3
+
+
+def test_scoring_steps_down_once(settings, capsys):
+    scorer, examples = opened(settings, batch_size=4)
+    expected, tried = margins(scorer, examples), []
+    real = scorer.groups.logps
+
+    def logps(model, batch, **how):
+        tried.append(len(batch.groups))
+        if len(batch.groups) > 2:
+            raise RuntimeError(FAILED)
+        return real(model, batch, **how)
+
+    scorer.groups = GroupScorer(logps, True)
+    found = margins(scorer, examples)
+    assert np.abs(found - expected).max() < 1e-4 and tried.count(4) < 3
+    assert "do not fit in memory" in capsys.readouterr().err
+
+
+SHAPE = model_shape.ModelShape(4, 256, 768, 4, 2, 64, 4096, True)
+
+
+def test_the_account_is_scaled_by_what_the_device_takes():
+    """A device that keeps half of what a CPU keeps: measured by a probe, and no run is refused for the other half."""
+    training = cost.Training(4, activation_bytes=4)
+    batch = pad_groups(cost.assumed_groups(1, 2, history=8, vocabulary=4096))
+    counted = cost.memory(SHAPE, cost.Work.of(batch), replace(training, optimizer_states=0))
+
+    def scale(share):
+        peak = int(share * counted["activations"] + counted["gradients"] + counted["logits"])
+        return probe.scale_of(SHAPE, training, GroupScorer(shared_logps, True, kept=Probe(batch, peak, 0.1)))
+
+    assert scale(0.5).kept == 0.5 and scale(2.1).kept == 2.0 and scale(0.01).kept == 0.25
+    assert scale(0.8) == scale(1.2) == cost.AS_COUNTED  # as near as a small batch can tell
+    case = fit.Case(SHAPE, training, cost.assumed_groups(4, 5, vocabulary=4096), 4)
+    limit = 0.8 * fit.ROOM * case.peak()
+    chosen = fit.choose(replace(case, scale=scale(0.5)), limit)
+    assert (chosen.batch_tokens, chosen.training.checkpoint) == (BATCH_TOKENS, False)
+    assert fit.choose(case, limit).batch_tokens < BATCH_TOKENS
+
+
+def test_this_device_takes_what_is_counted():
+    """The probes of the self-check, on the CPU that the coefficients were fitted on."""
+    model = random_qwen3(SHAPE, mx.float32)
+    model.train()
+    scorer = choose_scorer(model, SHAPE.vocabulary)
+    assert scorer.shared and scorer.kept.peak > scorer.recomputed.peak > 0 and scorer.forward.seconds > 0
+    if device.on_cpu():
+        assert probe.scale_of(SHAPE, cost.Training(4, activation_bytes=4), scorer) == cost.AS_COUNTED
+
+
+def test_a_long_group_among_short_ones_is_planned_for():
+    groups = [
+        *cost.assumed_groups(3, 1, history=1, vocabulary=4096),
+        *cost.assumed_groups(2, 1, history=200, vocabulary=4096),
+    ]
+    works = cost.heaviest(groups, 4, groups[-1].shared_tokens + 400)
+    assert [w.branches for w in works] == [2, 8]
+    assert works[1].prefix_scores == 4 * works[0].prefix_scores > 0
+
+
+@pytest.mark.slow
+def test_planned_peaks_are_within_12_percent_of_measured_ones(monkeypatch):
+    """The configurations of docs/plan.md, and what --memory auto chooses under ever smaller limits."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import plan_accuracy
+
+    found = {c.name: plan_accuracy.measure(c)["error"] for c in plan_accuracy.CONFIGURATIONS}
+    assert {name: error for name, error in found.items() if abs(error) > 0.12} == {}
+    for configuration, limit in plan_accuracy.auto_choices():
+        row = plan_accuracy.measure(configuration)
+        assert abs(row["error"]) <= 0.12 and row["measured_mb"] <= limit / 1e6, row

@@ -129,7 +129,7 @@ def _click_type(annotation: Any, choices: tuple[str, ...]) -> Any:
 def _option(name: str, hint: Any, default: Any, meta: Any) -> Any:
     flags = [*([meta["short"]] if meta.get("short") else []), f"--{name.replace('_', '-')}"]
     shown = f"  [default: {default}]" if default not in ("", None, ()) and not isinstance(default, bool) else ""
-    if bool in (hint, *get_args(hint)):
+    if set(get_args(hint) or (hint,)) <= {bool, type(None)}:  # not `float | bool`, which takes a number
         return click.option(f"{flags[-1]}/--no-{flags[-1][2:]}", name, default=None, help=meta["help"])
     if isinstance(default, tuple):
         return click.option(*flags, name, multiple=True, metavar="NAME", help=meta["help"] + "  May be repeated.")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_dmpo import assets
-from mlx_dmpo.config import DmpoSettings
+from mlx_dmpo.config import DmpoSettings, Lora
 from mlx_dmpo.machine import files, trained_on
 from mlx_dmpo.records import RankingExample
 from mlx_dmpo.train import run as train_run
@@ -152,6 +152,7 @@ def test_equal_accuracies_are_told_apart_by_loss(data, tmp_path, monkeypatch):
     assert files.read_json(run / "manifest.json")["best_step"] == 2
 
 
+@pytest.mark.slow
 def test_memorized_preferences_are_called_overfitting(data, tmp_path, capsys):
     """Labels drawn at random can only be memorized."""
     rng, changed = np.random.default_rng(0), []
@@ -161,11 +162,11 @@ def test_memorized_preferences_are_called_overfitting(data, tmp_path, capsys):
             row["positive"], row["negatives"][0] = row["negatives"][0], row["positive"]
         changed.append(json.dumps(row))
     data.write_text("\n".join(changed) + "\n", encoding="utf-8")
-    run = dmpo(
-        data, tmp_path / "random", iters=60, steps_per_eval=20, learning_rate=5e-3, holdout=0.5, lr_schedule="constant"
-    )
+    memorizing = {"iters": 120, "steps_per_eval": 40, "learning_rate": 5e-3, "lr_schedule": "constant", "batch_size": 4}
+    memorizing |= {"grad_accumulation_steps": 1, "prompt": "direct", "lora_parameters": Lora(rank=32), "holdout": 0.5}
+    run = dmpo(data, tmp_path / "random", **memorizing)
     last = [line for line in files.read_lines(run / "metrics.jsonl") if "valid_loss" in line][-1]
-    assert last["train_pair_accuracy"] > 0.9 and last["overfitting"] is True
+    assert last["train_pair_accuracy"] > 0.8 and last["overfitting"] is True
     text = capsys.readouterr()
     assert ": overfitting; the best step was" in text.err + text.out
     assert "lower --learning-rate or --beta or --epochs, or train on more users" in text.err + text.out

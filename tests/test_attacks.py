@@ -284,7 +284,7 @@ def test_every_spoilt_manifest_is_refused_or_whole(unfinished, tmp_path):  # noq
             continue
         assert state.step == 4 and all(np.isfinite([state.seconds, *state.window.values()])), state
         json.dumps(vars(state), allow_nan=False)
-    assert refused > 100
+    assert refused > 80
 
 
 def test_damaged_lines_of_metrics_do_not_end_a_resume(unfinished, tmp_path, capsys):  # noqa: F811

@@ -110,6 +110,9 @@ IDLE = [
     ("sft", ["--frozen-cache-gb", "2"], "--frozen-cache-gb"),
     ("sft", ["--project-name", "x"], "--project-name"),
     ("dmpo", ["--gamma", "0.3"], "--gamma"),
+    ("sft", ["--holdout", "0.2"], "--holdout"),
+    ("dmpo", ["--no-holdout", "--valid-data", "x.jsonl"], "--holdout"),
+    ("dmpo", ["--holdout", "0.2", "--data", "x.jsonl", "--val-batches", "0"], "--holdout"),
     ("dmpo", ["--gamma", "0.5", "--loss", "s-dpo"], "--gamma"),
     ("dmpo", ["--loss", "simpo", "--reference-free"], "--reference-free"),
     ("dmpo", ["--loss", "simpo", "--no-reference-free"], "--reference-free"),
@@ -259,7 +262,7 @@ def test_every_setting_is_read(model_directory, data_directory, tmp_path):
     # read in a branch that these runs do not take, or decided in the command itself
     elsewhere = {
         "optimizer_config", "best_metric", "patience", "debug_nan", "max_bad_steps", "project_name", "preset", "gamma",
-        "resume", "epochs", "frozen_cache_gb", "weight_decay", "save_every", "domains", "warmup", "overwrite",
+        "resume", "epochs", "holdout", "frozen_cache_gb", "weight_decay", "save_every", "domains", "warmup", "overwrite",
         "num_positives",
     }  # fmt: skip
     seen: dict[type, set[str]] = {}

@@ -153,7 +153,7 @@ def test_all_of_the_catalogue_and_the_files_own(capsys):
         assert {e.positive, *e.negatives, *e.history} == set(TITLES)
     own = candidates.candidate_examples(replace(SETTINGS, candidates="9", candidate_negatives="file"), data, known)
     assert [e.negatives for e in own] == [e.negatives for e in data]
-    assert "12 of 12 examples have fewer than 8 negatives" in capsys.readouterr().err
+    assert "12 of 12 examples list fewer than 8 titles" in capsys.readouterr().err
 
 
 def test_popular_titles_are_drawn_more_often():

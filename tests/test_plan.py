@@ -1,5 +1,6 @@
 """The plan: its counts against a real model's, its memory against measured peaks, what it refuses; and the doctor."""
 
+import gc
 import json
 from dataclasses import replace
 
@@ -79,6 +80,7 @@ def test_flops_of_one_sequence_by_hand():
 )
 def test_memory_is_within_15_percent_of_the_measured_peak(change, k, history, batch, checkpoint):
     shape = replace(SMALL, **change)
+    gc.collect()  # models of earlier tests
     nothing = mx.get_active_memory()
     model = random_qwen3(shape, mx.float32)
     groups = cost.assumed_groups(batch, k, history=history, vocabulary=shape.vocabulary)

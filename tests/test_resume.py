@@ -274,10 +274,10 @@ def test_the_run_survives_a_damaged_newest_checkpoint(damage, unfinished, tmp_pa
 def test_a_damaged_best_is_forgotten_and_the_run_continues(damage, tmp_path, capsys):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    for step, best in ((1, (0.5, 1)), (2, (0.5, 1)), (3, (0.5, 1))):
+    for step, best in ((1, (0.5, 1, 0.7)), (2, (0.5, 1, 0.7)), (3, (0.5, 1, 0.7))):
         state = checkpoint.State(step=step, best=best)
         checkpoint.write(run, state, {}, {"a": mx.ones(3)}, {}, {"b": mx.ones(3)})
-    assert checkpoint.newest(run).state.best == (0.5, 1)
+    assert checkpoint.newest(run).state.best == (0.5, 1, 0.7)
     damage(checkpoint.directory(run, 1))
     found = checkpoint.newest(run)
     assert found.state.step == 3 and found.state.best is None
@@ -285,7 +285,7 @@ def test_a_damaged_best_is_forgotten_and_the_run_continues(damage, tmp_path, cap
     checkpoint.prune(run, 2)
     assert {"0000002", "0000003"} <= {p.name for p in (run / "checkpoints").iterdir()}
     made = checkpoint.Checkpoints(run, nn.Linear(1, 1), None, {}, {}, keep=2)
-    made.state = checkpoint.State(step=3, best=(0.5, 1))
+    made.state = checkpoint.State(step=3, best=(0.5, 1, 0.7))
     made.load_best()  # damaged after the start
     assert made.state.best is None and "the last one, of step 3, is kept" in capsys.readouterr().err
 
@@ -293,11 +293,11 @@ def test_a_damaged_best_is_forgotten_and_the_run_continues(damage, tmp_path, cap
 def test_a_best_that_an_older_checkpoint_still_has_is_used(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    for step, best in ((1, (0.5, 1)), (2, (0.5, 1)), (3, (0.4, 3)), (4, (0.4, 3))):
+    for step, best in ((1, (0.5, 1, 0.7)), (2, (0.5, 1, 0.7)), (3, (0.4, 3, 0.6)), (4, (0.4, 3, 0.6))):
         checkpoint.write(run, checkpoint.State(step=step, best=best), {}, {"a": mx.ones(3)}, {}, {"b": mx.ones(3)})
     damage_weights(checkpoint.directory(run, 3))
     found = checkpoint.newest(run)
-    assert (found.state.step, found.state.best) == (2, (0.5, 1))
+    assert (found.state.step, found.state.best) == (2, (0.5, 1, 0.7))
 
 
 def test_another_environment_is_a_note_and_another_model_an_error(unfinished, monkeypatch, tmp_path, capsys):

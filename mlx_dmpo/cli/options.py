@@ -164,7 +164,10 @@ def settings_of(cls: type, stage: str, config_file: str | None, options: dict[st
     from ..data.wording import with_own_domains
 
     writes = isinstance(settings, config.TrainSettings)  # what it reads is --start-adapter
-    return with_own_domains(settings, getattr(settings, "start_adapter" if writes else "adapter_path", ""))
+    adapter = getattr(settings, "start_adapter" if writes else "adapter_path", "")
+    if isinstance(adapter, tuple):  # of several, the last one ranks
+        adapter = adapter[-1] if adapter else ""
+    return with_own_domains(settings, adapter)
 
 
 def say_done(text: str) -> None:

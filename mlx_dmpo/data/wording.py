@@ -37,9 +37,7 @@ def own_domains(data: Sequence[str]) -> dict[str, dict[str, str]]:
         for domain, wording in (worded if isinstance(worded, dict) else {}).items():
             if found.setdefault(domain, wording) != wording:
                 raise UserError(
-                    f'{name}: words the domain "{domain}" in another way than the directories before it: check '
-                    "them "
-                    "apart"
+                    f'{name}: words the domain "{domain}" differently from the directories before it: check them apart'
                 )
     return found
 

@@ -52,9 +52,9 @@ class Progress:
         done: int = 0,
         quiet: bool = False,
         keep: bool = False,
-        first: float = EVERY,
+        first: float | None = None,
     ):
-        self._wait = first
+        self._wait = EVERY if first is None else first
         self.total, self.what, self.unit, self.done, self.keep = total, what, unit, done, keep
         self.numbers: dict[str, float] = {}
         self.quiet = quiet or threading.current_thread() is not threading.main_thread()

@@ -44,8 +44,8 @@ class MemoryPlan:
             "batch_tokens": self.batch_tokens,
             "grad_checkpoint": self.grad_checkpoint,
             "chosen_by": self.why,
-            "planned_gb": round(self.planned / 1e9, 3),
-            "limit_gb": round(self.limit / 1e9, 3),
+            "planned_gb": round(self.planned / 1e9, 6),
+            "limit_gb": round(self.limit / 1e9, 6),
         }
 
 

@@ -51,14 +51,14 @@ def _entry(row: Any) -> Entry | None:
     """A movie or show, one without title for a season or an episode, None for anything else."""
     if not isinstance(row, dict):
         return None
-    kind = row.get("type") or ("movie" if "movie" in row else "show")
+    about = "movie" if any(name.startswith("movie.") for name in row) else "show"
+    kind = row.get("type") or about
     if kind in ("season", "episode") and "rating" in row:
         return Entry("", None)
-    about = row.get("movie") or row.get("show")
-    if not isinstance(about, dict) or not isinstance(about.get("title"), str):
+    title, year = row.get(f"{about}.title"), row.get(f"{about}.year")
+    if not isinstance(title, str):
         return None
-    year = about.get("year")
     time = next((row[k] for k in ("rated_at", "watched_at", "last_watched_at") if isinstance(row.get(k), str)), "")
     return Entry(
-        titled(about["title"], str(year or "")), convert(row.get("rating"), NUMBER), seconds(time) if time else math.nan
+        titled(title, str(year or "")), convert(row.get("rating"), NUMBER), seconds(time) if time else math.nan
     )

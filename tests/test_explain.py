@@ -142,7 +142,7 @@ def test_leave_one_out_is_scoring_from_scratch(ranker):
 
 def test_the_flip_set_flips_and_no_smaller_one_does(ranker):
     turned = []
-    for chosen, rejected in (("lantern", "lantern tower"), ("salt", "copper"), ("orchard", "echo"), ("iron", "silver")):
+    for chosen, rejected in (("lantern", "lantern tower"), ("orchard", "echo")):
         found = ranker.explain(HISTORY, chosen, rejected, max_flip=3)
         margins = {
             left: from_scratch(ranker, [t for i, t in enumerate(HISTORY) if i not in left], chosen, rejected)

@@ -108,7 +108,7 @@ def test_a_file_without_validation_is_split_and_the_run_says_so(data, tmp_path, 
     assert same(run, apart)
 
     # without: every user trains, nothing is validated
-    every = dmpo(data, tmp_path / "every", holdout=False)
+    every = dmpo(data, tmp_path / "every", holdout=0.0)
     assert "--no-holdout" in (said := capsys.readouterr()).err + said.out
     assert trained_on.read(every) == {trained_on.example_key(e) for e in examples}
     assert not (every / HELD_OUT).exists() and files.read_json(every / "manifest.json")["held_out"] is None

@@ -218,7 +218,7 @@ def test_no_product_is_larger_than_the_watchdog_allows(products, monkeypatch, bi
     model = tiny.model(bits=bits)
     scorer = GroupScorer(shared_logps, True)
     monkeypatch.setattr(device, "PRODUCT", 2 * LARGEST * 150)  # of 150 tokens
-    assert device.tokens_at_once(model) == 150
+    assert device.tokens_per_product(model) == 150
     rng = np.random.default_rng(0)
     groups = tiny.ragged_groups(rng) * 4
     catalogue = tiny.group(rng, 40, [5] * 200, [4] * 200)
@@ -228,7 +228,7 @@ def test_no_product_is_larger_than_the_watchdog_allows(products, monkeypatch, bi
         assert 0.5 * device.PRODUCT < max(products) <= device.PRODUCT
         products.clear()
     step = StepFunction(model, scorer, objective(DmpoSettings(loss="simpo")), checkpoint=True)
-    for rows in by_length(groups, 16, min(8192, device.tokens_at_once(model))):
+    for rows in by_length(groups, 16, min(8192, device.tokens_per_product(model))):
         mx.eval(step(pad_groups([groups[i] for i in rows]), None, 1.0, None))
     assert 0.5 * device.PRODUCT < max(products) <= device.PRODUCT
 
@@ -249,7 +249,7 @@ def test_the_usual_tokens_fit_the_usual_models():
         shape = ModelShape.of(name)
         layer = nn.Linear(1, 1)
         layer.weight = mx.zeros((shape.intermediate, shape.hidden))
-        return device.tokens_at_once(SimpleNamespace(layers=[layer]))
+        return device.tokens_per_product(SimpleNamespace(layers=[layer]))
 
     found = [tokens(f"qwen3-{size}") for size in ("0.6b", "1.7b", "4b", "8b", "14b", "32b")]
     assert min(found[:4]) > 8192 > max(found[4:]) > min(found) > 2048

@@ -345,7 +345,7 @@ def _one_wording(tmp_path):
     ("old", "new", "said"),
     [
         (" follows [{history}]", "", '"more_prompts": {history} is missing'),
-        ("more_prompts:\n", "more_prompts: one\nx:\n", '"more_prompts": is no list of texts'),
+        ("more_prompts:\n", "more_prompts: one\nx:\n", '"more_prompts": is not a list of texts'),
     ],
 )
 def test_every_wording_is_checked(old, new, said, tmp_path):

@@ -113,9 +113,10 @@ def _options(cls: type) -> Iterable[Callable[[Any], Any]]:
                 yield _option(f"lora_{inner.name}", kind, config.default_of(inner), inner.metadata)
         elif not isinstance(default, dict):
             yield _option(spec.name, hint, default, spec.metadata)
-            if spec.name == "holdout":
+            if spec.metadata["off"]:
+                flag = f"--{spec.name.replace('_', '-')}"
                 yield click.option(
-                    "--no-holdout", "holdout", flag_value=0.0, type=float, help="The same as --holdout 0."
+                    f"--no-{flag[2:]}", spec.name, flag_value=0.0, type=float, help=f"The same as {flag} 0."
                 )
 
 
@@ -129,7 +130,7 @@ def _click_type(annotation: Any, choices: tuple[str, ...]) -> Any:
 def _option(name: str, hint: Any, default: Any, meta: Any) -> Any:
     flags = [*([meta["short"]] if meta.get("short") else []), f"--{name.replace('_', '-')}"]
     shown = f"  [default: {default}]" if default not in ("", None, ()) and not isinstance(default, bool) else ""
-    if set(get_args(hint) or (hint,)) <= {bool, type(None)}:  # not `float | bool`, which takes a number
+    if bool in (hint, *get_args(hint)):
         return click.option(f"{flags[-1]}/--no-{flags[-1][2:]}", name, default=None, help=meta["help"])
     if isinstance(default, tuple):
         return click.option(*flags, name, multiple=True, metavar="NAME", help=meta["help"] + "  May be repeated.")

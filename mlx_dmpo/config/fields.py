@@ -16,13 +16,24 @@ def setting(
     high: float | None = None,
     path: bool = False,
     short: str = "",
+    off: bool = False,
 ) -> Any:
     """A field with its help and its range: `low` and `high` are allowed values, `above` is not.
 
     path   the value may name a file or directory: `~` is the home directory
     short  a second, one-letter flag
+    off    a second flag, --no-NAME, sets 0
     """
-    meta = {"help": help, "choices": choices, "low": low, "above": above, "high": high, "path": path, "short": short}
+    meta = {
+        "help": help,
+        "choices": choices,
+        "low": low,
+        "above": above,
+        "high": high,
+        "path": path,
+        "short": short,
+        "off": off,
+    }
     return field(default_factory=default, metadata=meta) if callable(default) else field(default=default, metadata=meta)
 
 

@@ -15,12 +15,13 @@ class TrainSettings(CommonSettings):
     valid_data: str = setting(
         "", "Validation examples, where --data is a file (a directory has its own valid.jsonl).", path=True
     )
-    holdout: float | bool = setting(
+    holdout: float = setting(
         0.1,
-        "Share of the training users held out for validation where the data brings no validation split, at least 5 "
-        "users; 0 or false (--no-holdout) trains on all of them.",
+        "Share of the training users held out for validation where the data has no validation split, at least 5 "
+        "users; 0 (--no-holdout) trains on all of them.",
         low=0,
         high=0.5,
+        off=True,
     )
     fine_tune_type: str = setting("lora", "Kind of adapter.", choices=("lora", "dora"))
     num_layers: int = setting(-1, "Adapt this many of the last layers; -1 adapts all.", low=-1)
@@ -104,10 +105,6 @@ class TrainSettings(CommonSettings):
     project_name: str = setting("", "Project name for the experiment tracker.")
     overwrite: bool = setting(False, "Replace a finished run in --adapter-path.")
 
-    def __post_init__(self) -> None:
-        if isinstance(self.holdout, bool):
-            object.__setattr__(self, "holdout", 0.1 if self.holdout else 0.0)
-
 
 @dataclass(frozen=True)
 class SftSettings(TrainSettings):
@@ -169,7 +166,6 @@ class DmpoSettings(TrainSettings):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.beta is None:
             object.__setattr__(self, "beta", 2.0 if self.loss == "simpo" else 0.1)
         if self.gamma is None:

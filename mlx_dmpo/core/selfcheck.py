@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +32,6 @@ class Probe:
 
     batch: GroupBatch
     peak: int  # bytes above what was in use before
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,10 @@ class GroupScorer:
 
 def _probed(batch: GroupBatch, run: Callable[[], R]) -> tuple[R, Probe]:
     mx.synchronize()
-    before, begun = mx.get_active_memory(), time.perf_counter()
+    before = mx.get_active_memory()
     mx.reset_peak_memory()
     found = run()
-    return found, Probe(batch, mx.get_peak_memory() - before, time.perf_counter() - begun)
+    return found, Probe(batch, mx.get_peak_memory() - before)
 
 
 @contextlib.contextmanager

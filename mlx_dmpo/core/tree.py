@@ -36,7 +36,7 @@ class EncodedGroup:
     targets: tuple[int, ...] | None = (
         None  # branches that SFT learns; None: the chosen ones, or all where there are no pairs
     )
-    utilities: tuple[float, ...] | None = None  # of each branch, as RecPO has them
+    utilities: tuple[float, ...] | None = None  # of each branch (see losses.recpo_margin)
 
     def tree(self) -> list[tuple[int, int]]:
         """(branch, tokens that its tail shares with the branch before it), so ordered that each token comes once."""
@@ -83,7 +83,7 @@ class GroupBatch:
     answer_targets   (G, R, A)  int32
     answer_mask      (G, R, A)  float32
     chosen_lengths   (G, R)     float32: answer tokens of the branches that SFT learns, 0 elsewhere
-    utilities        (G, R)     float32: of each branch's answer (see losses.utility); 1 where there is none
+    utilities        (G, R)     float32: of each branch's answer (see losses.recpo_margin); 1 where there is none
     pairs            (G, K, 2)  int32: chosen, rejected branch
     pair_mask        (G, K)     float32
     starts           (G + 1,)   int32: where each group's tokens begin in `tokens`; the last is the count of real ones

@@ -23,10 +23,8 @@ def manifest_of(data: str | Path) -> Mapping[str, Any]:
     config = whole.get("config") if isinstance(whole, dict) else None
     if not isinstance(config, dict):
         return {}
-    return {
-        **config,
-        "split": whole.get("split") or config.get("split"),
-    }  # where it was left to prepare, prepare says it
+    # where the split was left to `prepare`, the manifest has what it chose
+    return {**config, "split": whole.get("split") or config.get("split")}
 
 
 def own_domains(data: Sequence[str]) -> dict[str, dict[str, str]]:

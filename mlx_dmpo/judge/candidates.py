@@ -65,9 +65,8 @@ def candidate_examples(settings: EvaluateSettings, examples: Sequence[Example], 
             raise UserError(
                 "--candidates all: ranks the whole catalogue: leave --candidate-negatives out, or give a number"
             )
-        listed = [
-            e.negatives if e.candidates is None else e.candidates for e in ranking
-        ]  # --num-negatives cuts the first
+        # --num-negatives cuts the negatives, not the candidates
+        listed = [e.negatives if e.candidates is None else e.candidates for e in ranking]
         short = sum(len(titles) < count - 1 for titles in listed)
         if short:
             notice(f"note: {short} of {len(ranking)} examples list fewer than {count - 1} titles: all of them are used")

@@ -126,7 +126,7 @@ def _model_facts(scorer: LanguageModelScorer, titles: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "model": base.name,
         "base_fingerprint": base.fingerprint,
-        "shared_road": scorer.groups.shared,
+        "shared_prefix_scorer": scorer.groups.shared,
         "prompt": scorer.template.to_json() if titles else None,
     }
     return facts | ({"template_date": base.date} if base.date else {})

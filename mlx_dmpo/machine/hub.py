@@ -16,8 +16,8 @@ SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".gz", ".zip"
 
 
 def is_repository(name: str) -> bool:
-    """Whether `owner/name` is meant for the hub: nothing of that name is here, `owner` is no directory here (then the
-    name is a mistyped path), and it does not end like a file."""
+    """Whether `owner/name` is meant for the hub: nothing of that name is here, `owner` is not a directory here (then
+    the name is a mistyped path), and it does not end like a file."""
     return bool(REPOSITORY.fullmatch(name)) and not (
         Path(name).exists() or Path(name).parent.is_dir() or name.lower().endswith(SUFFIXES)
     )

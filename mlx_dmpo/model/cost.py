@@ -71,7 +71,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Scale:
-    """What a device takes of the activations counted here: see model.fit.scale_of."""
+    """What a device takes of the activations counted here: see model.probe.scale_of."""
 
     kept: float = 1.0  # a training step
     recomputed: float = 1.0  # one whose layers are recomputed

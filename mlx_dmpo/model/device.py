@@ -19,7 +19,7 @@ from ..machine import run_directory
 PRODUCT = 1e12
 
 
-def tokens_at_once(model: nn.Module) -> int:
+def tokens_per_product(model: nn.Module) -> int:
     """Tokens that may be run together so that no layer's product exceeds PRODUCT. (The head runs in chunks anyway.)"""
     layers = [m for layer in model.layers for m in layer.modules()]
     sizes = [m.weight.size for m in layers if type(m) is nn.Linear]

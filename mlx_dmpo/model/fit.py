@@ -44,7 +44,7 @@ class Case:
 
     pad    how its groups are padded
     scale  of the activations, on the device that it is for
-    other  bytes in use beside what is counted: weights that the shape does not tell of
+    other  bytes in use beside what is counted: weights that the shape does not count
     """
 
     shape: ModelShape

@@ -17,7 +17,7 @@ from ..machine.memory import in_halves
 from ..machine.prefetch import prefetch
 from ..machine.progress import Progress
 from ..machine.ranks import world
-from .device import tokens_at_once
+from .device import tokens_per_product
 
 
 def score_groups(
@@ -36,7 +36,7 @@ def score_groups(
     A group of more than `tokens` is scored in parts of its branches, which gives the same log-probs, unless `unsplit`.
     From the first batch that does not fit in memory, batches of its size are run in halves.
     """
-    tokens = min(tokens, tokens_at_once(model))
+    tokens = min(tokens, tokens_per_product(model))
     parts = [pieces(g, tokens) if g.shared_tokens > tokens and not unsplit else [] for g in groups]
     if any(len(p) > 1 for p in parts):
         small = [part(g, rows) for g, ps in zip(groups, parts, strict=True) for rows in ps] + [

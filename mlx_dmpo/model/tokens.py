@@ -14,7 +14,7 @@ from typing import Any
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # Patterns of Qwen 2 to 3, Llama 3 and Qwen 3.5. Of each piece that they match, a run of letters is the end or all; no
-# piece holds a space after a letter, none looks at what stands before it, and none further ahead than one character.
+# piece holds a space after a letter, none looks at what stands before it, and none more than one character after it.
 PATTERNS = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST,
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST,

@@ -76,7 +76,9 @@ class Template:
         known = [f.name for f in fields(cls)]
         more = values.get("more_prompts", ())
         if not isinstance(more, list | tuple) or any(not isinstance(text, str) for text in more):
-            raise UserError(f"{at('more_prompts')}: is no list of texts: write each on a line of its own, after a dash")
+            raise UserError(
+                f"{at('more_prompts')}: is not a list of texts: write each on a line of its own, after a dash"
+            )
         for key, value in values.items():
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
@@ -108,15 +110,12 @@ class Template:
         """The template with the one prompt that this user's examples have: drawn by a hash of the name."""
         if not self.more_prompts:
             return self
-        if not self._worded:
-            wordings = (self.prompt, *self.more_prompts)
-            self._worded.extend(replace(self, prompt=text, more_prompts=()) for text in wordings)
         digest = hashlib.blake2b(user.encode(), digest_size=8).digest()
         return self._worded[int.from_bytes(digest, "big") % len(self._worded)]
 
     @functools.cached_property
     def _worded(self) -> list[Template]:
-        return []
+        return [replace(self, prompt=text, more_prompts=()) for text in (self.prompt, *self.more_prompts)]
 
     def with_domains(self, extra: Mapping[str, Mapping[str, str]] | None, where: str = "domains") -> Template:
         """The template with a config's own domains. Raises UserError for words that are unknown or missing."""

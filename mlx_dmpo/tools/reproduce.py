@@ -126,7 +126,7 @@ def read(path: str | Path) -> Comparison:
     systems: dict[str, dict[str, Any]] = {}
     for entry in values["systems"] if isinstance(values["systems"], list) else [values["systems"]]:
         if not isinstance(entry, str | Mapping):
-            raise UserError(f"{at('systems')}: {entry!r} is no system: write its name, or name: {{setting: value}}")
+            raise UserError(f"{at('systems')}: {entry!r} is not a system: write its name, or name: {{setting: value}}")
         for system, given in (entry if isinstance(entry, Mapping) else {entry: {}}).items():
             if str(system) in systems:
                 raise UserError(f"{at('systems')}: {system} is listed twice: give each system its own name")
@@ -320,7 +320,7 @@ def read_notes(cell: Cell) -> dict[str, Any]:
         isinstance(v, dict) and type(v.get("seconds")) in (int, float) and type(v.get("peak_bytes")) is int
         for v in noted.values()
     ):
-        raise UserError(f"{path}: holds other values than this program writes: remove it")
+        raise UserError(f"{path}: has values that this program does not write: remove it")
     return noted
 
 

@@ -47,7 +47,7 @@ class State:
     bad_steps: int = 0  # steps skipped because of NaN or Inf
     bad_in_a_row: int = 0
     window: dict[str, float] = field(default_factory=dict)  # sums since the last report
-    since: dict[str, float] = field(default_factory=dict)  # right and pairs since the last validation
+    since: dict[str, float] = field(default_factory=dict)  # sums since the last validation
     metrics_bytes: int = 0  # length of metrics.jsonl
     seconds: float = 0.0  # of all processes of the run, this one included
 

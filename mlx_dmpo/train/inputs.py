@@ -66,7 +66,7 @@ def read_examples(settings: SftSettings | DmpoSettings) -> Examples:
     domains = dict(choose_template(settings, settings.start_adapter).domains)
     train, held_out = _read_split(settings, "train", domains), list[Example]()
     if not validates_on_own_data(settings) and settings.val_batches != 0:
-        share, start = float(settings.holdout), settings.start_adapter
+        share, start = settings.holdout, settings.start_adapter
         train, held_out = hold_out(train, share, settings.seed, start)
         world().say(describe(train, held_out, share, start))
     valid = validation_sample(settings, held_out or _read_split(settings, "valid", domains))

@@ -141,7 +141,7 @@ def _finish(
         best_step=state.best[1] if state.best else state.step,
         bad_steps=state.bad_steps,
         ranks=world().size,
-        shared_road=policy.groups.shared,
+        shared_prefix_scorer=policy.groups.shared,
         memory=checkpoints.identity["memory"],
         peak_memory_gb=max(training.step_function.peak, mx.get_peak_memory()) / 1e9,
     )

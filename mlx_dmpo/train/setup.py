@@ -87,7 +87,7 @@ def set_up(
         groups,
         groups_per_step=settings.batch_size * settings.grad_accumulation_steps,
         batch_size=settings.batch_size,
-        batch_tokens=min(plan.batch_tokens, device.tokens_at_once(model)),
+        batch_tokens=min(plan.batch_tokens, device.tokens_per_product(model)),
         pad=pad_groups if dropout else padding(policy.groups),
         reference=reference,
         dropout=dropout,

@@ -107,7 +107,7 @@ def explain(
 ) -> Explanation:
     """Why one title ranks above another.
 
-    max_flip  largest set of history items searched for one that turns the order; None: see `flip.affordable`
+    max_flip  largest set of history items searched for one that reverses the order; None: see `flip.affordable`
     between   called between two rounds of scoring; what it raises ends the search
     Raises UserError for two equal titles, an empty one, and for what cannot be scored.
     """

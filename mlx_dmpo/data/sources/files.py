@@ -78,7 +78,7 @@ def _refuse_other(path: Path, start: bytes) -> None:
         if start.startswith(magic):
             raise UserError(f"{path}: is {what}: {fix}")
     if start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        raise UserError(f"{path}: is a web page, no table: download the file itself")
+        raise UserError(f"{path}: is a web page, not a table: download the file itself")
 
 
 def _refuse_wide(path: Path, start: bytes) -> None:

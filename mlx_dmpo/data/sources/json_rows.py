@@ -150,13 +150,8 @@ def _take(
     missing = [name for name, value in zip(fields, values, strict=True) if value is None and name not in optional]
     if missing:
         value = row.get(missing[0])
-        kind = (
-            ", which is an object"
-            if isinstance(value, dict)
-            else ", which is a list"
-            if isinstance(value, list)
-            else ""
-        )
+        names = ((dict, "an object"), (list, "a list"))
+        kind = next((f", which is {name}" for of, name in names if isinstance(value, of)), "")
         bad.add(where, f'no usable "{missing[0]}"{kind}', "give it one value" if kind else "give it a value")
         return False
     for column, value in zip(columns, values, strict=True):

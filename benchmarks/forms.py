@@ -1,6 +1,6 @@
 """What each prompt form costs: a training step with k = 1, 3, 5 negatives, and the evaluation of the same pairs.
 
-python benchmarks/forms.py [--model SHAPE] [--data FILE --tokenizer DIR] [--groups 8] [--pairs 1000] [--repeats 5]
+python benchmarks/forms.py [--model SHAPE] [--pairs-model SHAPE] [--data FILE --tokenizer DIR] [--groups 8] [--pairs 1000] [--repeats 5]
 [--json FILE]
 
 All forms take turns on the same examples in one process; times are medians. Training is `dmpo`'s own step, optimizer
@@ -107,7 +107,10 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="qwen3-0.6b-proportional", choices=list(shapes.SHAPES), metavar="SHAPE")
+    parser.add_argument(
+        "--model", default="qwen3-0.6b-proportional", choices=["embedded", *shapes.SHAPES], metavar="SHAPE"
+    )
+    parser.add_argument("--pairs-model", default="", metavar="SHAPE", help="shape of the evaluation (default: --model)")
     parser.add_argument("--data", default="", help="examples with at least 5 negatives (default: assumed lengths)")
     parser.add_argument("--pairs-data", default="", help="examples for the evaluation (default: --data)")
     parser.add_argument("--tokenizer", default="", help="directory of the tokenizer for --data")
@@ -116,15 +119,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", default="", metavar="FILE")
     args = parser.parse_args()
-    shape = shapes.SHAPES[args.model]
+    known = {"embedded": shapes.embedded_shape(), **shapes.SHAPES}
+    shape, pairs_shape = known[args.model], known[args.pairs_model or args.model]
     model = shapes.build(shape)
     source = shapes.Source(args.data, shapes.tokenizer(args.tokenizer), shape.vocabulary)
     found = {
         "model": args.model,
-        "data": args.data or "assumed lengths",
+        "pairs_model": args.pairs_model or args.model,
+        "data": Path(args.data).name or "assumed lengths",
         "device": str(mx.default_device()),
         "training": training(model, source, args.groups, args.repeats),
-        "evaluation": evaluation(model, replace(source, data=args.pairs_data or args.data), args.pairs, args.repeats),
+        "evaluation": evaluation(
+            shapes.build(pairs_shape),
+            replace(source, data=args.pairs_data or args.data, vocabulary=pairs_shape.vocabulary),
+            args.pairs,
+            args.repeats,
+        ),
     }
     print(table(found))
     if args.json:

@@ -237,7 +237,8 @@ def forms_table() -> str:
         cells = " | ".join(f"{t[k]['seconds']:.3f}" for k in ("1", "3", "5"))
         ratio = t["5"]["seconds"] / t["1"]["seconds"]
         rows.append(f"| {form} | {cells} | {ratio:.2f} | {t['5']['tokens']:.0f} | {whole / e['seconds']:.2f} |")
-    return "\n".join([*rows, "", f"Evaluation of {found['evaluation']['direct']['pairs']:,} pairs."])
+    pairs = found["evaluation"]["direct"]["pairs"]
+    return "\n".join([*rows, "", f"Training: {found['model']}. Evaluation: {pairs:,} pairs, {found['pairs_model']}."])
 
 
 def rank_table() -> str:
@@ -246,6 +247,7 @@ def rank_table() -> str:
     for r in result("rank"):
         alone = r.get("alone") or r["one by one"]
         cells = [f"{side['tokens']:,} tokens, {side['seconds']:.1f} s" for side in (r["shared"], alone)]
+        cells[1] += f" ({alone['timed']:,} of {alone.get('sequences') or alone['titles']:,} timed)"
         rows.append(f"| {r['what']} | {' | '.join(cells)} | {r['times_faster']:.1f} |")
     return "\n".join(rows)
 

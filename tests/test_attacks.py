@@ -328,8 +328,8 @@ def test_the_report_is_not_written_over_its_own_markdown(tmp_path):
         ("out: 5", '"out": is not text'),
         ("out:", '"out": is not text'),
         ("name: [a]", '"name": is not text'),
-        ("systems: [[popularity]]", "\"systems\": ['popularity'] is no system"),
-        ("systems: [5]", '"systems": 5 is no system'),
+        ("systems: [[popularity]]", "\"systems\": ['popularity'] is not a system"),
+        ("systems: [5]", '"systems": 5 is not a system'),
     ],
 )
 def test_a_comparison_of_other_kinds_of_values(change, said, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 
 import mlx.core as mx
@@ -44,6 +43,5 @@ def scale_of(shape: ModelShape, training: Training, scorer: GroupScorer) -> Scal
 
 def beside(model: nn.Module, counted: float) -> float:
     """Bytes in use, or of the model's weights, that `counted` bytes of weights and adapter leave out."""
-    gc.collect()  # the model of an earlier run in this process is no longer in use
     held = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
     return max(0.0, max(held, mx.get_active_memory()) - counted)

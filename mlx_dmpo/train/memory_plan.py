@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,6 +75,7 @@ def plan_memory(
     if training.adapted_layers < shape.layers:  # outputs of the layers below the adapter
         held = sum(g.shared_tokens for g in groups) * shape.hidden * training.activation_bytes
         kept = min(settings.frozen_cache_gb * 1e9, float(held))
+    gc.collect()  # the model of an earlier run in this process is no longer in use
     counted = shape.weight_bytes(training.activation_bytes) + 4.0 * training.adapter_parameters(shape)
     case = fit.Case(
         shape,

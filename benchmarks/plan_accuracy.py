@@ -123,8 +123,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     print(
-        "| configuration | peak measured (MB) | predicted | off by | above the model measured (MB) | predicted | "
-        "off "
+        "| configuration | peak measured (MB) | predicted | off by | above the model measured (MB) | predicted | off "
         "by |"
     )
     print("|---|---|---|---|---|---|---|")

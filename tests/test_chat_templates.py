@@ -296,6 +296,96 @@ def test_an_export_is_compared_on_the_adapters_day(how, dated, tmp_path, capsys,
         assert files.read_json(tmp_path / "x" / "adapter" / "adapter_config.json")["template_date"] == "2026-01-02"
 
 
+# --- templates of other shapes
+
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+SYSTEM = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+THOUGHT = "<think>\n\n</think>\n\n"
+START = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+SHAPES = {
+    "a system text of its own": (SYSTEM + TURNS + START, "Be kind.<|im_end|>\n<|im_start|>user\nWhich?"),
+    "brackets": (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}"
+        "{{ eos_token }}{% endif %}{% endfor %}",
+        "[INST] Which? [/INST] The river.<|im_end|>",
+    ),
+    "a role of another name": (
+        "{% for m in messages %}{% set role = 'model' if m.role == 'assistant' else m.role %}<|im_start|>{{ role }}\n"
+        "{{ m.content | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}",
+        "<|im_start|>model\nThe river.<|im_end|>",
+    ),
+    "an empty thought in prompt and answer": (
+        TURNS.replace("{{ m.content }}", "{% if m.role == 'assistant' %}" + THOUGHT + "{% endif %}{{ m.content }}")
+        + START.replace("{% endif %}", THOUGHT + "{% endif %}"),
+        f"assistant\n{THOUGHT}The river.<|im_end|>",
+    ),
+    "an empty thought in the prompt alone": (
+        TURNS + START.replace("{% endif %}", THOUGHT + "{% endif %}"),
+        f"assistant\n{THOUGHT}The river.<|im_end|>",
+    ),
+    "no beginning of an answer": (TURNS, "Which?<|im_end|>\n<|im_start|>assistant\nThe river.<|im_end|>"),
+    "an end token on a line of its own": (
+        TURNS.replace("<|im_end|>", "\n<|im_end|>") + START,
+        "<|im_start|>assistant\nThe river.\n<|im_end|>",
+    ),
+    "marks of what is learnt": (
+        TURNS.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}") + START,
+        "assistant\nThe river.<|im_end|>",
+    ),
+    "several by name": ({"tools": "{{ raise_exception('none') }}", "default": TURNS + START}, "The river.<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_template_of_another_shape(name):
+    """The answer ends with the first end token, and prompt and answer are what the template prints."""
+    template, part = SHAPES[name]
+    encoder = encode.Encoder(byte_level(template))
+    made = encoder.encode_group(group("The river.", "A lamp."))
+    first, second = (text_of(encoder, [*made.prefix, *tail]) for tail in made.tails)
+    assert part in first and first.endswith("<|im_end|>") and second == first.replace("The river.", "A lamp.")
+    assert encoder.prompt(Branch(ASK, ""), "") == [*made.prefix, *made.tails[0]][: -made.answer_lengths[0]]
+
+
+@pytest.mark.parametrize(
+    "template, expected",
+    [
+        (TURNS + START.replace("{% endif %}", "<think>\n{% endif %}"), "renders the prompt differently when an answer"),
+        ("{{ messages | length }} turns\n" + TURNS + START, "renders the prompt differently when an answer follows"),
+        (TURNS.replace("<|im_end|>", ""), "ends the answer with no end-of-turn token"),
+        (TURNS.replace("{{ m.content }}", "{% for c in m.content %}{{ c.text }}{% endfor %}"), "does not print the text"),
+        (TURNS.replace("m.content", "m.content | upper") + START, "does not print the text of the last turn as it is"),
+    ],
+)
+def test_a_template_that_cannot_be_used(template, expected):
+    with pytest.raises(UserError, match=f"d.jsonl:7: the (model's )?chat template {expected}"):
+        encode.Encoder(byte_level(template)).encode_group(group("The river.", "A lamp."))
+
+
+@pytest.mark.parametrize(
+    "template, expected",
+    [
+        ("a\n{% for m in messages %}{{ m.content }", "chat template, line 2: is not Jinja (unexpected '}')"),
+        ({"rag": CHATML, "tools": CHATML}, "has several chat templates (rag, tools) and none named default"),
+        (None, "has no chat template"),
+    ],
+)
+def test_no_command_begins_without_a_sound_template(template, expected, model_directory, tmp_path, capsys):
+    path, data = tmp_path / "model", tiny.write_data(tmp_path / "d", users=3)
+    shutil.copytree(model_directory, path)
+    (path / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    if isinstance(template, dict):
+        config["chat_template"] = [{"name": n, "template": t} for n, t in template.items()]
+    elif template is not None:
+        (path / "chat_template.jinja").write_text(template)
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    for command in ("evaluate", "plan"):
+        code, _, err = run(capsys, command, "--model", path, "--data", data)
+        assert code == 2 and f"{path}: {expected}" in err and err.count("error:") == 1, err
+
+
 # --- end-of-turn tokens
 
 

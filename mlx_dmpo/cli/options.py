@@ -32,12 +32,9 @@ GROUPS = {
 # What `--help` shows, the most important first; `--help-all` shows the rest as well.
 FIRST = (
     "config_file model data adapter_path start_adapter chosen rejected loss beta prompt learning_rate epochs out "
-    "resume history user "
-    "candidates top as_json base method limit split to overwrite n temperature score eval liked_above min_liked "
-    "examples_per_user order "
-    "negatives items user_column item_column rating_column valid test stage num_negatives tflops grad_checkpoint host "
-    "port "
-    "api_key domains train_users test_users num_layers"
+    "resume history user candidates top as_json base method limit split to overwrite n temperature score eval "
+    "liked_above min_liked examples_per_user order negatives items user_column item_column rating_column valid test "
+    "stage num_negatives tflops grad_checkpoint host port api_key domains train_users test_users num_layers"
 ).split()
 ALL = "mlx_dmpo.help_all"  # in click's context: whether every option is shown
 AT_MOST = 10

@@ -200,8 +200,7 @@ def check_structure(name: str, examples: Sequence[Example]) -> Iterator[Finding]
     yield Finding(
         NOTE,
         f"{name}: {len(examples)} groups of {len(users)} {kind} ({rows[0]} to {rows[-1]} each, median "
-        f"{median(rows):g}); {k}"
-        f"{', …' if len(ks) > 8 else ''}{' (ragged)' if len(ks) > 1 else ''}",
+        f"{median(rows):g}); {k}{', …' if len(ks) > 8 else ''}{' (ragged)' if len(ks) > 1 else ''}",
         len(examples),
     )
     if isinstance(examples[0], RankingExample):

@@ -58,10 +58,8 @@ def liked_rule(settings: PrepareSettings, ratings: Ratings) -> LikedRule:
             return LikedRule(-np.inf, None, f"liked: every row (all ratings are {low:g})")
         raise UserError(
             f"{ratings.files[0]}: every rating is {low:g}, so nothing separates liked from disliked: where every row "
-            "is a "
-            "like, add --negatives popularity --catalogue FILE (titles not met, to draw negatives from; several users "
-            "have "
-            "those of each other); else use another rating column"
+            "is a like, add --negatives popularity --catalogue FILE (titles not met, to draw negatives from; several "
+            "users have those of each other); else use another rating column"
         )
     if quantile is None:
         quantile = ratings.liked_quantile

@@ -243,8 +243,7 @@ def lines(domains: Sequence[Domain]) -> Iterator[str]:
                 several = f", {n:,} examples" if n != users else ""
                 yield (
                     f"  {split:<5} {people(users, 5)}{several}  history {h['min']} to {h['max']}, median "
-                    f"{h['median']:g}"
-                    f"  k = {k}"
+                    f"{h['median']:g}  k = {k}"
                 )
         if c["users_left_over"]:
             yield (
@@ -273,9 +272,8 @@ def following(domains: Sequence[Domain], run: Path) -> Iterator[str]:
     unworded = [d.name for d in domains if d.name not in DOMAINS]
     if unworded:
         yield (
-            f"next: word the domain {', '.join(unworded)} under `domains:` in a config (configs/songs.yaml shows "
-            "how), then "
-            "train with -c"
+            f"next: word the domain {', '.join(unworded)} under `domains:` in a config (configs/songs.yaml shows how), "
+            "then train with -c"
         )
     else:
         yield f"next: {commands.after_prepare(run)}"

@@ -58,8 +58,7 @@ def add_lora(model: nn.Module, settings: TrainSettings) -> None:
     ]
     if settings.fine_tune_type == "dora" and packed:
         raise UserError(
-            f"lora_parameters.keys: mlx-lm has no DoRA on a quantized embedding ({packed[0]}): use lora, or leave "
-            "the "
+            f"lora_parameters.keys: mlx-lm has no DoRA on a quantized embedding ({packed[0]}): use lora, or leave the "
             "key out"
         )
     mx.random.seed(settings.seed)
@@ -143,8 +142,7 @@ def read_adapter_config(path: str | Path) -> dict[str, Any]:
     for name in (name for name, fit in fits.items() if not fit):
         value = repr({**config, **lora}.get(name) if isinstance(lora, dict) else config.get(name))
         raise UserError(
-            f"{path / ADAPTER_CONFIG}: {name} {value[:60]} is not that of a LoRA or DoRA adapter: write what "
-            "mlx-lm "
+            f"{path / ADAPTER_CONFIG}: {name} {value[:60]} is not that of a LoRA or DoRA adapter: write what mlx-lm "
             "writes there"
         )
     return config

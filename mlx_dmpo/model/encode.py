@@ -26,8 +26,7 @@ def prints_date(tokenizer: Any) -> bool:
     return "strftime_now" in str(tokenizer.chat_template)
 
 
-# A chat template's `strftime_now`, of a given day. transformers takes no function from a caller, so it is a macro
-# before
+# A chat template's `strftime_now`, of a given day. transformers takes no function from a caller, so it is a macro before
 # the template; the line break after it is not printed (transformers sets trim_blocks).
 STRFTIME = (
     "{%- macro strftime_now(format) -%}{%- set filled = namespace(text=format) -%}"
@@ -35,6 +34,8 @@ STRFTIME = (
     "{%- set filled.text = filled.text.replace(directive, value) -%}{%- endfor -%}"
     "{{- filled.text -}}{%- endmacro %}\n"
 )
+
+_EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*\Z")  # what thinking off ends a prompt with
 
 
 class Encoder:
@@ -87,7 +88,13 @@ class Encoder:
     def _prompt_text(self, branch: Branch, source: str) -> str:
         for message in branch.messages:
             self._refuse_control(message["content"], source)
-        return self._render(branch.messages, source, add_generation_prompt=True)
+        text = self._render(branch.messages, source, add_generation_prompt=True)
+        if branch.messages[-1]["content"].strip() not in text:
+            raise UserError(
+                f"{source}: the model's chat template does not print the text of the last turn as it is: use a model "
+                "for plain text"
+            )
+        return text
 
     def _refuse_control(self, text: str, source: str) -> None:
         found = self._control.search(text)
@@ -98,6 +105,9 @@ class Encoder:
         """Prompt, answer and end-of-turn token. `text` is the prompt, `prompt` its tokens."""
         self._refuse_control(branch.answer, source)
         whole = self._render([*branch.messages, {"role": "assistant", "content": branch.answer}], source)
+        thought = _EMPTY_THOUGHT.search(text)
+        if thought and not whole.startswith(text) and whole.startswith(text[: thought.start()]):
+            whole = text + whole[thought.start() :]  # the template prints it in the prompt alone
         full = self._tokens(whole)
         if full[: len(prompt)] != prompt and whole.startswith(text):
             full = next((t for t in self._apart(prompt, whole[len(text) :]) if self._same_text(t, full)), full)
@@ -151,8 +161,7 @@ class Encoder:
             raise UserError(f"{reason} (none of the {len(examples)} rows can be used)")
         if reason:
             notice(
-                f"note: {len(examples) - len(kept)} of {len(examples)} rows were left out: no tokens can be made "
-                "of "
+                f"note: {len(examples) - len(kept)} of {len(examples)} rows were left out: no tokens can be made of "
                 "them"
             )
         return kept
@@ -181,8 +190,7 @@ class Encoder:
             if np.array_equal(sequences[chosen_row], sequences[rejected_row]):
                 raise UserError(
                     f"{group.source}: chosen and rejected are the same tokens in this model's chat template: give "
-                    "answers "
-                    "that differ in more than white space"
+                    "answers that differ in more than white space"
                 )
         # the last prompt token stays with each tail: its position predicts the answer's first
         shared = _common_start(sequences, min(prompt_lengths) - 1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from jinja2 import TemplateSyntaxError
 from mlx.utils import tree_flatten
 
 from .. import assets
@@ -105,12 +106,9 @@ def load(settings: CommonSettings) -> Loaded:
         raise UserError(
             f"{source}: cannot be loaded as a causal language model ({first}): name a model that mlx-lm loads"
         ) from error
-    if not hasattr(model, "layers") or tokenizer.chat_template is None:
-        raise UserError(
-            f"{source}: has no {'chat template' if hasattr(model, 'layers') else 'layers'}: name an "
-            "instruction-tuned "
-            "model"
-        )
+    if not hasattr(model, "layers"):
+        raise UserError(f"{source}: has no layers: name an instruction-tuned model")
+    check_chat_template(tokenizer, source)
     if settings.quantize is not None:
         if "quantization" in config:
             raise UserError(f"--quantize: {name} is quantized already: leave the flag out")
@@ -162,9 +160,32 @@ def load_tokenizer(name: str) -> Any:
         raise UserError(
             f"{source}: holds no tokenizer that can be loaded ({first}): name a model that mlx-lm loads"
         ) from error
+    check_chat_template(tokenizer, source)
+    return tokenizer
+
+
+def check_chat_template(tokenizer: Any, source: str) -> None:
+    """Raises UserError for a model without a chat template, without a default among several, or with one that is not
+    Jinja. What a template refuses of a row's turns is the row's affair (`Encoder`)."""
     if tokenizer.chat_template is None:
         raise UserError(f"{source}: has no chat template: name an instruction-tuned model")
-    return tokenizer
+    try:
+        tokenizer.get_chat_template()
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise UserError(
+            f"{source}: chat template, line {error.lineno}: is not Jinja ({error.message}): correct the template there, "
+            "or use another model"
+        ) from None
+    except ValueError as error:
+        if "multiple chat templates" in str(error):
+            names = ", ".join(tokenizer.chat_template)
+            raise UserError(
+                f"{source}: has several chat templates ({names}) and none named default: name one of them default in "
+                "the model's directory, or use another model"
+            ) from None
+    except Exception:  # a template may raise anything of these turns
+        return
 
 
 def import_mlx_lm() -> None:

@@ -99,8 +99,7 @@ def _check_yes_no(template: Template, at: At) -> None:
             raise UserError(f"{at(key)}: is missing: form pointwise needs answer_yes and answer_no")
     if yes.startswith(no) or no.startswith(yes):
         raise UserError(
-            f"{at('answer_no')}: {template.answer_yes!r} and {template.answer_no!r} begin alike: give two "
-            "different "
+            f"{at('answer_no')}: {template.answer_yes!r} and {template.answer_no!r} begin alike: give two different "
             "answers"
         )
 

@@ -79,8 +79,7 @@ def measure(part: Part, tokenizer: Any, settings: CheckSettings) -> tuple[dict[s
     if cut:
         what = (
             f"{len(cut)} groups of {part.name} exceed {settings.max_seq_length} tokens and lose {dropped} history "
-            "items "
-            "in all"
+            "items in all"
         )
         findings.append(Finding(WARNING, what, len(cut), tuple(cut)))
     if unfit:

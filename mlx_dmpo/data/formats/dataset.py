@@ -164,8 +164,7 @@ def load_examples(
     loaded = load(data, split, domains, skip_bad_rows, notice, domain)
     if not loaded.ranking:
         raise UserError(
-            f"{loaded.name}: holds {loaded.format}, no titles to rank: give ranking examples, as docs/data.md "
-            "shows "
+            f"{loaded.name}: holds {loaded.format}, no titles to rank: give ranking examples, as docs/data.md shows "
             "them"
         )
     return loaded.examples

@@ -18,8 +18,7 @@ from .zipped import outside, unpacked
 
 POPULARITY = (
     "ratings numratings ratingcount ratingscount numvotes votes votecount popularity plays playcount count users "
-    "members "
-    "listeners owners liked"
+    "members listeners owners liked"
 ).split()
 
 

@@ -12,42 +12,34 @@ GUESSES = {
     "user": (
         "user userid uid username reviewerid reviewer customerid customer memberid member readerid reader listenerid "
         "listener viewerid viewer profilename profile accountid visitorid personid raterid authorid useridx "
-        "usernumber u "
-        "benutzer benutzerid nutzer nutzerid kunde kundenid utilisateur utilisateurid idutilisateur usuario usuarioid "
-        "idusuario utente idutente utenteid usuarioid gebruiker gebruikerid uzytkownik пользователь "
+        "usernumber u benutzer benutzerid nutzer nutzerid kunde kundenid utilisateur utilisateurid idutilisateur "
+        "usuario usuarioid idusuario utente idutente utenteid usuarioid gebruiker gebruikerid uzytkownik пользователь "
         "用户 用户id ユーザー"
     ).split(),
     "item": (
         "item itemid iid movieid filmid movie film parentasin asin isbn isbn13 bookid book productid product gameid "
-        "game "
-        "songid song trackid track artistid artist albumid album animeid anime mangaid recipeid placeid venueid "
-        "businessid "
-        "articleid docid documentid showid appid sku ean tconst imdbid tmdbid goodsid offerid storyid beerid i "
-        "artikel artikelid produkt produktid buch filmtitel filmnr livre livreid produit produitid pelicula peliculaid "
-        "libro libroid producto productoid filme filmeid livro produto prodotto boek elemento objet фильм книга товар "
-        "电影 电影id 物品 商品 映画 作品"
+        "game songid song trackid track artistid artist albumid album animeid anime mangaid recipeid placeid venueid "
+        "businessid articleid docid documentid showid appid sku ean tconst imdbid tmdbid goodsid offerid storyid "
+        "beerid i artikel artikelid produkt produktid buch filmtitel filmnr livre livreid produit produitid pelicula "
+        "peliculaid libro libroid producto productoid filme filmeid livro produto prodotto boek elemento objet фильм "
+        "книга товар 电影 电影id 物品 商品 映画 作品"
     ).split(),
     "rating": (
         "rating ratings bookrating overall score stars star rate rated value vote grade points userrating myrating "
         "yourrating preference weight plays playcount playcounts count hours hoursplayed playtime scrobbles listens "
-        "views liked like "
-        "r bewertung note wertung sterne punkte puntuacion calificacion valoracion nota avaliacao classificacao voto "
-        "valutazione punteggio beoordeling cijfer ocena оценка рейтинг 评分 评价 得分 評価 スコア"
+        "views liked like r bewertung note wertung sterne punkte puntuacion calificacion valoracion nota avaliacao "
+        "classificacao voto valutazione punteggio beoordeling cijfer ocena оценка рейтинг 评分 评价 得分 評価 スコア"
     ).split(),
     "time": (
         "timestamp time unixreviewtime datetime date ts unixtime createdat created updatedat ratedat daterated "
-        "watcheddate "
-        "watchedat dateread dateadded reviewtime reviewdate eventtime playedat t when epoch "
-        "datum zeit zeitstempel uhrzeit horodatage heure fecha hora data dataora tijd tijdstip дата время "
-        "时间 日期 日付 時間 "
-        "日時"
+        "watcheddate watchedat dateread dateadded reviewtime reviewdate eventtime playedat t when epoch datum zeit "
+        "zeitstempel uhrzeit horodatage heure fecha hora data dataora tijd tijdstip дата время 时间 日期 日付 時間 日時"
     ).split(),
     "title": (
         "title titles itemtitle movietitle filmtitle booktitle producttitle gametitle songtitle tracktitle albumtitle "
         "originaltitle primarytitle itemname productname moviename filmname bookname gamename trackname songname "
-        "artistname "
-        "albumname bandname animename recipename appname name label titel filmtitel buchtitel titre titulo titolo "
-        "nazwa tytul название 标题 片名 书名 名称 タイトル 題名"
+        "artistname albumname bandname animename recipename appname name label titel filmtitel buchtitel titre titulo "
+        "titolo nazwa tytul название 标题 片名 书名 名称 タイトル 題名"
     ).split(),
 }
 ITEM_IDS = [*GUESSES["item"], "id", "key", "index", "code", "nr", "no", "number", "identifier", "row"]

@@ -33,8 +33,7 @@ def scrobbles(path: Path, settings: PrepareSettings, bad: BadRows) -> Ratings:
         artist, time = (0, len(first) - 1) if first and is_date(first[-1]) else (-1, -1)
     if artist < 0 or time < 0:
         raise UserError(
-            f"{file}:1: not scrobbles: no artist or time among {', '.join(how.names)}: name a CSV with artist and "
-            "uts "
+            f"{file}:1: not scrobbles: no artist or time among {', '.join(how.names)}: name a CSV with artist and uts "
             "or date"
         )
     export = Export(files=[file], notes=[*how.notes, *([encoding.note] if encoding.note else [])])

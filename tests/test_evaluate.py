@@ -34,7 +34,7 @@ def by_hand(base, branch):
     return sum(logps[t - 1, tokens[t]] for t in range(len(prompt), len(tokens)))
 
 
-def test_scores_are_the_models_own(settings):
+def test_scores_are_the_models_own(settings, pictures):
     result = evaluate.evaluate(settings)
     rows = files.read_lines(Path(settings.out) / "scores.jsonl")
     examples = formats.load_examples(settings.data, "test")
@@ -65,7 +65,7 @@ def test_scores_are_the_models_own(settings):
         assert (Path(settings.out) / picture).read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_plain_road_gives_the_same_numbers(settings, tmp_path):
+def test_the_plain_scorer_gives_the_same_numbers(settings, tmp_path):
     shared = evaluate.evaluate(replace(settings, limit=5))
     plain = evaluate.evaluate(replace(settings, limit=5, scoring="plain", out=str(tmp_path / "plain")))
     assert plain["n"] == shared["n"]

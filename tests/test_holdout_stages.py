@@ -71,6 +71,7 @@ def test_both_stages_of_the_demo_hold_the_same_users_out(demo_file, tmp_path):
     assert first["held_out"] == second["held_out"] and first["held_out"]["users"] >= 5
 
 
+@pytest.mark.slow
 def test_no_holdout_is_the_training_without_validation_byte_for_byte(demo_file, tmp_path, capsys):
     made = trained("sft", demo_file, tmp_path / "a", "--no-holdout")
     captured = capsys.readouterr()

@@ -233,6 +233,7 @@ def test_nothing_is_fetched_for_a_mistyped_path(tmp_path, monkeypatch):
             formats.load(name, "train")
 
 
+@pytest.mark.slow
 def test_a_data_set_that_is_not_here_is_one_line(capsys, tmp_path):
     code, _, err = run(capsys, "prepare", "convert", "nobody-here/nothing-there", "--out", tmp_path / "out")
     assert code == 2 and "nobody-here/nothing-there: no such path, and no data set" in err and "Traceback" not in err

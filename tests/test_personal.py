@@ -145,6 +145,7 @@ def date_of(title):
     return {f"{name} ({year})": day for name, year, _, day in exports.films(420)}[title]
 
 
+@pytest.mark.slow
 def test_a_letterboxd_export_of_400_ratings(tmp_path, capsys):
     exports.letterboxd(tmp_path / "raw")
     out = prepare(capsys, "letterboxd", tmp_path / "raw", "--out", tmp_path / "out")

@@ -47,7 +47,7 @@ def data(directory):
 
 
 @pytest.mark.parametrize("name", invented.FORMS)
-def test_each_form_end_to_end(name, tmp_path, capsys):
+def test_each_form_end_to_end(name, tmp_path, capsys, pictures):
     source, path, arguments = invented.form(name, tmp_path / "raw")
     liked = {"bookcrossing": ["--liked-above", "6"], "lastfm": ["--liked-above", "30"]}.get(source, [])
     out = prepare(capsys, source, path, *arguments, *liked, "--out", tmp_path / "out", *SMALL)
@@ -640,7 +640,12 @@ main()
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 @pytest.mark.parametrize(
-    "place", ["columns.codes_of:1", "columns.numbers_of:1", *(f"files.atomic:{n}" for n in range(7))]
+    "place",
+    [
+        *("columns.codes_of:1", "files.atomic:0", "files.atomic:5"),
+        *(pytest.param(f"files.atomic:{n}", marks=pytest.mark.slow) for n in (1, 2, 3, 4, 6)),
+        pytest.param("columns.numbers_of:1", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_anywhere_it_looks_unfinished(place, tmp_path, capsys):
     """While reading, and before each write: config, train, valid, test, items, picture, manifest.

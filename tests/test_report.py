@@ -15,6 +15,8 @@ from mlx_dmpo.machine import files
 from mlx_dmpo.report import charts, contents, names, svg, tables
 from mlx_dmpo.report import page as report_page
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 HOSTILE = '<script>alert("x")</script>\x1b[31m\u202e\u2028"\'&$\\'
 
 

@@ -100,7 +100,7 @@ def count_points(monkeypatch, crash_at=()):
     return passed
 
 
-@pytest.mark.parametrize("kind", ["sft", "dmpo"])
+@pytest.mark.parametrize("kind", ["sft", pytest.param("dmpo", marks=pytest.mark.slow)])
 def test_a_run_that_dies_anywhere_goes_on_to_the_same_end(kind, model_directory, small_data, tmp_path, monkeypatch):
     whole = train_run.train(settings_of(kind, model_directory, small_data, tmp_path / "whole"), "test")
     with monkeypatch.context() as patch:
@@ -121,6 +121,7 @@ def test_a_run_that_dies_anywhere_goes_on_to_the_same_end(kind, model_directory,
         shutil.rmtree(settings.adapter_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "adafactor", "muon", "lion"])  # adamw: everywhere else
 def test_every_optimizer_goes_on(optimizer, model_directory, small_data, tmp_path, monkeypatch):
     change = dict(optimizer=optimizer, iters=2, save_every=1, steps_per_eval=9, val_batches=0)
@@ -332,7 +333,7 @@ def test_resume_without_a_checkpoint_begins_at_step_0(model_directory, small_dat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("where", ["prepare", "right_pairs"])
+@pytest.mark.parametrize("where", [pytest.param("prepare", marks=pytest.mark.slow), "right_pairs"])
 def test_a_signal_ends_the_step_saves_and_says_how_to_resume(
     number, where, model_directory, small_data, tmp_path, monkeypatch
 ):

@@ -82,7 +82,7 @@ def test_only_the_adapter_changes_and_the_base_stays_bit_identical(dmpo_settings
     assert len(trainable) == 3 * 7 * 2  # layers x linear layers x (a, b)
 
 
-@pytest.mark.parametrize("settings", ["sft_settings", "dmpo_settings"])
+@pytest.mark.parametrize("settings", [pytest.param("sft_settings", marks=pytest.mark.slow), "dmpo_settings"])
 def test_accumulation_does_not_change_the_step(settings, request, tmp_path):
     """4 micro-batches of 1 = 1 of 4, with groups of different shapes."""
     settings = request.getfixturevalue(settings)
@@ -170,6 +170,7 @@ def test_seeds_repeat_a_run_bit_for_bit(dmpo_settings, tmp_path):
     assert furthest(first, again) == 0 and furthest(first, other) > 1e-4
 
 
+@pytest.mark.slow
 def test_checkpointing_and_the_plain_scorer_give_the_same_adapter(dmpo_settings, tmp_path):
     settings = replace(dmpo_settings, optimizer="sgd", learning_rate=0.1)
     expected = adapter(train_run.train(settings, "test"))
@@ -224,6 +225,7 @@ def test_every_optimizer_moves_the_adapter(dmpo_settings, optimizer):
     assert furthest(first, last) > 0
 
 
+@pytest.mark.slow
 def test_a_reference_is_computed_once_and_never_met_stale(dmpo_settings, sft_settings, tmp_path, monkeypatch):
     computed = []
     original = reference.Reference
@@ -306,7 +308,7 @@ def test_adapters_load_in_mlx_lm_with_the_same_log_probs(dmpo_settings, model_di
     assert isinstance(generate(theirs, tokenizer, prompt="amber", max_tokens=3), str)
 
 
-def test_a_run_directory_explains_and_repeats_itself(dmpo_settings, tmp_path):
+def test_a_run_directory_explains_and_repeats_itself(dmpo_settings, tmp_path, pictures):
     from mlx_dmpo.config import resolve
 
     path = train_run.train(dmpo_settings, "mlx-dmpo dmpo")

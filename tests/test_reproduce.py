@@ -193,6 +193,57 @@ def test_a_page_escapes_what_it_is_given(written, tmp_path):
     assert "a \\| b" in results.markdown(plan, "ratings", [row | {"system": "a | b"}], [])
 
 
+SEEDS = """
+name: seeds
+out: {out}
+data:
+  ratings: {data}
+models:
+  tiny: {model}
+prompts: [direct]
+few_shot: [0, 16]
+seeds: [0, 1]
+against: sft
+systems: [popularity, als, base, in-context, sft, dmpo]
+"""
+
+
+def test_each_cell_is_compared_with_its_own_seed_and_users(written, tmp_path):
+    """What a cell has, its opponent has too; the system itself is compared with nothing, nor with its other seeds."""
+    every = reproduce.cells(reproduce.read(written(SEEDS)))
+    for cell in every:
+        for step in cell.steps:
+            step.directory.mkdir(parents=True, exist_ok=True)
+            (step.directory / "manifest.json").write_text("{}")
+    named = {cell.path.name: results.opponent(cell, every, "sft") for cell in every}
+    found = {name: other.path.name if other else None for name, other in named.items()}
+    for seed in (0, 1):
+        assert found[f"dmpo_k5_s{seed}"] == found[f"als_s{seed}"] == f"sft_s{seed}"
+        assert found[f"dmpo_k5_n16_s{seed}"] == found[f"als_n16_s{seed}"] == f"sft_n16_s{seed}"
+        assert found[f"in-context_s{seed}"] == f"sft_s{seed}" and found[f"sft_s{seed}"] is None
+    assert found["base"] == found["popularity"] == "sft_s0" and found["popularity_n16"] == "sft_n16_s0"
+    first = next(cell for cell in every if cell.path.name == "sft_s1")
+    (first.steps[0].directory / "manifest.json").unlink()
+    assert results.opponent(next(c for c in every if c.path.name == "dmpo_k5_s1"), every, "sft") is None
+    rows = {cell.path.name: cell.seed for cell in every}
+    assert (rows["popularity"], rows["base"], rows["in-context_s1"], rows["als_s1"]) == (None, None, 1, 1)
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(written, tmp_path, capfd):
+    """Nor is what starts from it tried; the end names them all."""
+    file = written(SMALL, more=", sft, dmpo, als", model=tmp_path / "nowhere")
+    assert run(file) == 2
+    err = capfd.readouterr().err
+    assert err.count("$ mlx-dmpo sft") == 1 and "$ mlx-dmpo dmpo" not in err and "sft_s0 failed" in err
+    assert "error: 3 of 5 cells failed (" in err and "Traceback" not in err
+    done = {cell.path.name for cell in reproduce.cells(reproduce.read(file)) if cell.done}
+    assert done == {"popularity", "als_s0"}
+    assert [row["system"] for row in json.loads((tmp_path / "out" / "small-ratings.json").read_text())["rows"]] == [
+        "popularity",
+        "als",
+    ]
+
+
 def test_a_cell_that_fails_stays_undone(written, tmp_path, capfd):
     file = written(
         SMALL.replace("[popularity, base", "[{{base: {{limit: 3}}}}").replace("against: popularity\n", ""),

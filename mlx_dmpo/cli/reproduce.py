@@ -62,12 +62,24 @@ def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflo
         click.echo(f"{len(chosen)} cells, {left} to do" + ("" if no_hours else f", {total:.1f} h"))
         return
     out = Path(tables or plan.out)
+    failed: dict[Path, str] = {}
     for n, cell in enumerate(chosen, 1):
-        needed = [cell.needs] if cell.needs and not cell.needs.done else []
-        for part in [*needed, cell]:
-            if not part.done:
-                console.notice(f"== {n} of {len(chosen)}: {part.path}")
+        for part in (cell.needs, cell):
+            if part is None or part.done or part.path in failed:
+                continue
+            console.notice(f"== {n} of {len(chosen)}: {part.path}")
+            try:
+                if part.needs and part.needs.path in failed:
+                    raise UserError(f"{part.path}: not run: {part.needs.path} failed")
                 tool.run_cell(part)
-                write_tables(plan, every, out)
+            except UserError as error:  # one cell that cannot run is no reason to leave out the others
+                failed[part.path] = str(error)
+                console.notice(f"error: {error}")
+            write_tables(plan, every, out)
     for path in write_tables(plan, every, out):
         click.echo(f"wrote {console.printable(str(path))}")
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(chosen)} cells failed ({', '.join(str(path) for path in failed)}): see their errors "
+            "above, then run this again"
+        )

@@ -44,7 +44,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a table. `steps` are run in order; `needs` is the cell whose adapter the first of them starts from."""
+    """One row of a table. `steps` are run in order; `needs` is the cell whose adapter the first of them starts from.
+
+    "" and None: not of this kind of cell, as the seed of popularity. `few_shot` 0 is all training users.
+    """
 
     path: Path
     data: str
@@ -52,9 +55,9 @@ class Cell:
     steps: tuple[Step, ...]
     model: str = ""
     prompt: str = ""
-    k: int = 0
-    few_shot: int = 0
-    seed: int = 0
+    k: int | None = None
+    few_shot: int | None = None
+    seed: int | None = None
     needs: Cell | None = None
 
     @property
@@ -255,7 +258,7 @@ def _baseline(plan: Comparison, data: str, system: str, settings: Mapping[str, A
         arguments += ["--train-data", _trained_on(plan, data, few, max(plan.k), "dmpo")]
     more = {**settings, **({"seed": seed} if of_seed else {})}
     step = Step((*arguments, *flags(more)), path / "eval")
-    return Cell(path, data, system, (step,), few_shot=few if fitted else 0, seed=seed if of_seed else 0)
+    return Cell(path, data, system, (step,), few_shot=few if fitted else None, seed=seed if of_seed else None)
 
 
 def _of_model(
@@ -282,7 +285,7 @@ def _of_model(
         path = where / (f"{system}_s{seed}" if system == "in-context" else system)
         arguments = ["baseline", system, *shared, "--data", given.test, "--out", str(path / "eval")]
         if system == "in-context":
-            settings["seed"] = seed
+            settings["seed"] = names["seed"] = seed
             if given.train != given.test or few:
                 arguments += ["--train-data", _trained_on(plan, data, few, k, "dmpo")]
         yield Cell(path, system=system, steps=(Step((*arguments, *flags(settings)), path / "eval"),), **names)

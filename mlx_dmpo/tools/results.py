@@ -51,13 +51,16 @@ def row_of(cell: Cell) -> dict[str, Any]:
 
 
 def opponent(cell: Cell, all_cells: Sequence[Cell], against: str) -> Cell | None:
-    """The finished cell of the system `against` that a cell is compared with: of the same model, prompt, users and seed
-    as far as both have them."""
-    for other in all_cells:
-        if other.system != against or other is cell or other.data != cell.data or not other.done:
-            continue
-        shared = ("model", "prompt", "few_shot", "seed", "k")
-        if all(not getattr(other, n) or not getattr(cell, n) or getattr(other, n) == getattr(cell, n) for n in shared):
+    """The finished cell of the system `against` that a cell is compared with: of the same data, model, prompt, users,
+    k and seed as far as both have them."""
+
+    def agrees(name: str, other: Cell) -> bool:
+        one, two = getattr(cell, name), getattr(other, name)
+        return one == two or one in ("", None) or two in ("", None)
+
+    for other in all_cells if cell.system != against else ():
+        shared = ("data", "model", "prompt", "few_shot", "k", "seed")
+        if other.system == against and other.done and all(agrees(name, other) for name in shared):
             return other
     return None
 

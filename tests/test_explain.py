@@ -318,8 +318,7 @@ def test_a_planted_favourite_genre_comes_out_on_top(trained):
         other_effects += [e.effect for e in why.history[1::2]]
     print(
         f"mean place {np.mean(places):.2f} of 12 (chance 6.5, best 2.5); effects {np.mean(own_effects):+.2f} of "
-        "the "
-        f"genre's items, {np.mean(other_effects):+.2f} of others"
+        f"the genre's items, {np.mean(other_effects):+.2f} of others"
     )
     assert np.mean(places) < 5
     assert np.mean(own_effects) > np.mean(other_effects)

@@ -88,18 +88,26 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(BARS[round((m - low) / (high - low) * (len(BARS) - 1))] for m in means)
 
 
+def curve_name(line: Mapping[str, Any], key: str, word: str, prefix: str = "") -> str:
+    """A curve's name: dmpo's margins are scaled by beta, and are called reward margins."""
+    return f"reward {word}" if key == "margin" and f"{prefix}reward_margin" in line else word
+
+
+def gigabytes(value: float) -> str:
+    return f"{value:.1f} GB" if value >= 0.1 else f"{1000 * value:.0f} MB"
+
+
 def numbers(line: Mapping[str, Any], prefix: str = "") -> str:
     """The numbers of a line of metrics.jsonl, in words."""
-    reward = "reward " if f"{prefix}reward_margin" in line else ""  # dmpo's margins are scaled by beta
     parts = [
-        f"{reward if key == 'margin' else ''}{word} {line[prefix + key]:{form}}"
+        f"{curve_name(line, key, word, prefix)} {line[prefix + key]:{form}}"
         for key, word, form in CURVES
         if prefix + key in line
     ]
     if "groups_per_second" in line:
         parts.append(f"{line['groups_per_second']:.3g} groups/s")
     if "peak_memory_gb" in line:
-        parts.append(f"{line['peak_memory_gb']:.1f} GB")
+        parts.append(gigabytes(line["peak_memory_gb"]))
     return ", ".join(parts) or "every step was skipped"
 
 
@@ -262,11 +270,11 @@ class Panel(Silent):
         for key, word, form in CURVES:
             if self.values[key]:
                 bars = Text(sparkline(self.values[key], wide), style="cyan")
-                grid.add_row(word, f"{self.values[key][-1]:{form}}", bars)
+                grid.add_row(curve_name(self.last, key, word), f"{self.values[key][-1]:{form}}", bars)
         if "peak_memory_gb" in self.last:
             used, machine = self.last["peak_memory_gb"], self.memory / 1e9
             bar: Any = ProgressBar(machine, min(used, machine), width=wide) if machine else ""
-            grid.add_row("memory", f"{used:.1f} GB" + (f" of {machine:.0f}" if machine else ""), bar)
+            grid.add_row("memory", gigabytes(used) + (f" of {machine:.0f} GB" if machine else ""), bar)
         if "groups_per_second" in self.last:
             grid.add_row("speed", f"{self.last['groups_per_second']:.3g}", "groups a second")
         if self.validated:

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -257,6 +258,8 @@ def whole_file(path, data):
     elif path.suffix == ".npz":
         with np.load(io.BytesIO(data)) as file:
             assert len(file["sequences"]) == len(file["logps"])
+    elif path.name == "trained_on.txt":
+        assert re.fullmatch(rb"([0-9a-f]{16}\n)+", data), path
     elif path.suffix == ".png":
         assert data.startswith(b"\x89PNG") and data.endswith(b"IEND\xaeB`\x82"), path
     else:

@@ -85,9 +85,14 @@ def ratings(path: Path, columns: Sequence[str]) -> str:
     return _advice(path, "table", f"columns {user}, {item}, {rating}")
 
 
+def _first_line(text: str) -> str:
+    """Of lines that end as those of any system."""
+    return (text.lstrip().splitlines() or [""])[0]
+
+
 def separator(text: str) -> str:
     """What separates the columns of the first line of a table; "" where nothing does."""
-    first = text.lstrip().split("\n", 1)[0]
+    first = _first_line(text)
     found = {by: len(next(csv.reader([first], delimiter=by), [])) for by in "\t,;|"}
     best = max(found, key=lambda by: found[by])
     return best if found[best] > 1 else ""
@@ -97,7 +102,7 @@ def ratings_in(path: Path, start: str) -> str:
     """`ratings` for the first lines of a text file; also for ratings without a header line, as in MovieLens'
     own files.
     """
-    first = start.lstrip().split("\n", 1)[0].strip()
+    first = _first_line(start).strip()
     if first.startswith("{"):
         row: Any = None
         try:

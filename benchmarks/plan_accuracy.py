@@ -88,6 +88,7 @@ def auto_choices() -> list[tuple[Configuration, float]]:
 
 
 def measure(c: Configuration) -> dict[str, Any]:
+    gc.collect()  # an earlier model of this process must not be freed in the middle
     mx.clear_cache()
     nothing = mx.get_active_memory()
     model = shapes.build(c.shape, lora_layers=c.adapted, dtype=mx.bfloat16 if c.half else mx.float32)

@@ -1,6 +1,7 @@
 """--memory auto: what it chooses, that the result is the same, what it does when nothing fits or the plan was wrong."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,10 +46,9 @@ def test_from_a_generous_limit_to_one_that_nothing_fits(settings, tmp_path, caps
     manifest, losses = trained(settings)
     assert manifest["memory"]["batch_tokens"] == BATCH_TOKENS and not manifest["memory"]["grad_checkpoint"]
     assert len(losses) > 1
-    chosen, limit = [manifest["memory"]], 0.0
+    chosen, limit, refused = [manifest["memory"]], math.inf, ""
     while len(chosen) < 30:
-        last = chosen[-1]["planned_gb"]
-        limit = 0.97 * (last * fit.ROOM if limit == 0 or limit > 1.05 * last else last)
+        limit = 0.97 * min(limit, chosen[-1]["planned_gb"] * fit.ROOM)
         path = tmp_path / f"run{len(chosen)}"
         try:
             manifest, found = trained(replace(settings, memory_limit=limit, adapter_path=str(path)))

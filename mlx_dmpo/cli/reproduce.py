@@ -79,7 +79,5 @@ def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflo
     for path in write_tables(plan, every, out):
         click.echo(f"wrote {console.printable(str(path))}")
     if failed:
-        raise UserError(
-            f"{len(failed)} of {len(chosen)} cells failed ({', '.join(str(path) for path in failed)}): see their errors "
-            "above, then run this again"
-        )
+        names = ", ".join(map(str, failed))
+        raise UserError(f"{len(failed)} of {len(chosen)} cells failed ({names}): see above, then run this again")

@@ -26,8 +26,8 @@ def prints_date(tokenizer: Any) -> bool:
     return "strftime_now" in str(tokenizer.chat_template)
 
 
-# A chat template's `strftime_now`, of a given day. transformers takes no function from a caller, so it is a macro before
-# the template; the line break after it is not printed (transformers sets trim_blocks).
+# A chat template's `strftime_now`, of a given day. transformers takes no function from a caller, so it is a macro that
+# stands before the template; the line break after it is not printed (transformers sets trim_blocks).
 STRFTIME = (
     "{%- macro strftime_now(format) -%}{%- set filled = namespace(text=format) -%}"
     "{%- for directive, value in strftime_values.items() -%}"

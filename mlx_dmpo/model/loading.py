@@ -174,7 +174,7 @@ def check_chat_template(tokenizer: Any, source: str) -> None:
         tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
     except TemplateSyntaxError as error:
         raise UserError(
-            f"{source}: chat template, line {error.lineno}: is not Jinja ({error.message}): correct the template there, "
+            f"{source}: chat template, line {error.lineno}: is not Jinja ({error.message}): correct it there, "
             "or use another model"
         ) from None
     except ValueError as error:

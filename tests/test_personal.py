@@ -276,3 +276,24 @@ def test_the_walk_through_works_as_printed(tmp_path, capsys, monkeypatch):
     for command in known:
         code, out, err = run(capsys, *command)
         assert code == 0, (command, out, err)
+
+
+@pytest.mark.parametrize("with_years", ["catalogue", "ratings", "both", "neither"])
+def test_a_year_never_tells_liked_titles_from_negatives(with_years, tmp_path, capsys):
+    """Where one side alone has years, they are dropped from both, and a title of both sides is one title."""
+    dated = [f"Film {n} ({1950 + n})" for n in range(60)]
+    plain = [f"Film {n}" for n in range(60)]
+    mine, theirs = (dated if with_years in (side, "both") else plain for side in ("ratings", "catalogue"))
+    ratings = "".join(f"{title},2024-0{1 + n % 9}-1{n % 9}\n" for n, title in enumerate(mine[:30]))
+    (tmp_path / "NetflixViewingHistory.csv").write_text(f"Title,Date\n{ratings}")
+    (tmp_path / "films.csv").write_text("title,votes\n" + "".join(f"{t},5\n" for t in theirs))
+    out = prepare(
+        capsys, "netflix", tmp_path / "NetflixViewingHistory.csv", "--negatives", "popularity",
+        "--catalogue", tmp_path / "films.csv", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert ("they are dropped from both" in out) == (with_years in ("catalogue", "ratings"))
+    expected = dated if with_years == "both" else plain
+    rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    seen, drawn = set(expected[:30]), set(expected[30:])
+    assert rows and all({*row["history"], row["positive"]} <= seen and set(row["negatives"]) <= drawn for row in rows)
+    assert len((tmp_path / "out" / "items.jsonl").read_text().splitlines()) == 60

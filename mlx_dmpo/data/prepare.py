@@ -26,7 +26,7 @@ from .sources import SOURCES, BadRows, Ratings
 from .sources.catalogue import read_catalogue
 from .splits import DRAWN, SPLITS
 from .summary import Domain
-from .titles import Catalogue, catalogue, normalize
+from .titles import Catalogue, catalogue, normalize, years_differ
 
 
 def prepare(source: str, paths: Sequence[str], settings: PrepareSettings, command: str = "prepare") -> list[str]:
@@ -118,6 +118,12 @@ def _domain(
 ) -> Domain:
     """One source's ratings as examples. Raises UserError where a split stays empty, with what would fill it."""
     ratings = _rated(ratings, settings)
+    if further and settings.title_years and years_differ(ratings.titles.values(), further[0]):
+        settings = replace(settings, title_years=False)
+        why = (
+            "years end most titles of the ratings and few of the catalogue, or the reverse, and would tell liked titles"
+        )
+        ratings = replace(ratings, notes=[*ratings.notes, f"{why} from negatives: they are dropped from both"])
     with Progress(4, f"{name}: titles, order, split", "step") as bar:
         titles = catalogue(ratings.interactions.items, ratings.titles, settings.title_articles, settings.title_years)
         bar.update()

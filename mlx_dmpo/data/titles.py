@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,15 @@ def normalize(title: str, articles: bool = True, years: bool = True) -> str:
     if articles:
         title = _ARTICLE.sub(lambda m: f"{m[1]}{m[3]}{'' if m[3].endswith(chr(39)) else ' '}{m[2]}", title)
     return " ".join(title.split())
+
+
+def years_differ(some: Collection[str], others: Collection[str]) -> bool:
+    """Whether a year ends most titles of one side and few of the other: it would tell the sides apart."""
+
+    def share(titles: Collection[str]) -> float:
+        return sum(bool(_YEAR.search(t.strip())) for t in titles) / max(1, len(titles))
+
+    return abs(share(some) - share(others)) > 0.5
 
 
 def _clean(title: str) -> str:

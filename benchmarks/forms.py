@@ -1,7 +1,7 @@
 """What each prompt form costs: a training step with k = 1, 3, 5 negatives, and the evaluation of the same pairs.
 
-python benchmarks/forms.py [--model SHAPE] [--pairs-model SHAPE] [--data FILE --tokenizer DIR] [--groups 8] [--pairs 1000] [--repeats 5]
-[--json FILE]
+python benchmarks/forms.py [--model SHAPE] [--pairs-model SHAPE] [--data FILE --tokenizer DIR] [--groups 8]
+[--pairs 1000] [--repeats 5] [--json FILE]
 
 All forms take turns on the same examples in one process; times are medians. Training is `dmpo`'s own step, optimizer
 included. `k = 5 / k = 1` is time per group. Evaluation scores each pair as `evaluate` does: pairwise in both printed

@@ -62,7 +62,7 @@ def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflo
         click.echo(f"{len(chosen)} cells, {left} to do" + ("" if no_hours else f", {total:.1f} h"))
         return
     out = Path(tables or plan.out)
-    failed: dict[Path, str] = {}
+    failed: list[Path] = []
     for n, cell in enumerate(chosen, 1):
         for part in (cell.needs, cell):
             if part is None or part.done or part.path in failed:
@@ -73,7 +73,7 @@ def reproduce(file: str, dry_run: bool, only: tuple[str, ...], tables: str, tflo
                     raise UserError(f"{part.path}: not run: {part.needs.path} failed")
                 tool.run_cell(part)
             except UserError as error:  # one cell that cannot run is no reason to leave out the others
-                failed[part.path] = str(error)
+                failed.append(part.path)
                 console.notice(f"error: {error}")
             write_tables(plan, every, out)
     for path in write_tables(plan, every, out):

@@ -100,9 +100,8 @@ class PrepareSettings:
 class MovielensSettings(PrepareSettings):
     recipe: str = setting(
         "",
-        "paper: the paper's sizes, 100 training, 100 validation and 1000 test users. dmpo-release: write the "
-        "seven MovieLens-1M files of the "
-        "DMPO release instead, byte for byte; it fixes every other rule.",
+        "paper: the paper's sizes, 100 training, 100 validation and 1000 test users. dmpo-release: write the seven "
+        "MovieLens-1M files of the DMPO release instead, byte for byte; it fixes every other rule.",
         choices=("", "paper", "dmpo-release"),
     )
 

@@ -170,7 +170,6 @@ def check_chat_template(tokenizer: Any, source: str) -> None:
     if tokenizer.chat_template is None:
         raise UserError(f"{source}: has no chat template: name an instruction-tuned model")
     try:
-        tokenizer.get_chat_template()
         tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
     except TemplateSyntaxError as error:
         raise UserError(

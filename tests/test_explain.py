@@ -255,25 +255,19 @@ def test_the_page_is_closed_and_escapes_titles(model_directory, tmp_path):
     assert "<b>bold</b>" in text and "\x1b" not in explanation_text([replace(found, chosen="a\x1b[31mb")])
 
 
-def test_the_page_of_an_explanation_in_a_browser(model_directory, tmp_path):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("needs a Chromium in /usr/bin")
+def test_the_page_of_an_explanation_in_a_browser(model_directory, tmp_path, browser):
     ranker = Ranker.load(model_directory)
     found = ranker.explain([*HISTORY, "<script>document.title='owned'</script>"], CHOSEN, REJECTED)
     write([found, found], tmp_path / "why.html")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
-        faults = []
-        page.on("console", lambda m: faults.append(m.text))
-        page.goto(f"file://{tmp_path / 'why.html'}")
-        assert page.title() == "mlx-dmpo explanation" and faults == []
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert page.locator("section").count() == 2
-        if folder := os.environ.get("MLX_DMPO_SCREENSHOTS"):
-            page.screenshot(path=str(Path(folder) / "explanation-390.png"), full_page=True)
-        browser.close()
+    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    faults = []
+    page.on("console", lambda m: faults.append(m.text))
+    page.goto(f"file://{tmp_path / 'why.html'}")
+    assert page.title() == "mlx-dmpo explanation" and faults == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("section").count() == 2
+    if folder := os.environ.get("MLX_DMPO_SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / "explanation-390.png"), full_page=True)
 
 
 # --- the embedded model, trained as the demo trains it

@@ -364,30 +364,6 @@ def test_histograms_share_their_edges_and_lose_no_pair():
 # --- in a browser
 
 
-def chromium():
-    """A headless Chromium's page factory, or a skip that says what is missing."""
-    import os
-    import shutil
-
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    path = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if not path:
-        pytest.skip("needs a Chromium: none is on the path, and CHROMIUM names none")
-    return sync_api, path
-
-
-@pytest.fixture
-def browser(monkeypatch):
-    monkeypatch.delenv("LD_PRELOAD", raising=False)  # a BLAS for this process; the browser starts without it
-    sync_api, path = chromium()
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 def opened(browser, path, **how):
     """The page, and what it requested or complained about."""
     page, seen = browser.new_page(**how), []

@@ -466,22 +466,10 @@ def test_a_taken_port_and_a_missing_model_are_one_line(capsys):
 # --- the page
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = "/usr/bin/chromium"
-    if not Path(path).exists():
-        pytest.skip("needs a Chromium in /usr/bin")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @contextlib.contextmanager
-def opened(chromium, address, **how):
+def opened(browser, address, **how):
     """A page of which every console error, uncaught error and foreign request is recorded."""
-    context = chromium.new_context(**how)
+    context = browser.new_context(**how)
     page = context.new_page()
     page.set_default_timeout(60_000)
     page.faults = []
@@ -512,9 +500,9 @@ def shoot(page, name):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_search_pick_rank_and_explain_in_a_browser(embedded, chromium, width, scheme):
+def test_search_pick_rank_and_explain_in_a_browser(embedded, browser, width, scheme):
     address, ranker, data = embedded
-    with opened(chromium, address, viewport={"width": width, "height": 844}, color_scheme=scheme) as page:
+    with opened(browser, address, viewport={"width": width, "height": 844}, color_scheme=scheme) as page:
         liked = list(data.catalogue.titles[20:22])
         pick(page, liked[0])
         first = ranked(page)
@@ -533,13 +521,15 @@ def test_search_pick_rank_and_explain_in_a_browser(embedded, chromium, width, sc
         assert page.faults == []
 
 
-def test_the_page_by_keyboard_alone(embedded, chromium):
+def test_the_page_by_keyboard_alone(embedded, browser):
     address, _, data = embedded
-    with opened(chromium, address) as page:
+    with opened(browser, address) as page:
         page.focus("#search")
         page.keyboard.type(data.catalogue.titles[30])
         page.locator(f"#found li:first-child button[data-title={json.dumps(data.catalogue.titles[30])}]").wait_for()
         page.keyboard.press("ArrowDown")
+        page.evaluate("search()")  # an answer that comes late replaces the list, and not the place in it
+        assert page.evaluate("document.activeElement.dataset.title") == data.catalogue.titles[30]
         page.keyboard.press("Enter")
         assert len(ranked(page)) == 12
         for _ in range(80):
@@ -552,9 +542,9 @@ def test_the_page_by_keyboard_alone(embedded, chromium):
         assert page.evaluate("document.activeElement.id") == "why" and page.faults == []
 
 
-def test_hostile_titles_are_text(embedded, chromium):
+def test_hostile_titles_are_text(embedded, browser):
     address, _, _ = embedded
-    with opened(chromium, address) as page:
+    with opened(browser, address) as page:
         title = page.title()
         for hostile in HOSTILE:
             page.fill("#search", hostile)
@@ -580,7 +570,9 @@ def test_a_body_that_does_not_arrive_ends_with_408_and_holds_nothing_up(monkeypa
         head = "POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
         slow.sendall(head.encode())
         assert post(address, "/v1/rerank", {"query": ["x"], "documents": ["a", "bb"]}).status_code == 200
-        answer = slow.recv(65536)
+        answer = b""
+        while part := slow.recv(65536):  # head and body may come apart; the server closes the connection
+            answer += part
         slow.close()
     assert answer.startswith(b"HTTP/1.1 408 ") and b"did not arrive within" in answer
 

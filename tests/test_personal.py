@@ -12,6 +12,7 @@ from test_prepare import SPLITS, prepare, run
 from mlx_dmpo import config
 from mlx_dmpo.data import sources
 from mlx_dmpo.data.formats import load_examples
+from mlx_dmpo.data.sources.catalogue import read_catalogue
 from mlx_dmpo.data.sources.netflix import series
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.use.inputs import read_data, read_request
@@ -231,6 +232,36 @@ def test_films_seen_but_not_rated_are_never_negatives(tmp_path, capsys):
     # items.jsonl of that directory is a catalogue too
     prepare(capsys, "netflix", exports.netflix(tmp_path / "n"), *drawn[:-1], tmp_path / "out", "--out", tmp_path / "o2")
     assert len(load_examples(tmp_path / "o2", "train")) == 26
+
+
+COMMAS = ["Good, the Bad and the Ugly, The (1966)", "I, Tonya (2017)", 'The "Burbs" (1989)', "M (1931)"]
+
+
+@pytest.mark.parametrize(
+    "name, lines",
+    [
+        ("films.txt", COMMAS),
+        ("films.txt", ["", "  Title ", *COMMAS]),
+        ("films.csv", ["Title", *('"' + t.replace('"', '""') + '"' for t in COMMAS)]),
+        ("films.csv", ["title", *COMMAS]),
+        ("films", [t.replace(",", "") for t in COMMAS]),
+        ("films.txt", ["Title|Votes", *(f"{t}|7" for t in COMMAS)]),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_catalogue_of_one_title_a_line(name, lines, end, tmp_path):
+    (tmp_path / name).write_bytes(end.join(lines).encode())
+    found, note = read_catalogue(tmp_path / name)
+    wanted = [t.replace(",", "") for t in COMMAS] if name == "films" else COMMAS
+    assert list(found) == wanted and set(found.values()) == ({7} if "Votes" in lines[0] else {1})
+    assert ("one title a line" in note) == ("Votes" not in lines[0])
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "Title\n"])
+def test_a_catalogue_without_titles_is_refused(text, tmp_path):
+    (tmp_path / "films.txt").write_text(text)
+    with pytest.raises(UserError, match=r"films\.txt.*: "):
+        read_catalogue(tmp_path / "films.txt")
 
 
 def test_likes_alone_say_what_to_add(tmp_path, capsys):

@@ -163,6 +163,13 @@ def run(*arguments):
     return stop.value.code
 
 
+def test_a_frozen_cache_is_for_cells_with_an_adapter(written):
+    text = SMALL.replace("evaluate: {{", "evaluate: {{frozen_cache: kept, ")
+    cells = {c.system: c for c in reproduce.cells(reproduce.read(written(text, more=", sft, dmpo")))}
+    assert "--frozen-cache" not in cells["base"].steps[0].arguments
+    assert all("--frozen-cache kept" in " ".join(cells[s].steps[1].arguments) for s in ("sft", "dmpo"))
+
+
 def test_cells_are_run_once_and_the_table_says_what_they_measured(written, tmp_path, capfd):
     file = written(SMALL, more="")
     assert run(file, "--dry-run", "--tflops", "0.001") == 0

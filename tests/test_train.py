@@ -21,6 +21,7 @@ from mlx_dmpo.machine import files, run_directory
 from mlx_dmpo.machine.prefetch import prefetch
 from mlx_dmpo.model import adapters, device, loading, score
 from mlx_dmpo.model.encode import Encoder
+from mlx_dmpo.model.frozen_cache import cache_key
 from mlx_dmpo.prompts.orders import printed_orders
 from mlx_dmpo.train import batches, inputs, objective, optimizer, reference, setup
 from mlx_dmpo.train import run as train_run
@@ -424,8 +425,8 @@ def test_the_cache_key_holds_what_can_change_a_log_prob():
     given = dict(fingerprint="f", adapter="", shared=True, environment=environment)
     changes = [dict(fingerprint="g"), dict(adapter="a"), dict(shared=False)]
     changes += [dict(environment=environment | {name: "other"}) for name in environment]
-    keys = [reference.cache_key(**{**given, **change}) for change in [{}, *changes]]
-    assert len(set(keys)) == len(keys) and keys[0] == reference.cache_key(**given)
+    keys = [cache_key(**{**given, **change}) for change in [{}, *changes]]
+    assert len(set(keys)) == len(keys) and keys[0] == cache_key(**given)
 
 
 def test_learning_rate_by_hand():

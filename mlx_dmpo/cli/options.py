@@ -25,8 +25,8 @@ GROUPS = {
     "sft_weight reference_free epochs iters "
     "learning_rate lr_schedule warmup weight_decay optimizer max_grad_norm grad_accumulation_steps steps_per_eval "
     "val_batches best_metric patience resume save_every keep_checkpoints max_bad_steps debug_nan seed",
-    "Memory and speed": "batch_size batch_tokens grad_checkpoint frozen_cache_gb memory memory_limit memory_check "
-    "scoring tflops caffeinate",
+    "Memory and speed": "batch_size batch_tokens grad_checkpoint frozen_cache_gb frozen_cache memory memory_limit "
+    "memory_check scoring tflops caffeinate",
     "Output": "out as_json overwrite steps_per_report report_to project_name plain",
 }
 # What `--help` shows, the most important first; `--help-all` shows the rest as well.

@@ -25,6 +25,10 @@ def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
         yield "quantize_mode", "without quantize"
     if has >= {"split", "data"} and _is_one_split(s.data):
         yield "split", "for data that is one file or names its split"
+    if "frozen_cache" in has and "adapter_path" in has and "lr_schedule" not in has and not s.adapter_path:
+        yield "frozen_cache", "without adapter_path: the base model has no layers below an adapter"
+    if "frozen_cache" in has and s.scoring == "plain":
+        yield "frozen_cache", "with scoring plain, which runs every sequence alone"
     if "lr_schedule" in has:
         yield from _training(s, has)
     if "loss" in has:
@@ -73,7 +77,8 @@ def _training(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
         yield "learning_rate", "with a mapping in lr_schedule: give it among its arguments"
         yield "warmup", "with a mapping in lr_schedule: give it there"
     if s.num_layers == -1 and not getattr(s, "start_adapter", ""):
-        yield "frozen_cache_gb", "without num_layers: every layer is adapted, and none stays the same"
+        for name in ("frozen_cache_gb", "frozen_cache"):
+            yield name, "without num_layers: every layer is adapted, and none stays the same"
     if not s.report_to:
         yield "project_name", "without report_to"
 

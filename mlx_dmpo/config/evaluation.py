@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .fields import CommonSettings, setting
+from .fields import FROZEN_CACHE, CommonSettings, setting
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class EvaluateSettings(CommonSettings):
         path=True,
     )
     batch_size: int = setting(8, "Groups run at once.", low=1)
+    frozen_cache: str = setting("", FROZEN_CACHE, path=True)
     orders: int | None = setting(
         None, "listwise: printed orders of the candidates over which scores are averaged (4 when left out).", low=1
     )

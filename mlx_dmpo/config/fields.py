@@ -45,6 +45,12 @@ class Lora:
     keys: tuple[str, ...] = setting((), "Linear layers to adapt, such as self_attn.q_proj (all of them when left out).")
 
 
+FROZEN_CACHE = (
+    "With an adapter on the last layers only: directory in which the outputs of the layers below it are kept, for "
+    "every later training and evaluation of the model on the same data."
+)
+
+
 @dataclass(frozen=True)
 class CommonSettings:
     model: str = setting(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .effects import without_effect
-from .fields import CommonSettings, Lora, default_of, setting
+from .fields import FROZEN_CACHE, CommonSettings, Lora, default_of, setting
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class TrainSettings(CommonSettings):
         "With --num-layers: GB for outputs of the layers below the adapter, which never change and are kept.",
         low=0,
     )
+    frozen_cache: str = setting("", FROZEN_CACHE, path=True)
     memory_check: bool = setting(
         True, "Refuse a run that, by the count of `mlx-dmpo plan`, does not fit in this machine's memory."
     )

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -69,15 +69,24 @@ def frozen_layers(model: nn.Module) -> int:
     return trains.index(True) if True in trains else len(trains) - 1
 
 
+class Kept(Protocol):
+    """Hidden states that outlive the process: (N, D) by a key of their tokens."""
+
+    def get(self, key: bytes) -> mx.array | None: ...
+    def put(self, key: bytes, h: mx.array) -> None: ...
+
+
 class FrozenOutputs:
     """What enters the first layer that trains: computed outside gradient tracing, and kept, since it never changes.
 
     budget  bytes of hidden states kept at most, group by group; what does not fit is computed each time
     epoch   groups per epoch. A kept group that two epochs did not use is dropped when room is needed: every epoch of
             fixed groups uses each one, and a group of redrawn orders may never come again.
+    disk    where they are kept as well, for other adapters on the same layers
     """
 
-    def __init__(self, model: nn.Module, budget: float, epoch: int):
+    def __init__(self, model: nn.Module, budget: float, epoch: int, disk: Kept | None = None):
+        self.disk = disk
         self.model, self.budget, self.epoch, self.layers = family.decoder(model), budget, epoch, frozen_layers(model)
         self.kept: OrderedDict[bytes, tuple[mx.array, int]] = OrderedDict()  # least recently used first; last use
         self.bytes = 0
@@ -89,6 +98,12 @@ class FrozenOutputs:
         for layer, tree in zip(self.model.model.layers[: self.layers], trees, strict=False):
             h = _advance(layer, h, tree, tree.every)
         return h
+
+    def _stored(self, key: bytes, tokens: int) -> mx.array | None:
+        if key in self.kept or not self.disk:
+            return self.kept[key][0] if key in self.kept else None
+        h = self.disk.get(key)
+        return h if h is not None and h.shape == (tokens, self.model.args.hidden_size) else None
 
     def _keep(self, key: bytes, h: mx.array) -> None:
         while self.bytes + h.nbytes > self.budget and self.kept:
@@ -112,14 +127,21 @@ class FrozenOutputs:
             if key in self.kept:
                 self.kept[key] = self.kept[key][0], self._used
                 self.kept.move_to_end(key)
-        if all(key in self.kept for key in keys):
-            real = mx.concatenate([self.kept[key][0] for key in keys])
+        found = [self._stored(key, b - a) for key, (a, b) in zip(keys, spans, strict=True)]
+        known = [h for h in found if h is not None]
+        if len(known) == len(keys):
+            for key, h in zip(keys, known, strict=True):
+                if key not in self.kept:
+                    self._keep(key, h)
+            real = mx.concatenate(known)
             return mx.pad(real, [(0, len(batch.tokens) - len(real)), (0, 0)])
         h = self._compute(batch)
         mx.eval(h)
-        for key, (a, b) in zip(keys, spans, strict=True):
+        for key, (a, b), stored in zip(keys, spans, found, strict=True):
             if key not in self.kept:
                 self._keep(key, h[a:b])
+            if self.disk and stored is None:
+                self.disk.put(key, h[a:b])
         mx.eval([self.kept[key][0] for key in keys if key in self.kept])
         return h
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from ..config import CommonSettings, TrainSettings
 from ..core import family
 from ..core.attention import PREFIX_CHUNK
+from ..core.scorer import FrozenOutputs, frozen_layers
 from ..core.selfcheck import GroupScorer, choose_scorer
 from ..core.tree import BATCH_TOKENS, EncodedGroup
 from ..errors import UserError
@@ -20,8 +22,9 @@ from ..prompts.groups import build_group
 from ..prompts.orders import rotations
 from ..records import Example, PreferenceGroup, RankingExample
 from ..scores import Scores
-from . import adapters, cost, fit, loading, probe
+from . import adapters, cost, device, fit, loading, probe
 from .encode import Encoder
+from .frozen_cache import FrozenCache, cache_key
 from .prefix_attention import chunk_for
 from .score import score_groups
 from .shape import ModelShape
@@ -66,6 +69,27 @@ class LanguageModelScorer:
         if not groups.shared:
             console.notice(f"note: every sequence is run alone, which is slower: {groups.reason}")
         return groups
+
+    @functools.cached_property
+    def frozen_cache(self) -> FrozenCache | None:
+        """What --frozen-cache names, of this base and of the layers below this adapter.
+
+        Raises UserError where no layer stays as it is in the base, or where each sequence is run alone.
+        """
+        directory = getattr(self.settings, "frozen_cache", "")
+        if not directory:
+            return None
+        layers = frozen_layers(self.base.model)
+        if not layers or not self.groups.shared:
+            why = f"sequences are run alone ({self.groups.reason})" if layers else f"{self.name} adapts every layer"
+            raise UserError(f"--frozen-cache: {why}: leave it out, or train with --num-layers")
+        key = cache_key(self.base.fingerprint, f"{layers} layers", True, device.environment())
+        return FrozenCache(Path(directory) / key)
+
+    @functools.cached_property
+    def frozen(self) -> FrozenOutputs | None:
+        """Read from the frozen cache, for scoring; nothing is kept in memory."""
+        return FrozenOutputs(self.base.model, 0, 0, self.frozen_cache) if self.frozen_cache else None
 
     @functools.cached_property
     def shape(self) -> ModelShape:
@@ -256,7 +280,7 @@ class LanguageModelScorer:
         self.tokens += sum(g.shared_tokens if self.groups.shared else g.separate_tokens for g in encoded)
         size = self.settings.batch_size
         tokens = self.tokens_at_once(encoded, size)
-        found = score_groups(self.base.model, self.groups, encoded, size, describe, tokens)
+        found = score_groups(self.base.model, self.groups, encoded, size, describe, tokens, frozen=self.frozen)
         scored = {id(group): logps for group, logps in found}
         for group in encoded:
             logps = np.asarray(scored[id(group)], np.float64)

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..core.scorer import FrozenOutputs
 from ..core.selfcheck import GroupScorer
 from ..core.tree import BATCH_TOKENS, EncodedGroup, GroupBatch, by_length, pad_groups, part, pieces
 from ..machine import console
@@ -28,10 +29,12 @@ def score_groups(
     describe: str,
     tokens: int = BATCH_TOKENS,
     unsplit: bool = False,
+    frozen: FrozenOutputs | None = None,
 ) -> Iterator[tuple[EncodedGroup, np.ndarray]]:
     """Each group with its (R,) log-probs, outside gradient tracing, in batches of similar length, shared by the ranks.
 
     tokens  run at once, shared ones counted once; fewer where the device takes fewer of a large model
+    frozen  keeps what the layers below the adapter give
 
     A group of more than `tokens` is scored in parts of its branches, which gives the same log-probs, unless `unsplit`.
     From the first batch that does not fit in memory, batches of its size are run in halves.
@@ -42,7 +45,9 @@ def score_groups(
         small = [part(g, rows) for g, ps in zip(groups, parts, strict=True) for rows in ps] + [
             g for g, ps in zip(groups, parts, strict=True) if not ps
         ]
-        found = {id(g): row for g, row in score_groups(model, scorer, small, batch_size, describe, tokens, True)}
+        found = {
+            id(g): row for g, row in score_groups(model, scorer, small, batch_size, describe, tokens, True, frozen)
+        }
         rest = iter(small)
         for g, ps in zip(groups, parts, strict=True):
             whole = np.zeros(len(g.tails), np.float32)
@@ -57,7 +62,8 @@ def score_groups(
         return pad_groups([groups[i] for i in rows])
 
     def run(whole: GroupBatch, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        logps = np.array(scorer.logps(model, whole if len(whole.groups) == len(rows) else pad(rows)))
+        batch = whole if len(whole.groups) == len(rows) else pad(rows)
+        logps = np.array(scorer.logps(model, batch, **({"frozen": frozen(batch)} if frozen else {})))
         return [(int(i), row[: len(groups[i].tails)]) for i, row in zip(rows, logps, strict=True)]
 
     def scored() -> Iterator[tuple[int, np.ndarray]]:

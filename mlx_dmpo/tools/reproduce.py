@@ -270,7 +270,8 @@ def _of_model(
 
     def evaluated(path: Path, adapter: Path | None) -> Step:
         about = ["--adapter-path", str(adapter)] if adapter else []
-        more = flags({**plan.stages["evaluate"], **(settings if system == "base" else {})})
+        given_to_all = {k: v for k, v in plan.stages["evaluate"].items() if adapter or k != "frozen_cache"}
+        more = flags({**given_to_all, **(settings if system == "base" else {})})
         arguments = ["evaluate", *shared, *about, "--data", given.test, "--out", str(path / "eval"), *more]
         return Step(tuple(arguments), path / "eval")
 

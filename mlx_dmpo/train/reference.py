@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from ..core.scorer import SCORER_VERSION
 from ..core.tree import EncodedGroup, by_length
 from ..errors import UserError, WriteError
 from ..machine import console, files
@@ -34,18 +32,6 @@ def adapter_digest(adapter: Path | None) -> str:
         return ""
     both = files.sha256(adapter / "adapters.safetensors") + files.sha256(adapter / "adapter_config.json")
     return hashlib.sha256(both.encode()).hexdigest()
-
-
-def cache_key(fingerprint: str, adapter: str, shared: bool, environment: Mapping[str, str]) -> str:
-    """SHA-256 of everything but the tokens that can change a reference log-prob.
-
-    fingerprint  of the base model's files, quantization and dtype
-    adapter      see `adapter_digest`
-    shared       whether the shared-prefix scorer is used
-    environment  versions, device, BLAS: see model.device
-    """
-    parts = [fingerprint, adapter, f"shared {shared}", f"scorer {SCORER_VERSION}", sorted(environment.items())]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def sequences(group: EncodedGroup) -> list[bytes]:

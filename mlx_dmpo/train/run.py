@@ -18,14 +18,18 @@ from ..machine.interrupts import Stop
 from ..machine.ranks import world
 from ..machine.run_directory import RunDirectory
 from ..model import adapters, device, loading
+from ..model.frozen_cache import cache_key
 from ..model.open import LanguageModelScorer
+from ..model.score import score_groups
 from ..report import charts
 from . import holdout, overfitting
+from .batches import GroupSource
 from .inputs import Examples, encode, open_policy, read_examples
 from .loop import fit
 from .memory_plan import plan_memory
-from .objective import lower
-from .setup import Training, score_reference, set_up
+from .objective import lower, needs_reference
+from .reference import Reference, adapter_digest
+from .setup import Training, set_up
 
 
 def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
@@ -145,3 +149,23 @@ def _finish(
         memory=checkpoints.identity["memory"],
         peak_memory_gb=max(training.step_function.peak, mx.get_peak_memory()) / 1e9,
     )
+
+
+def score_reference(
+    settings: SftSettings | DmpoSettings, policy: LanguageModelScorer, groups: GroupSource, valid: GroupSource | None
+) -> Reference | None:
+    """Log-probs of all groups under the policy as it starts; None for a loss without a reference."""
+    if not needs_reference(settings):
+        return None
+    start, size, model = settings.start_adapter, 4 * settings.batch_size, policy.base.model
+    adapter = adapter_digest(Path(start) if start else None)
+    key = cache_key(policy.base.fingerprint, adapter, policy.groups.shared, device.environment())
+    wanted = groups.all_orders() + (valid.epoch(0) if valid else [])
+    tokens = policy.tokens_at_once(wanted, size)
+    frozen = policy.frozen
+    reference = Reference(
+        key, lambda some: score_groups(model, policy.groups, some, size, "", tokens, frozen=frozen), size
+    )
+    reference.add(wanted)
+    world().say(f"reference: {start or policy.base.name}; {reference.computed} groups scored, the others were stored")
+    return reference

@@ -19,7 +19,6 @@ from ..machine.interrupts import Stop
 from ..machine.ranks import world
 from ..model import adapters, device, fit, trackers
 from ..model.open import LanguageModelScorer
-from ..model.score import score_groups
 from ..report import live
 from .batches import Batches, GroupSource
 from .checkpoint import Checkpoints
@@ -27,9 +26,9 @@ from .inputs import describe_work
 from .loop import Callbacks, Schedule
 from .memory_plan import MemoryPlan
 from .nan import BadSteps
-from .objective import lower, needs_reference, objective
+from .objective import lower, objective
 from .optimizer import build_optimizer, learning_rate
-from .reference import Reference, adapter_digest, cache_key
+from .reference import Reference
 from .reporting import METRICS, Report
 from .resume import check_identity, run_identity
 from .step import StepFunction, padding
@@ -48,23 +47,6 @@ class Training:
     callbacks: Callbacks
     checkpoints: Checkpoints
     report: Report
-
-
-def score_reference(
-    settings: SftSettings | DmpoSettings, policy: LanguageModelScorer, groups: GroupSource, valid: GroupSource | None
-) -> Reference | None:
-    """Log-probs of all groups under the policy as it starts; None for a loss without a reference."""
-    if not needs_reference(settings):
-        return None
-    start, size, model = settings.start_adapter, 4 * settings.batch_size, policy.base.model
-    adapter = adapter_digest(Path(start) if start else None)
-    key = cache_key(policy.base.fingerprint, adapter, policy.groups.shared, device.environment())
-    wanted = groups.all_orders() + (valid.epoch(0) if valid else [])
-    tokens = policy.tokens_at_once(wanted, size)
-    reference = Reference(key, lambda some: score_groups(model, policy.groups, some, size, "", tokens), size)
-    reference.add(wanted)
-    world().say(f"reference: {start or policy.base.name}; {reference.computed} groups scored, the others were stored")
-    return reference
 
 
 def set_up(
@@ -109,6 +91,7 @@ def set_up(
         loss,
         plan.grad_checkpoint,
         keep=settings.frozen_cache_gb * 1e9,
+        disk=policy.frozen_cache,
         epoch=len(groups.examples),
         memory_limit=settings.memory_limit,
         leaner=plan.leaner,
@@ -121,8 +104,7 @@ def set_up(
     if settings.resume and checkpoints.restore(check_identity):
         world().say(f"resumed at step {checkpoints.state.step} of {steps}")
     state = checkpoints.state
-    config = files.plain(settings)
-    tracker = trackers.tracker(settings.report_to, settings.project_name, path, config) if path else None
+    tracker = trackers.tracker(settings.report_to, settings.project_name, path, files.plain(settings)) if path else None
     name = "sft" if isinstance(settings, SftSettings) else settings.loss
     report = Report(
         path / METRICS if path else None,
@@ -176,6 +158,7 @@ def _callbacks(
             metric,
             give_up,
             policy.tokens_at_once(valid.epoch(0), size),
+            policy.frozen,
         ).run(state, report)
 
     def leaner(step: int, tokens: int, recompute: bool) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core import losses
 from ..core.finite import all_finite
-from ..core.scorer import FrozenOutputs, frozen_layers
+from ..core.scorer import FrozenOutputs, Kept, frozen_layers
 from ..core.selfcheck import GroupScorer
 from ..core.tree import EncodedGroup, GroupBatch, pad_groups, planned
 from ..machine import memory
@@ -43,6 +43,7 @@ class StepFunction:
     checkpoint    recompute each layer in the backward pass
     leaner        whether `recompute` may turn that on
     keep          bytes in which outputs of layers below the adapter are kept between epochs
+    disk          where they are kept as well, for other runs
     epoch         groups per epoch
     compiled      by mx.compile, one program per shape (see `padding`); None means on a GPU. Not with dropout, whose
                   seed a compiled step would fix.
@@ -57,6 +58,7 @@ class StepFunction:
         checkpoint: bool,
         *,
         keep: float = 0,
+        disk: Kept | None = None,
         epoch: int = 0,
         compiled: bool | None = None,
         memory_limit: float = 0.0,
@@ -66,7 +68,7 @@ class StepFunction:
         self.checkpoint, self._leaner = checkpoint, leaner
         self.peak = 0  # bytes, over all micro-batches
         self._compiled = compiles(scorer, compiled)
-        self._frozen = FrozenOutputs(model, keep, epoch) if scorer.shared and frozen_layers(model) else None
+        self._frozen = FrozenOutputs(model, keep, epoch, disk) if scorer.shared and frozen_layers(model) else None
         self._shapes: set[Any] = set()
 
         def forward(

@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..core.losses import Loss
+from ..core.scorer import FrozenOutputs
 from ..core.selfcheck import GroupScorer
 from ..core.tree import BATCH_TOKENS, pad_groups
 from ..machine import console
@@ -35,12 +36,16 @@ class Validation:
     best_metric: str  # auto, valid_loss or valid_pair_accuracy
     interrupted: Callable[[], bool]  # whether to give up: the validation is then done on resume, from its start
     tokens: int = BATCH_TOKENS  # run at once
+    frozen: FrozenOutputs | None = None  # keeps what the layers below the adapter give
 
     def measure(self) -> dict[str, float] | None:
         """The numbers of a line of metrics.jsonl; None where it was interrupted."""
         groups, orders = self.source.epoch(0), 2 if self.source.both else 1
         loss = margin = right = pairs = 0.0
-        for group, logps in score_groups(self.model, self.scorer, groups, self.batch_size, "validate", self.tokens):
+        scored = score_groups(
+            self.model, self.scorer, groups, self.batch_size, "validate", self.tokens, frozen=self.frozen
+        )
+        for group, logps in scored:
             if self.interrupted():
                 return None
             reference = None if self.reference is None else mx.array(self.reference.logps([group]))

@@ -4,12 +4,14 @@ do not hold.
 
 from __future__ import annotations
 
+import csv
 import math
+import re
 from pathlib import Path
 
 from ...errors import UserError
 from .contract import BadRows
-from .files import encoding_of, opened
+from .files import Encoding, all_lines, encoding_of, opened, start
 from .guesses import GUESSES, guess, looks_like
 from .json_rows import NUMBER, TEXT
 from .table import open_table
@@ -23,8 +25,8 @@ POPULARITY = (
 
 
 def read_catalogue(path: Path, encoding: str = "") -> tuple[dict[str, int], str]:
-    """(raw title -> popularity, at least 1; a note) of items.jsonl, of a prepared directory's, or of any table with
-    titles.
+    """(raw title -> popularity, at least 1; a note) of items.jsonl, of a prepared directory's, of any table with
+    titles, or of a text file with one title a line.
 
     Raises UserError.
     """
@@ -41,12 +43,40 @@ def read_catalogue(path: Path, encoding: str = "") -> tuple[dict[str, int], str]
             raise UserError(outside(str(error), archives)) from None
 
 
+def _named_title(cell: str) -> bool:
+    return plain(cell.strip().strip('"')) in {plain(name) for name in (*GUESSES["title"], *GUESSES["item"])} - {""}
+
+
+def _is_list(path: Path, written: Encoding) -> bool:
+    """Whether a file holds one title a line: its first line is the name of a column of titles and nothing else, or no
+    line of its beginning has a separator, or its name ends in .txt and no cell of the first line is such a name.
+    """
+    begin = start(path, encoding="" if written.codec == "utf-8" else written.codec).strip()
+    if begin[:1] in ("[", "{", "<"):
+        return False
+    first = begin.split("\n", 1)[0].strip()
+    if _named_title(first) or not re.search(r"[,;\t|]|::", begin):
+        return True
+    return path.suffix.lower() == ".txt" and not any(map(_named_title, re.split(r"[,;\t|]|::", first)))
+
+
+def _read_list(path: Path, written: Encoding) -> tuple[dict[str, int], str]:
+    lines = [line.strip() for line in all_lines(path, written) if line.strip()]
+    quoted = sum(line[0] == line[-1] == '"' for line in lines) > len(lines) / 2  # a table of one column
+    titles = [next(csv.reader([line]))[0].strip() if quoted and line[0] == '"' else line for line in lines]
+    found = dict.fromkeys(titles[_named_title(titles[0]) :], 1)
+    if not found:
+        raise UserError(f"--catalogue: {path} holds no titles: write one title a line")
+    return found, f"{len(found):,} titles of the catalogue {path.name} (one title a line: all count the same)"
+
+
 def _read(path: Path, encoding: str) -> tuple[dict[str, int], str]:
     with opened(path, bar=False) as file:
         parquet = file.read(4) == b"PAR1"
-    table = open_table(
-        path, [*GUESSES["title"], *GUESSES["item"], *POPULARITY], encoding_of(path, "" if parquet else encoding)
-    )
+    written = encoding_of(path, "" if parquet else encoding)
+    if not parquet and _is_list(path, written):
+        return _read_list(path, written)
+    table = open_table(path, [*GUESSES["title"], *GUESSES["item"], *POPULARITY], written)
     title = guess(table.names, "title") or guess(table.names, "item") if table.header else table.names[0]
     if not title:
         what = looks_like(table.names)

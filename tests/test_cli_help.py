@@ -110,6 +110,8 @@ IDLE = [
     ("sft", ["--frozen-cache-gb", "2"], "--frozen-cache-gb"),
     ("dmpo", ["--frozen-cache", "d"], "--frozen-cache"),
     ("evaluate", ["--frozen-cache", "d"], "--frozen-cache"),
+    ("evaluate", ["--num-layers", "2"], "--num-layers"),
+    ("evaluate", ["--frozen-cache", "d", "--num-layers", "2", "--adapter-path", "a"], "--num-layers"),
     ("sft", ["--frozen-cache", "d", "--num-layers", "2", "--scoring", "plain"], "--frozen-cache"),
     ("sft", ["--project-name", "x"], "--project-name"),
     ("dmpo", ["--gamma", "0.3"], "--gamma"),

@@ -115,6 +115,25 @@ def test_other_layers_and_other_bases_have_directories_of_their_own(settings, tm
         assert len(list((tmp_path / "f").iterdir())) == i + 1
 
 
+def test_the_base_model_fills_and_uses_the_cache_of_an_adapters_layers(settings, tmp_path, monkeypatch):
+    shared = EvaluateSettings(model=settings.model, data=settings.data)
+    plain = tmp_path / "plain"
+    evaluate.evaluate(replace(shared, out=str(plain)), "test")
+    more = {"frozen_cache": str(tmp_path / "f")}
+    cached = tmp_path / "cached"
+    evaluate.evaluate(replace(shared, out=str(cached), num_layers=1, **more), "test")
+    margins = [
+        [json.loads(r)["margin"] for r in (p / "scores.jsonl").read_text().splitlines()] for p in (plain, cached)
+    ]
+    assert np.abs(np.array(margins[0]) - margins[1]).max() <= 1e-4
+    path = train_run.train(replace(settings, iters=1), "test")
+    hits = []
+    original = FrozenCache.get
+    monkeypatch.setattr(FrozenCache, "get", lambda self, key: hits.append(original(self, key)) or hits[-1])
+    evaluate.evaluate(replace(shared, adapter_path=str(path), out=str(tmp_path / "adapted"), **more), "test")
+    assert hits and all(h is not None for h in hits)
+
+
 def test_a_cache_is_refused_where_the_adapter_leaves_no_layer(settings, tmp_path, capsys):
     path = train_run.train(replace(settings, num_layers=-1, iters=1, adapter_path=str(tmp_path / "all")), "test")
     capsys.readouterr()

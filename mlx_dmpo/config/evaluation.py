@@ -19,6 +19,9 @@ class EvaluateSettings(CommonSettings):
     )
     batch_size: int = setting(8, "Groups run at once.", low=1)
     frozen_cache: str = setting("", FROZEN_CACHE, path=True)
+    num_layers: int = setting(
+        0, "With --frozen-cache, of the base model: the --num-layers of the adapters that share the cache.", low=0
+    )
     orders: int | None = setting(
         None, "listwise: printed orders of the candidates over which scores are averaged (4 when left out).", low=1
     )

@@ -79,6 +79,9 @@ class LanguageModelScorer:
         directory = getattr(self.settings, "frozen_cache", "")
         if not directory:
             return None
+        if last := getattr(self.settings, "num_layers", 0) if not getattr(self.settings, "adapter_path", "") else 0:
+            for layer in family.decoder(self.base.model).model.layers[-last:]:
+                layer.unfreeze()  # the base, cut where an adapter on its last layers would be
         layers = frozen_layers(self.base.model)
         if not layers or not self.groups.shared:
             why = f"sequences are run alone ({self.groups.reason})" if layers else f"{self.name} adapts every layer"

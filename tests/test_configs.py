@@ -21,6 +21,8 @@ MODELS = {
     for stage in ("sft", "dmpo")
 }
 
+BY_HAND = {"smollm2-135m-sft", "smollm2-135m-dmpo", "released-code", "songs"}
+
 each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
@@ -39,7 +41,7 @@ def load(path):
 
 
 def test_there_is_a_config_for_each_model_and_stage():
-    assert {path.stem for path in CONFIGS} == {*MODELS, "released-code", "songs"}
+    assert {path.stem for path in CONFIGS} == {*MODELS, *BY_HAND}
 
 
 @each_config
@@ -81,6 +83,13 @@ def test_model_and_directories_are_those_of_the_name(name):
         assert settings.start_adapter == sft.adapter_path
         for shared in ("model", "num_layers", "lora_parameters", "fine_tune_type"):
             assert getattr(settings, shared) == getattr(sft, shared)
+
+
+def test_the_smollm2_stages_fit_each_other():
+    sft, dmpo = (load(ROOT / "configs" / f"smollm2-135m-{stage}.yaml") for stage in ("sft", "dmpo"))
+    assert dmpo.start_adapter == sft.adapter_path
+    for shared in ("model", "prompt", "num_layers", "lora_parameters", "fine_tune_type"):
+        assert getattr(dmpo, shared) == getattr(sft, shared)
 
 
 def test_released_code_spells_out_its_preset():

@@ -26,7 +26,7 @@ class TrainSettings(CommonSettings):
     fine_tune_type: str = setting("lora", "Kind of adapter.", choices=("lora", "dora"))
     num_layers: int = setting(-1, "Adapt this many of the last layers; -1 adapts all.", low=-1)
     lora_parameters: Lora = setting(Lora, "LoRA's rank, scale, dropout and keys.")
-    epochs: float = setting(3.0, "Passes over the training groups.", above=0)
+    epochs: float = setting(2.0, "Passes over the training groups.", above=0)
     iters: int | None = setting(None, "Optimizer steps; replaces epochs.", low=1)
     batch_tokens: int | None = setting(
         None,
@@ -111,7 +111,6 @@ class TrainSettings(CommonSettings):
 class SftSettings(TrainSettings):
     adapter_path: str = setting("runs/sft", "Directory to write: adapter, metrics, pictures, manifest.", path=True)
     start_adapter: str = setting("", "Adapter directory to start from.", path=True)
-    epochs: float = setting(5.0, "Passes over the training groups.", above=0)
     num_negatives: int = setting(
         -1, "Negatives used of each example; 0 takes all; -1 takes one, and all where a list is printed.", low=-1
     )

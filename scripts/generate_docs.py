@@ -146,8 +146,8 @@ def smollm2_sentence() -> str:
     excludes = d["low"] > 0 or d["high"] < 0
     return (
         f"On a real language model (SmolLM2-135M, the released MovieLens-1M files, 100 training users, {dmpo['users']} "
-        f"others), DMPO is {d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}) from the SFT that it starts from "
-        f"in pair accuracy: {'a difference' if excludes else 'no difference is shown'}. It has "
+        f"others), the pair accuracy of DMPO minus that of the SFT it starts from is {d['difference']:+.3f} "
+        f"({d['low']:+.3f} to {d['high']:+.3f}): {'a difference' if excludes else 'no difference is shown'}. DMPO has "
         f"{interval(dmpo['pair_accuracy'])}, the untrained model {interval(base['pair_accuracy'])}, and popularity, "
         f"counted over the same 100 users, {interval(popularity['pair_accuracy'])}."
     )

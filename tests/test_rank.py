@@ -20,8 +20,10 @@ from scipy.stats import kendalltau
 
 from mlx_dmpo import Ranker
 from mlx_dmpo.cli.main import main
+from mlx_dmpo.core.tree import part
 from mlx_dmpo.errors import UserError
-from mlx_dmpo.model.score import score_groups
+from mlx_dmpo.model import score
+from mlx_dmpo.model.open import LanguageModelScorer
 from mlx_dmpo.records import RankingExample
 from mlx_dmpo.scores import Scores
 from mlx_dmpo.use import bradley_terry, rank
@@ -373,9 +375,12 @@ def test_a_whole_catalogue_in_chunks_and_not(model_directory, monkeypatch, n):
     ranker = Ranker.load(model_directory, prompt="direct")
     whole = {r.title: r.score for r in ranker.rank(LIKED, titles).ranking}
     assert whole == pytest.approx(alone(ranker, titles), abs=5e-4)
-    monkeypatch.setattr(score_groups, "__defaults__", (200,))  # tokens of one part
+    sizes = []
+    monkeypatch.setattr(score, "part", lambda group, rows: sizes.append(len(rows)) or part(group, rows))
+    monkeypatch.setattr(LanguageModelScorer, "tokens_at_once", lambda self, groups, batch_size: 200)
     parts = Ranker.load(model_directory, prompt="direct")
     assert {r.title: r.score for r in parts.rank(LIKED, titles).ranking} == pytest.approx(whole, abs=5e-4)
+    assert sum(sizes) == (n if n > 1 else 0) and (n == 1 or len(sizes) > 1)
 
 
 def test_two_thousand_titles_are_all_scored(model_directory):

@@ -166,7 +166,7 @@ def run(*arguments):
 def test_a_frozen_cache_serves_the_base_too(written):
     text = SMALL.replace("evaluate: {{", "evaluate: {{frozen_cache: kept, ").replace("iters: 2", "num_layers: 1")
     cells = {c.system: c for c in reproduce.cells(reproduce.read(written(text, more=", sft, dmpo")))}
-    assert "--frozen-cache kept --num-layers 1" in " ".join(cells["base"].steps[0].arguments)
+    assert {"--frozen-cache", "--num-layers"} <= set(cells["base"].steps[0].arguments)
     assert all("--frozen-cache kept" in " ".join(cells[s].steps[1].arguments) for s in ("sft", "dmpo"))
 
 

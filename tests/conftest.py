@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from mlx_dmpo.config import DmpoSettings
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.machine import files
 from mlx_dmpo.report import charts
@@ -83,3 +84,14 @@ def browser():
         found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], env=own)
         yield found
         found.close()
+
+
+@pytest.fixture
+def dmpo_settings(model_directory, data_directory, tmp_path):
+    return DmpoSettings(
+        model=str(model_directory),
+        data=str(data_directory),
+        adapter_path=str(tmp_path / "dmpo"),
+        epochs=2.0,
+        learning_rate=2e-3,
+    )

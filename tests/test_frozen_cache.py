@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from mlx_dmpo.cli.main import main
-from mlx_dmpo.config import DmpoSettings, EvaluateSettings
+from mlx_dmpo.config import EvaluateSettings
 from mlx_dmpo.core.scorer import FrozenOutputs, plain_logps, shared_logps
 from mlx_dmpo.core.tree import pad_groups
 from mlx_dmpo.judge import evaluate
@@ -17,9 +17,17 @@ from mlx_dmpo.model.frozen_cache import FrozenCache
 from mlx_dmpo.train import run as train_run
 
 
+@pytest.fixture
+def read(monkeypatch):
+    """What each look into a cache gave."""
+    found, original = [], FrozenCache.get
+    monkeypatch.setattr(FrozenCache, "get", lambda self, key: found.append(original(self, key)) or found[-1])
+    return found
+
+
 @pytest.mark.parametrize("bits", [0, 4])
 @pytest.mark.parametrize("groups", [tiny.ragged_groups, tiny.tree_groups])
-def test_what_is_read_from_disk_gives_the_plain_log_probs_and_gradients(groups, bits, tmp_path):
+def test_what_is_read_from_disk_gives_the_plain_log_probs_and_gradients(groups, bits, tmp_path, read):
     model, groups = tiny.model(bits=bits), groups(np.random.default_rng(5))
     plain = np.array(plain_logps(model, pad_groups(groups)))
     gradient = tiny.leaves(
@@ -32,7 +40,9 @@ def test_what_is_read_from_disk_gives_the_plain_log_probs_and_gradients(groups, 
         frozen = FrozenOutputs(model, 0, 0, disk)
         batch = pad_groups(groups[::-1] if again else groups)
         h = frozen(batch)
-        assert disk.hits == (len(groups) if again else 0) and len(list(disk.directory.iterdir())) == len(groups)
+        assert [h is not None for h in read] == [bool(again)] * len(groups)
+        assert len(list(disk.directory.iterdir())) == len(groups)
+        read.clear()
         found = np.array(shared_logps(model, batch, frozen=h))
         assert np.abs((found[::-1] if again else found) - plain).max() <= 5e-4
         ours = tiny.leaves(
@@ -69,25 +79,15 @@ def test_a_full_disk_is_said_once_and_stops_nothing(tmp_path, capsys):
 
 
 @pytest.fixture
-def settings(model_directory, data_directory, tmp_path):
-    return DmpoSettings(
-        model=str(model_directory),
-        data=str(data_directory),
-        adapter_path=str(tmp_path / "a"),
-        epochs=2.0,
-        learning_rate=2e-3,
-        num_layers=1,
-    )
+def settings(dmpo_settings):
+    return replace(dmpo_settings, num_layers=1)
 
 
-def test_training_and_evaluation_with_a_cache_are_those_without(settings, tmp_path, monkeypatch):
+def test_training_and_evaluation_with_a_cache_are_those_without(settings, tmp_path, read):
     """Two trainings and their evaluations: what the first one computed serves the second."""
-    hits = []
-    original = FrozenCache.get
-    monkeypatch.setattr(FrozenCache, "get", lambda self, key: hits.append(original(self, key)) or hits[-1])
     scores = {}
-    for name, more in {"without": {}, "first": {"frozen_cache": str(tmp_path / "f")}, "second": {}}.items():
-        more = more or ({"frozen_cache": str(tmp_path / "f")} if name == "second" else {})
+    for name in ("without", "first", "second"):
+        more = {} if name == "without" else {"frozen_cache": str(tmp_path / "f")}
         path = train_run.train(replace(settings, adapter_path=str(tmp_path / name), **more), "test")
         shared = {k: getattr(settings, k) for k in ("model", "data")}
         out = tmp_path / f"{name}-eval"
@@ -98,9 +98,9 @@ def test_training_and_evaluation_with_a_cache_are_those_without(settings, tmp_pa
             np.concatenate([np.array(v).ravel() for v in mx.load(str(path / "adapters.safetensors")).values()]),
         )
         if name == "first":
-            assert any(h is None for h in hits)
-            hits.clear()
-    assert hits and all(h is not None for h in hits)  # the second run computed nothing below its adapter
+            assert any(h is None for h in read)
+            read.clear()
+    assert read and all(h is not None for h in read)  # the second run computed nothing below its adapter
     for name in ("first", "second"):
         for ours, plain in zip(scores[name], scores["without"], strict=True):
             assert np.abs(ours - plain).max() <= 1e-4
@@ -115,7 +115,7 @@ def test_other_layers_and_other_bases_have_directories_of_their_own(settings, tm
         assert len(list((tmp_path / "f").iterdir())) == i + 1
 
 
-def test_the_base_model_fills_and_uses_the_cache_of_an_adapters_layers(settings, tmp_path, monkeypatch):
+def test_the_base_model_fills_and_uses_the_cache_of_an_adapters_layers(settings, tmp_path, read):
     shared = EvaluateSettings(model=settings.model, data=settings.data)
     plain = tmp_path / "plain"
     evaluate.evaluate(replace(shared, out=str(plain)), "test")
@@ -127,30 +127,16 @@ def test_the_base_model_fills_and_uses_the_cache_of_an_adapters_layers(settings,
     ]
     assert np.abs(np.array(margins[0]) - margins[1]).max() <= 1e-4
     path = train_run.train(replace(settings, iters=1), "test")
-    hits = []
-    original = FrozenCache.get
-    monkeypatch.setattr(FrozenCache, "get", lambda self, key: hits.append(original(self, key)) or hits[-1])
+    read.clear()
     evaluate.evaluate(replace(shared, adapter_path=str(path), out=str(tmp_path / "adapted"), **more), "test")
-    assert hits and all(h is not None for h in hits)
+    assert read and all(h is not None for h in read)
 
 
 def test_a_cache_is_refused_where_the_adapter_leaves_no_layer(settings, tmp_path, capsys):
     path = train_run.train(replace(settings, num_layers=-1, iters=1, adapter_path=str(tmp_path / "all")), "test")
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        main(
-            [
-                "evaluate",
-                "--adapter-path",
-                str(path),
-                "--frozen-cache",
-                "f",
-                "--model",
-                settings.model,
-                "--data",
-                settings.data,
-            ]
-        )
+        main(f"evaluate --adapter-path {path} --frozen-cache f --model {settings.model} --data {settings.data}".split())
     error = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and error[-1].startswith("error: --frozen-cache: ")
     assert error[-1].endswith("adapts every layer: leave it out, or train with --num-layers")

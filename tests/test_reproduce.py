@@ -164,10 +164,13 @@ def run(*arguments):
 
 
 def test_a_frozen_cache_serves_the_base_too(written):
-    text = SMALL.replace("evaluate: {{", "evaluate: {{frozen_cache: kept, ").replace("iters: 2", "num_layers: 1")
-    cells = {c.system: c for c in reproduce.cells(reproduce.read(written(text, more=", sft, dmpo")))}
+    text = SMALL.replace("evaluate: {{", "evaluate: {{frozen_cache: kept, ")
+    file = written(text.replace("iters: 2", "num_layers: 1"), more=", sft, dmpo")
+    cells = {c.system: c for c in reproduce.cells(reproduce.read(file))}
     assert {"--frozen-cache", "--num-layers"} <= set(cells["base"].steps[0].arguments)
     assert all("--frozen-cache kept" in " ".join(cells[s].steps[1].arguments) for s in ("sft", "dmpo"))
+    (base,) = (c for c in reproduce.cells(reproduce.read(written(text, more=""))) if c.model)
+    assert "--frozen-cache" not in base.steps[0].arguments  # every layer is adapted
 
 
 def test_cells_are_run_once_and_the_table_says_what_they_measured(written, tmp_path, capfd):

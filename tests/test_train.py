@@ -40,17 +40,6 @@ def sft_settings(model_directory, data_directory, tmp_path):
     )
 
 
-@pytest.fixture
-def dmpo_settings(model_directory, data_directory, tmp_path):
-    return DmpoSettings(
-        model=str(model_directory),
-        data=str(data_directory),
-        adapter_path=str(tmp_path / "dmpo"),
-        epochs=2.0,
-        learning_rate=2e-3,
-    )
-
-
 def adapter(path, name="adapters.safetensors"):
     return {k: np.array(v) for k, v in mx.load(str(path / name)).items()}
 

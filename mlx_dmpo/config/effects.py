@@ -25,20 +25,17 @@ def _rules(s: Any, has: set[str]) -> Iterator[tuple[str, str]]:
         yield "quantize_mode", "without quantize"
     if has >= {"split", "data"} and _is_one_split(s.data):
         yield "split", "for data that is one file or names its split"
-    if (
-        "frozen_cache" in has
-        and "adapter_path" in has
-        and "lr_schedule" not in has
-        and not s.adapter_path
-        and not s.num_layers
-    ):
-        yield "frozen_cache", "without adapter_path or num_layers: the base model has no layers below an adapter"
-    if "frozen_cache" in has and "lr_schedule" not in has and (s.adapter_path or not s.frozen_cache):
-        yield "num_layers", "with adapter_path, whose layers count" if s.adapter_path else "without frozen_cache"
     if "frozen_cache" in has and s.scoring == "plain":
         yield "frozen_cache", "with scoring plain, which runs every sequence alone"
     if "lr_schedule" in has:
         yield from _training(s, has)
+    elif "frozen_cache" in has:  # evaluate
+        if s.adapter_path:
+            yield "num_layers", "with adapter_path, whose layers count"
+        elif not s.frozen_cache:
+            yield "num_layers", "without frozen_cache"
+        if not s.adapter_path and not s.num_layers:
+            yield "frozen_cache", "without adapter_path or num_layers: the base model has no layers below an adapter"
     if "loss" in has:
         if s.loss not in ("simpo", "recpo"):
             yield "gamma", f"with loss {s.loss}: only simpo and recpo have a target margin"

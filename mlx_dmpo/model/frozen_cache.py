@@ -34,7 +34,7 @@ class FrozenCache:
     """A directory of hidden states, by a key of their tokens. What cannot be read is computed and written anew."""
 
     def __init__(self, directory: Path):
-        self.directory, self.hits, self._full = directory, 0, False
+        self.directory, self._full = directory, False
 
     def _path(self, key: bytes) -> Path:
         return self.directory / f"{key.hex()}.safetensors"
@@ -47,7 +47,6 @@ class FrozenCache:
                 return None
             found: mx.array = mx.load(str(path))["h"]  # type: ignore[call-overload,assignment]
             mx.eval(found)
-            self.hits += 1
             return found
         except (RuntimeError, ValueError, KeyError):
             console.notice(f"note: {path} cannot be read; it is computed again")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import CommonSettings, TrainSettings
+from ..config import CommonSettings, EvaluateSettings, TrainSettings
 from ..core import family
 from ..core.attention import PREFIX_CHUNK
 from ..core.scorer import FrozenOutputs, frozen_layers
@@ -79,8 +79,8 @@ class LanguageModelScorer:
         directory = getattr(self.settings, "frozen_cache", "")
         if not directory:
             return None
-        if last := getattr(self.settings, "num_layers", 0) if not getattr(self.settings, "adapter_path", "") else 0:
-            for layer in family.decoder(self.base.model).model.layers[-last:]:
+        if isinstance(self.settings, EvaluateSettings) and self.settings.num_layers:
+            for layer in family.decoder(self.base.model).model.layers[-self.settings.num_layers :]:
                 layer.unfreeze()  # the base, cut where an adapter on its last layers would be
         layers = frozen_layers(self.base.model)
         if not layers or not self.groups.shared:

@@ -270,9 +270,9 @@ def _of_model(
 
     def evaluated(path: Path, adapter: Path | None) -> Step:
         about = ["--adapter-path", str(adapter)] if adapter else []
-        given_to_all = dict(plan.stages["evaluate"])
-        if not adapter and "frozen_cache" in given_to_all:
-            given_to_all["num_layers"] = plan.stages["dmpo"].get("num_layers", 0)
+        given_to_all, layers = dict(plan.stages["evaluate"]), plan.stages["dmpo"].get("num_layers", -1)
+        if not adapter and given_to_all.pop("frozen_cache", "") and layers > 0:
+            given_to_all |= {"frozen_cache": plan.stages["evaluate"]["frozen_cache"], "num_layers": layers}
         more = flags({**given_to_all, **(settings if system == "base" else {})})
         arguments = ["evaluate", *shared, *about, "--data", given.test, "--out", str(path / "eval"), *more]
         return Step(tuple(arguments), path / "eval")

@@ -24,6 +24,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import shapes
 from mlx.utils import tree_flatten
 
 from mlx_dmpo.core.scorer import plain_logps, shared_logps
@@ -34,16 +35,6 @@ from mlx_dmpo.model.cost import assumed_groups
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 models: Any = importlib.import_module("families")  # the same small models as the tests'
-
-SIZES = {
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "vocab_size": 4096,
-    "moe_intermediate_size": 256,
-}
-WINDOW = 128  # of layers that have one: less than a history's tokens
 
 
 def gradient(model: nn.Module, score: Callable[..., mx.array], batch: GroupBatch) -> tuple[mx.array, Any]:
@@ -81,15 +72,15 @@ def seconds(model: nn.Module, batch: GroupBatch, repeats: int) -> dict[str, floa
 
 def measure(name: str, repeats: int) -> dict[str, Any]:
     module, given = models.FAMILIES[name]
-    sizes = SIZES | ({"sliding_window": WINDOW} if "sliding_window" in given else {})
-    batch = pad_groups(assumed_groups(1, 5, vocabulary=SIZES["vocab_size"]))
-    short = pad_groups(assumed_groups(1, 1, history=12, vocabulary=SIZES["vocab_size"]))
+    sizes = shapes.family_sizes(given)
+    batch = pad_groups(assumed_groups(1, 5, vocabulary=sizes["vocab_size"]))
+    short = pad_groups(assumed_groups(1, 1, history=12, vocabulary=sizes["vocab_size"]))
     found: dict[str, Any] = {"module": module, "window": "sliding_window" in given}
     for column, bits in (("float32", 0), ("4-bit", 4)):
         model = models.build(module, given, bits=bits, lora_layers=4, **sizes)
         found[column] = difference(model, short if bits else batch)
         if not bits:
-            found["accepted"] = choose_scorer(model, SIZES["vocab_size"]).shared
+            found["accepted"] = choose_scorer(model, sizes["vocab_size"]).shared
             found["seconds"] = seconds(model, batch, repeats)
     return found
 

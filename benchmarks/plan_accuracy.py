@@ -1,29 +1,40 @@
 """What `mlx-dmpo plan` predicts beside measured peaks, and the table of docs/plan.md: python
 benchmarks/plan_accuracy.py [--json FILE]
 
-Each configuration is one real training step, optimizer included, in a process that holds nothing else.
+Each configuration is one real training step, optimizer included, in a process that holds nothing else. Of the other
+families the count is scaled by the self-check's measurement, as a run does it.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import contenders
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import shapes
+from mlx.utils import tree_flatten
 
 from mlx_dmpo.config import DmpoSettings
-from mlx_dmpo.core.tree import pad_groups
-from mlx_dmpo.model import cost, fit
+from mlx_dmpo.core.selfcheck import choose_scorer
+from mlx_dmpo.core.tree import EncodedGroup, pad_groups
+from mlx_dmpo.model import cost, fit, probe
 from mlx_dmpo.model import shape as model_shape
 from mlx_dmpo.train import objective
 from mlx_dmpo.train import step as train_step
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+families: Any = importlib.import_module("families")  # the same small models as the tests'
 
 NARROW = model_shape.ModelShape(4, 256, 768, 4, 2, 64, 8192, True)
 WIDE = replace(shapes.PROPORTIONAL, vocabulary=4096)
@@ -59,6 +70,7 @@ CONFIGURATIONS = (
         "4-bit weights, recomputed, history 60", replace(NARROW, bits=4, layers=8), history=60, checkpoint=True
     ),
     Configuration("bfloat16", half=True),
+    Configuration("bfloat16, 12 layers", replace(NARROW, layers=12), half=True),
     Configuration("bfloat16, recomputed, 8 layers", replace(NARROW, layers=8), checkpoint=True, half=True),
     Configuration("Qwen3-0.6B's width, 2 layers", WIDE),
     Configuration("Qwen3-0.6B's width, 3 layers, recomputed", replace(WIDE, layers=3), checkpoint=True),
@@ -67,6 +79,7 @@ CONFIGURATIONS = (
 )
 
 
+FAMILIES = ("qwen3", "qwen3_moe", "qwen2", "llama", "mistral", "ministral3", "smollm3", "gemma3_text")
 SHARES = (1.2, 1.0, 0.8, 0.6, 0.4)  # of the default's peak: the limits that --memory auto is given
 
 
@@ -92,26 +105,56 @@ def measure(c: Configuration) -> dict[str, Any]:
     mx.clear_cache()
     nothing = mx.get_active_memory()
     model = shapes.build(c.shape, lora_layers=c.adapted, dtype=mx.bfloat16 if c.half else mx.float32)
+    adapted = c.shape.layers if c.adapted < 0 else c.adapted
+    training = cost.Training(adapted, checkpoint=c.checkpoint, activation_bytes=2 if c.half else 4)
     groups = cost.assumed_groups(c.batch, c.k, history=c.history, vocabulary=c.shape.vocabulary)
+    return compare(c.name, nothing, model, c.shape, training, groups, cost.AS_COUNTED)
+
+
+def measure_family(name: str, checkpoint: bool) -> dict[str, Any]:
+    """A family's small model, and the count scaled by what its self-check measured, as `sft` and `dmpo` do."""
+    gc.collect()
+    mx.clear_cache()
+    nothing = mx.get_active_memory()
+    module, given = families.FAMILIES[name]
+    sizes = shapes.family_sizes(given)
+    model = families.build(module, given, lora_layers=4, **sizes)
+    shape = model_shape.ModelShape.of_config(families.SIZES | given | sizes)
+    training = cost.Training(shape.layers, rank=4, checkpoint=checkpoint, activation_bytes=4)
+    scale = probe.scale_of(shape, training, choose_scorer(model, shape.vocabulary))
+    groups = cost.assumed_groups(1, 5, vocabulary=shape.vocabulary)
+    return compare(name + (", recomputed" if checkpoint else ""), nothing, model, shape, training, groups, scale)
+
+
+def compare(
+    name: str,
+    nothing: int,
+    model: nn.Module,
+    shape: model_shape.ModelShape,
+    training: cost.Training,
+    groups: list[EncodedGroup],
+    scale: cost.Scale,
+) -> dict[str, Any]:
+    """The peak of a step beside its count.  nothing: bytes in use before the model."""
     batch = pad_groups(groups)
     reference = np.zeros(batch.answer_mask.shape[:2], np.float32)
-    run = train_step.StepFunction(model, contenders.SHARED, objective.objective(DmpoSettings()), c.checkpoint)
-    step = contenders.optimized(model, lambda groups: run(contenders.PAD(groups), reference, 1 / c.batch, None))
+    run = train_step.StepFunction(model, contenders.SHARED, objective.objective(DmpoSettings()), training.checkpoint)
+    step = contenders.optimized(model, lambda groups: run(contenders.PAD(groups), reference, 1 / len(groups), None))
+    mx.synchronize()
     resident = mx.get_active_memory() - nothing
     step(groups)
     mx.reset_peak_memory()
     step(groups)
     measured = mx.get_peak_memory() - nothing
-    adapted = c.shape.layers if c.adapted < 0 else c.adapted
-    training = cost.Training(adapted, checkpoint=c.checkpoint, activation_bytes=2 if c.half else 4)
-    found = cost.memory(c.shape, cost.Work.of(batch), training)
-    above = measured - resident
-    predicted_above = found["peak"] - found["weights"] - found["adapter"]
+    found = cost.memory(shape, cost.Work.of(batch), training, scale)
+    counted = found["weights"] + found["adapter"]
+    peak = found["peak"] + max(0, sum(v.nbytes for _, v in tree_flatten(model.parameters())) - counted)
+    above, predicted_above = measured - resident, found["peak"] - counted
     return {
-        "name": c.name,
+        "name": name,
         "measured_mb": measured / 1e6,
-        "predicted_mb": found["peak"] / 1e6,
-        "error": found["peak"] / measured - 1,
+        "predicted_mb": peak / 1e6,
+        "error": peak / measured - 1,
         "measured_above_mb": above / 1e6,
         "predicted_above_mb": predicted_above / 1e6,
         "error_above": predicted_above / above - 1,
@@ -128,9 +171,13 @@ def main() -> None:
         "by |"
     )
     print("|---|---|---|---|---|---|---|")
-    todo: list[tuple[Configuration, float | None]] = [(c, None) for c in CONFIGURATIONS]
-    for configuration, limit in [*todo, *auto_choices()]:
-        r = measure(configuration)
+    todo: list[tuple[Callable[[], dict[str, Any]], float | None]] = [
+        (partial(measure, c), None) for c in CONFIGURATIONS
+    ]
+    todo += [(partial(measure, c), limit) for c, limit in auto_choices()]
+    todo += [(partial(measure_family, name, c), None) for name in FAMILIES for c in (False, True)]
+    for run, limit in todo:
+        r = run()
         if limit is not None:
             r["limit_mb"] = limit / 1e6
         gc.collect()

@@ -38,6 +38,22 @@ SHAPES: dict[str, ModelShape] = {
 }
 
 
+# of a small model of each family; mlx-lm's names
+FAMILY = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 4096,
+    "moe_intermediate_size": 256,
+}
+
+
+def family_sizes(given: dict[str, Any]) -> dict[str, Any]:
+    """given: a family's own arguments. Its windows, if it has any, are shorter than a history."""
+    return FAMILY | ({"sliding_window": 128} if "sliding_window" in given else {})
+
+
 def build(
     shape: ModelShape, *, lora_layers: int = -1, rank: int = 8, dtype: mx.Dtype | None = None, seed: int = 0
 ) -> nn.Module:

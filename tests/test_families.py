@@ -59,6 +59,14 @@ def test_the_self_check_keeps_the_shared_scorer(name):
 
 
 @each_family
+def test_which_mlps_are_swiglu(name):
+    """Gemma's MLP is of another kind, and a mixture has experts; their MLPs are differentiated automatically."""
+    found = [core_family._is_swiglu(layer.mlp) for layer in core_family.decoder(families.family(name)).model.layers]
+    mixture = [index in families.EXPERTS["mlp_only_layers"] for index in range(len(found))]
+    assert found == (mixture if name == "qwen3_moe" else ["gemma" not in name] * len(found))
+
+
+@each_family
 def test_frozen_outputs(name):
     model = families.family(name, lora_layers=2)
     batch = pad_groups(tiny.ragged_groups(np.random.default_rng(3)))

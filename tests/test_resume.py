@@ -140,7 +140,7 @@ def test_dropout_and_patience_go_on(model_directory, small_data, tmp_path, monke
 
     change = dict(
         lora_parameters=Lora(dropout=0.3),
-        patience=2,
+        patience=1,
         steps_per_eval=1,
         iters=9,
         learning_rate=0.5,

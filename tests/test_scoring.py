@@ -6,7 +6,7 @@ import pytest
 import tiny
 from mlx_lm.models import qwen3
 
-from mlx_dmpo.core import attention, head
+from mlx_dmpo.core import attention, family, head
 from mlx_dmpo.core import scorer as core_scorer
 from mlx_dmpo.core.scorer import plain_logps, shared_logps
 from mlx_dmpo.core.selfcheck import choose_scorer
@@ -119,6 +119,50 @@ def test_chunks_of_the_head_add_up(monkeypatch, bits, tied, trained):
     assert np.abs(shared - plain).max() <= 5e-4
     assert tiny.relative_error(shared_gradient, plain_gradient) <= 1e-4
     np.testing.assert_allclose(np.array(shared_logps(model.eval(), batch)), plain, atol=5e-4)
+
+
+def without_running_again(run, parameters, *arrays):
+    return run(parameters, *arrays)
+
+
+@pytest.mark.parametrize("trained", ["adapter", "norms and MLP", "MLP out"])
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama"])
+def test_keeping_less_of_the_mlp_changes_nothing(monkeypatch, kind, trained, seed):
+    """What is run again in the backward pass gives what automatic differentiation gives, with dropout too."""
+    model = tiny.model(kind, dropout=0.0 if seed is None else 0.5)
+    if trained != "adapter":
+        model.freeze()
+        for layer in model.model.layers:
+            for part in (layer.post_attention_layernorm, layer.mlp) if "norms" in trained else (layer.mlp.down_proj,):
+                part.unfreeze()
+    assert family._is_swiglu(model.model.layers[0].mlp)
+    batch = pad_groups(tiny.ragged_groups(np.random.default_rng(12)))
+    values, less = gradients(model, batch, shared_logps, dropout_seed=seed)
+    monkeypatch.setattr(family, "recomputed", without_running_again)
+    monkeypatch.setattr(family, "_swiglu", family._activate)
+    expected, kept = gradients(model, batch, shared_logps, dropout_seed=seed)
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+    assert tiny.leaves(less).keys() == tiny.leaves(kept).keys()
+    assert tiny.relative_error(less, kept) <= 1e-6
+
+
+def test_less_is_kept_of_the_mlp(monkeypatch):
+    """The MLP is 16 times as wide as the model: of its five arrays of a layer three are not kept."""
+    model = tiny.model(intermediate_size=1024, num_hidden_layers=6, lora_layers=6)
+    batch = pad_groups(tiny.ragged_groups(np.random.default_rng(13)))
+
+    def peak():
+        gradients(model, batch, shared_logps)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        gradients(model, batch, shared_logps)
+        return mx.get_peak_memory() - before
+
+    less = peak()
+    monkeypatch.setattr(family, "recomputed", without_running_again)
+    monkeypatch.setattr(family, "_swiglu", family._activate)
+    assert less < 0.7 * peak()
 
 
 @pytest.mark.parametrize("bits", [0, 4])

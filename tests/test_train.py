@@ -174,7 +174,7 @@ def test_checkpointing_and_the_plain_scorer_give_the_same_adapter(dmpo_settings,
 
 
 def test_both_stages_learn_the_training_rows(sft_settings, dmpo_settings, data_directory):
-    settings = replace(sft_settings, epochs=12.0, learning_rate=1e-2, steps_per_report=1, lr_schedule="constant")
+    settings = replace(sft_settings, epochs=12.0, learning_rate=3e-3, steps_per_report=1, lr_schedule="constant")
     sft = train_run.train(settings, "test")
     losses = [line["loss"] for line in metric_lines(sft) if "loss" in line]
     assert losses[-1] < 0.8 * losses[0]
@@ -184,8 +184,8 @@ def test_both_stages_learn_the_training_rows(sft_settings, dmpo_settings, data_d
             start_adapter=str(sft),
             num_negatives=1,
             both_orders=True,
-            epochs=8.0,
-            learning_rate=5e-3,
+            epochs=16.0,
+            learning_rate=2e-3,
             beta=1.0,
             steps_per_report=1,
         ),

@@ -24,15 +24,16 @@ COMMON = dict(
 )
 
 
-def model(kind="qwen3", *, bits=0, tied=True, lora_layers=2, dropout=0.0, dora=False, seed=0):
+def model(kind="qwen3", *, bits=0, tied=True, lora_layers=2, dropout=0.0, dora=False, seed=0, **sizes):
     """A random model with a non-zero adapter, so that every LoRA leaf has a gradient."""
     mx.random.seed(seed)
+    sizes = COMMON | sizes
     if kind == "qwen3":
-        made = qwen3.Model(qwen3.ModelArgs(model_type="qwen3", head_dim=32, tie_word_embeddings=tied, **COMMON))
+        made = qwen3.Model(qwen3.ModelArgs(model_type="qwen3", head_dim=32, tie_word_embeddings=tied, **sizes))
     elif kind == "qwen2":
-        made = qwen2.Model(qwen2.ModelArgs(model_type="qwen2", tie_word_embeddings=tied, **COMMON))
+        made = qwen2.Model(qwen2.ModelArgs(model_type="qwen2", tie_word_embeddings=tied, **sizes))
     else:
-        made = llama.Model(llama.ModelArgs(model_type="llama", tie_word_embeddings=tied, **COMMON))
+        made = llama.Model(llama.ModelArgs(model_type="llama", tie_word_embeddings=tied, **sizes))
     if bits:
         nn.quantize(made, group_size=32, bits=bits)
     made.freeze()

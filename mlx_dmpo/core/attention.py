@@ -140,7 +140,15 @@ def _attend(attention: nn.Module, x: mx.array, tree: _Tree, queries: _Queries) -
     return attention.o_proj(out[queries.place])
 
 
-def _advance(layer: nn.Module, h: mx.array, tree: _Tree, queries: _Queries) -> mx.array:
-    """One transformer block over prefix trees.  (N, D) -> (N, D), or (M, D) at the queries' rows."""
+def _advance(
+    layer: nn.Module, h: mx.array, tree: _Tree, queries: _Queries, lean: bool = False, seed: int | None = None
+) -> mx.array:
+    """One transformer block over prefix trees.  (N, D) -> (N, D), or (M, D) at the queries' rows.
+
+    lean  keep less of the MLP for the backward pass; the result is the same
+    seed  of the layer's dropout masks
+    """
+    if seed is not None:
+        mx.random.seed(seed)
     attended = _attend(layer.self_attn, layer.input_layernorm(h), tree, queries)
-    return rest_of_layer(layer, h if queries.rows is None else h[queries.rows], attended)
+    return rest_of_layer(layer, h if queries.rows is None else h[queries.rows], attended, lean, seed)

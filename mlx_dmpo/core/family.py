@@ -6,10 +6,13 @@ of the residual stream, means arithmetic that the scorer would leave out. What n
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+
+from .recompute import recomputed
 
 # Submodules and other attributes that are computed with, or that change nothing; those in NEEDED must be there.
 KNOWN = {
@@ -90,13 +93,63 @@ def scale_queries(attention: nn.Module, q: mx.array, positions: mx.array) -> mx.
     return q * (1 + beta * mx.log(1 + periods)).astype(q.dtype)[:, None, None]
 
 
-def rest_of_layer(layer: nn.Module, h: mx.array, attended: mx.array) -> mx.array:
+def rest_of_layer(layer: nn.Module, h: mx.array, attended: mx.array, lean: bool, seed: int | None) -> mx.array:
     """A layer after its attention.  h (M, D) what entered it, attended (M, D) attention's output -> (M, D)."""
     if not _sandwiched(layer):
         h = h + attended
-        return h + layer.mlp(layer.post_attention_layernorm(h))
+        return h + _mlp(layer.mlp, layer.post_attention_layernorm, h, lean, seed)
     h = _add(h, layer.post_attention_layernorm(attended))
-    return _add(h, layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(h))))
+    return _add(h, layer.post_feedforward_layernorm(_mlp(layer.mlp, layer.pre_feedforward_layernorm, h, lean, seed)))
+
+
+def _mlp(mlp: nn.Module, norm: nn.Module, h: mx.array, lean: bool, seed: int | None) -> mx.array:
+    """MLP of the norm of h.  (M, D) -> (M, D)
+
+    lean  of a SwiGLU MLP, h, gate and up alone are kept for the backward pass: norm and activation are run again
+          there, products are not
+    seed  draws the dropout masks of both halves, so that they are the same when run again
+    """
+    if not (lean and _is_swiglu(mlp)):
+        return mlp(norm(h))
+    first = {"norm": norm, "gate": mlp.gate_proj, "up": mlp.up_proj}
+
+    def widen(parameters: Any, h: mx.array) -> tuple[mx.array, mx.array]:
+        if seed is not None:
+            mx.random.seed(seed + 1_000_003)
+        for name, part in first.items():
+            part.update(parameters.get(name, {}))
+        x = norm(h)
+        return mlp.gate_proj(x), mlp.up_proj(x)
+
+    def narrow(parameters: Any, gate: mx.array, up: mx.array) -> mx.array:
+        if seed is not None:
+            mx.random.seed(seed + 2_000_003)
+        mlp.down_proj.update(parameters)
+        return mlp.down_proj(_swiglu(gate, up))
+
+    gate, up = recomputed(widen, {name: part.trainable_parameters() for name, part in first.items()}, h)
+    return recomputed(narrow, mlp.down_proj.trainable_parameters(), gate, up)
+
+
+def _activate(gate: mx.array, up: mx.array) -> mx.array:
+    return nn.silu(gate) * up
+
+
+def _activate_backward(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, mx.array]:
+    """Fewer arrays at once than automatic differentiation holds: they are the highest point of a short step."""
+    gate, up = primals
+    share = mx.sigmoid(gate)
+    passed = cotangent * share
+    return passed * up * (1 + gate * (1 - share)), passed * gate
+
+
+_swiglu: Any = mx.custom_function(_activate)
+_swiglu.vjp(_activate_backward)
+
+
+def _is_swiglu(mlp: nn.Module) -> bool:
+    """Whether down(silu(gate) * up) is all that it computes; the self-check compares what comes out."""
+    return hasattr(sys.modules[type(mlp).__module__], "swiglu") and set(mlp.children()) == {"gate_proj", "up_proj", "down_proj"}
 
 
 def _add(x: mx.array, y: mx.array) -> mx.array:

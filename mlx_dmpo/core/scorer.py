@@ -19,11 +19,12 @@ from typing import Any, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from . import family
 from .attention import PREFIX_CHUNK, _advance, _Tree, _tree
 from .head import _head, _token_logps, answer_token_logps
+from .recompute import recomputed
 from .tree import GroupBatch
 
 SCORER_VERSION = 2  # part of the reference cache's key: raise it when log-probs change
@@ -31,26 +32,6 @@ SCORER_VERSION = 2  # part of the reference cache's key: raise it when log-probs
 
 # (model, batch) -> (G, R) float32: summed log-probs of each branch's answer in nats, 0 for a padded branch
 Scorer = Callable[[nn.Module, GroupBatch], mx.array]
-
-
-def _recomputed(run: Callable[..., mx.array], parameters: Any, h: mx.array) -> mx.array:
-    """run(parameters, h), recomputed in the backward pass instead of kept for it.
-
-    Unlike with `mx.checkpoint`, a layer is recomputed only when its gradient has arrived, and finishes before the layer
-    below starts: in MLX's own order parts of several layers are in memory at once.
-    """
-    names = [name for name, _ in tree_flatten(parameters)]
-
-    def flat(*arrays: mx.array) -> mx.array:
-        return run(tree_unflatten(list(zip(names, arrays[:-1], strict=True))), arrays[-1])
-
-    def backward(arrays: Any, cotangent: Any, _: Any) -> Any:
-        _, (*of_parameters, of_h) = mx.vjp(flat, mx.depends(list(arrays), [cotangent]), [cotangent])
-        return *of_parameters, *mx.depends([of_h], of_parameters)
-
-    recomputed: Any = mx.custom_function(flat)
-    recomputed.vjp(backward)
-    return recomputed(*(value for _, value in tree_flatten(parameters)), h)
 
 
 def _trees(model: nn.Module, batch: GroupBatch, dtype: mx.Dtype, chunk: int) -> list[_Tree]:
@@ -172,15 +153,13 @@ def shared_logps(
     for index, layer in enumerate(model.model.layers[begin:], begin):
 
         def advance(parameters: Any, h: mx.array, layer: nn.Module = layer, index: int = index) -> mx.array:
-            if dropout_seed is not None:
-                mx.random.seed(dropout_seed + index)
             layer.update(parameters)
-            tree = trees[index]
-            return _advance(layer, h, tree, tree.answers if index == last else tree.every)
+            tree, seed = trees[index], None if dropout_seed is None else dropout_seed + index
+            return _advance(layer, h, tree, tree.answers if index == last else tree.every, training, seed)
 
         parameters = layer.trainable_parameters()
         recompute = checkpoint and bool(tree_flatten(parameters))
-        h = _recomputed(advance, parameters, h) if recompute else advance(parameters, h)
+        h = recomputed(advance, parameters, h) if recompute else advance(parameters, h)
     head = _head(model)
     tokens = answer_token_logps(head, model.model.norm(h), model.args.vocab_size, batch, training)
     return tokens if per_token else tokens.sum(axis=-1)

@@ -125,15 +125,9 @@ def separate_flops(shape: ModelShape, groups: Sequence[EncodedGroup]) -> float:
 # units of
 # (tokens x hidden, x query width, x key and value width, x intermediate, heads x prefix scores, heads x block scores).
 # Fitted to measured peaks, float32: benchmarks/plan_accuracy.py checks them on other shapes.
-KEPT = (4.2, 4.44, 0.73, 4.99, 0.94, 1.07)
-
-
-RUNNING = (10.69, 2.34, 2.05, 5.02, 0.25, 1.79)  # beside what is kept of the layers below
-
-
-RECOMPUTING = (9.97, 7.68, 2.68, 14.23, 1.04, 1.73)  # forward again and backward, nothing else kept
-
-
+KEPT = (3.04, 4.69, 0.76, 2.34, 0.74, 1.05)
+RUNNING = (10.97, 1.73, 1.54, 6.94, 0.0, 0.0)  # beside what is kept of the layers below
+RECOMPUTING = (0.0, 4.58, 2.14, 13.23, 2.42, 2.56)  # forward again and backward, nothing else kept
 FORWARD = (8.15, 9.57, 0.0, 3.73, 0.67, 1.1)  # without a gradient, one layer at a time
 
 
@@ -159,26 +153,34 @@ def memory(shape: ModelShape, work: Work, training: Training, scale: Scale = AS_
     answers = replace(work, tokens=M, prefix_scores=0, block_scores=work.row_scores)
     chunk = min(4.0 * M * shape.vocabulary, max(LOGITS_BYTES, 4 * shape.vocabulary))
     logits = 2 * chunk + 4 * M * (shape.hidden + 1)
-    # mlx-lm keeps adapters in float32: beside 16-bit activations every adapted matrix has its input cast, and kept
-    cast = 4.0 * sum(i for i, _ in training.adapted(shape).values()) if e < 4 else 0.0
-    wide = cast * N + 8.0 * N * shape.intermediate if cast else 0.0
-    last = e * _layer(KEPT, shape, answers) + cast * M + 3 * e * N * (shape.hidden + shape.kv_heads * shape.head_dim)
+    # mlx-lm keeps adapters in float32: beside 16-bit activations every adapted matrix has its input cast; attention's
+    # are kept. Factors fitted like KEPT
+    adapted = training.adapted(shape) if e < 4 else {}
+    of_mlp = 4.0 * sum(i for name, (i, _) in adapted.items() if name in ("gate_proj", "up_proj", "down_proj"))
+    of_attention = 4.0 * sum(i for i, _ in adapted.values()) - of_mlp
+    cast, wide = 1.3 * of_attention, N * (2.7 * of_attention + 1.5 * of_mlp)
+    keys_values = 3 * e * N * (shape.hidden + shape.kv_heads * shape.head_dim)  # of the last layer
+    last = e * _layer(KEPT, shape, answers) + cast * M + keys_values
     through = (0.0 if training.checkpoint else last) + logits  # at the vocabulary
     if training.checkpoint:
         kept = float(e * N * shape.hidden * training.adapted_layers)
-        running = e * _layer(RECOMPUTING, shape, work) + wide
+        running = RECOMPUTING
     else:
         kept = (e * _layer(KEPT, shape, work) + cast * N) * (training.adapted_layers - 1)
-        running = e * _layer(RUNNING, shape, work) + wide
+        running = RUNNING
+    if training.adapted_layers > 1:
+        back = e * _layer(running, shape, work) + wide
+    else:  # the last layer alone, or a layer below it outside the gradient
+        back = max(e * _layer(running, shape, answers) + keys_values + wide, e * _layer(FORWARD, shape, work))
     adapter = 4.0 * training.adapter_parameters(shape)
-    activations = kept + (running if running > through else max(0.0, through - logits))
+    activations = kept + (back if back > through else max(0.0, through - logits))
     found = {
         "weights": shape.weight_bytes(e),
         "adapter": adapter,
         "optimizer": training.optimizer_states * adapter,
         "gradients": adapter,
         "activations": activations * (scale.recomputed if training.checkpoint else scale.kept),
-        "logits": logits if through >= running else 0.0,
+        "logits": logits if through >= back else 0.0,
     }
     return found | {"peak": sum(found.values())}
 

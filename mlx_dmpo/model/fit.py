@@ -13,7 +13,7 @@ from .shape import ModelShape
 
 MACS = (8, 16, 24, 32, 36, 48, 64, 96, 128)
 
-ROOM = 1.12  # the plan's largest error on the configurations of docs/plan.md: so much is left free
+ROOM = 1.12  # at least the largest error of docs/plan.md, of what lies above the model: so much is left free
 
 
 def usable(gigabytes: float) -> float:

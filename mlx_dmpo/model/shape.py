@@ -55,22 +55,7 @@ class ModelShape:
             )
         path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
         try:
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            config = {**config, **config.get("text_config", {})}  # of a model that reads pictures too
-            heads = config["num_attention_heads"]
-            quantization = config.get("quantization") or {}
-            return cls(
-                layers=config["num_hidden_layers"],
-                hidden=config["hidden_size"],
-                intermediate=config["intermediate_size"],
-                heads=heads,
-                kv_heads=config.get("num_key_value_heads") or heads,
-                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-                vocabulary=config["vocab_size"],
-                tied=bool(config.get("tie_word_embeddings")),
-                bits=quantization.get("bits", 16),
-                group_size=quantization.get("group_size", 64),
-            )
+            return cls.of_config(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be read ({error.strerror or error}): name a model directory or its config.json"
@@ -79,6 +64,24 @@ class ModelShape:
             raise UserError(
                 f"{path}: not the config.json of a decoder model ({error}): name a model directory or its config.json"
             ) from None
+
+    @classmethod
+    def of_config(cls, config: dict[str, Any]) -> ModelShape:
+        """What config.json holds. Raises KeyError, TypeError or AttributeError for that of no decoder."""
+        config = {**config, **config.get("text_config", {})}  # of a model that reads pictures too
+        heads, quantization = config["num_attention_heads"], config.get("quantization") or {}
+        return cls(
+            layers=config["num_hidden_layers"],
+            hidden=config["hidden_size"],
+            intermediate=config["intermediate_size"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            vocabulary=config["vocab_size"],
+            tied=bool(config.get("tie_word_embeddings")),
+            bits=quantization.get("bits", 16),
+            group_size=quantization.get("group_size", 64),
+        )
 
     @property
     def projections(self) -> dict[str, tuple[int, int]]:

@@ -198,9 +198,9 @@ def test_cells_are_run_once_and_the_table_says_what_they_measured(written, tmp_p
 def test_a_page_escapes_what_it_is_given(written, tmp_path):
     plan = reproduce.read(written(SMALL.replace("name: small", 'name: "<b>&"'), more=""))
     row = {"system": "<script>", "users": 1, "minutes": None, "peak_gb": None, "commands": []}
-    made = results.page(plan, {"ratings": [row]}, [])
+    made = results.page(plan, {"ratings": [row]}, {"ratings": []}, [])
     assert "<script>" not in made and "&lt;script&gt;" in made and "<h1>&lt;b&gt;&amp;</h1>" in made
-    assert "a \\| b" in results.markdown(plan, "ratings", [row | {"system": "a | b"}], [])
+    assert "a \\| b" in results.markdown(plan, "ratings", [row | {"system": "a | b"}], [], [])
 
 
 SEEDS = """
@@ -239,6 +239,32 @@ def test_each_cell_is_compared_with_its_own_seed_and_users(written, tmp_path):
     assert (rows["popularity"], rows["base"], rows["in-context_s1"], rows["als_s1"]) == (None, None, 1, 1)
 
 
+def test_systems_over_their_seeds(written, monkeypatch):
+    """What runs with several seeds is compared with its opponent of each; what has one seed, or one missing, is not."""
+    every = reproduce.cells(reproduce.read(written(SEEDS)))
+    for cell in every:
+        for step in cell.steps:
+            step.directory.mkdir(parents=True, exist_ok=True)
+            (step.directory / "manifest.json").write_text("{}")
+    asked = []
+
+    def compared(*evaluations):
+        asked.append([path.parent.name for path in evaluations])
+        row = {"metric": "pair_accuracy", "difference": 0.25, "low": 0.125, "high": 0.375, "p": 0.5}
+        return {"differences": [row], "pooled": {"a": {"seeds": 2, "pair_accuracy": {"mean": 0.75, "spread": 0.0}}}}
+
+    monkeypatch.setattr(results, "_compared", compared)
+    rows = results.over_seeds(every, "ratings", "sft")
+    assert ["dmpo_k5_s0", "dmpo_k5_s1", "sft_s0", "sft_s1"] in asked
+    assert ["dmpo_k5_n16_s0", "dmpo_k5_n16_s1", "sft_n16_s0", "sft_n16_s1"] in asked
+    assert not any(name in ("base", "popularity") for names in asked for name in names)
+    head, *lines = results.seed_rows(rows, "sft")
+    assert [line[0] for line in lines].count("dmpo") == 2 and all(line[head.index("seeds")] == "2" for line in lines)
+    assert lines[0][head.index("pair accuracy, minus sft")] == "+0.250 [+0.125, +0.375]"
+    next(c for c in every if c.path.name == "dmpo_k5_s1").steps[-1].directory.joinpath("manifest.json").unlink()
+    assert len(results.over_seeds(every, "ratings", "sft")) == len(rows) - 1
+
+
 def test_a_cell_that_fails_does_not_stop_the_others(written, tmp_path, capfd):
     """Nor is what starts from it tried; the end names them all."""
     file = written(SMALL, more=", sft, dmpo, als", model=tmp_path / "nowhere")
@@ -267,16 +293,32 @@ def test_a_cell_that_fails_stays_undone(written, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_training_cells_from_end_to_end(written, tmp_path):
-    file = written(SMALL, more=", sft, dmpo, mppo")
+    file = written(SMALL.replace("against: popularity", "against: sft\nseeds: [0, 1]"), more=", sft, dmpo, mppo")
     done = subprocess.run([sys.executable, "-m", "mlx_dmpo", "reproduce", str(file)], check=False)
     assert done.returncode == 0
     table = json.loads((tmp_path / "out" / "small-ratings.json").read_text())
-    assert [row["system"] for row in table["rows"]] == ["popularity", "base", "sft", "dmpo", "mppo"]
-    assert all(row["paired"]["pairs"] == row["pairs"] for row in table["rows"][1:])
+    systems = ["popularity", "base", "sft", "dmpo", "mppo", "sft", "dmpo", "mppo"]
+    assert [row["system"] for row in table["rows"]] == systems
+    assert all(row["paired"]["pairs"] == row["pairs"] for row in table["rows"] if row["system"] != "sft")
+    dmpo, mppo = table["over_seeds"]
+    assert (dmpo["system"], mppo["system"], dmpo["seeds"]) == ("dmpo", "mppo", [0, 1])
+    alone = [row["paired"]["difference"] for row in table["rows"] if row["system"] == "dmpo"]
+    assert dmpo["minus"]["pair_accuracy"]["difference"] == pytest.approx(sum(alone) / 2)
+    assert "Over the seeds" in (tmp_path / "out" / "small-ratings.md").read_text()
 
 
 @pytest.mark.parametrize(
-    "name", ["smollm2-ml-1m", "ml-100k", "k-sweep", "tallrec", "tallrec-ml1m-qwen3", "s-dpo-lastfm"]
+    "name",
+    [
+        "smollm2-ml-1m",
+        "ml-100k",
+        "k-sweep",
+        "tallrec",
+        "tallrec-ml1m-qwen3",
+        "s-dpo-lastfm",
+        "smollm2-few-shot",
+        "smollm2-k",
+    ],
 )
 def test_the_files_of_the_repository_read(name):
     from pathlib import Path

@@ -149,7 +149,8 @@ _swiglu.vjp(_activate_backward)
 
 def _is_swiglu(mlp: nn.Module) -> bool:
     """Whether down(silu(gate) * up) is all that it computes; the self-check compares what comes out."""
-    return hasattr(sys.modules[type(mlp).__module__], "swiglu") and set(mlp.children()) == {"gate_proj", "up_proj", "down_proj"}
+    whole = set(mlp.children()) == {"gate_proj", "up_proj", "down_proj"}
+    return whole and hasattr(sys.modules[type(mlp).__module__], "swiglu")
 
 
 def _add(x: mx.array, y: mx.array) -> mx.array:

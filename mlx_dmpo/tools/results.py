@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,73 @@ def opponent(cell: Cell, all_cells: Sequence[Cell], against: str) -> Cell | None
     return None
 
 
+@cache
+def _compared(*evaluations: Path) -> dict[str, Any]:
+    """Of finished cells, which change no more: the tables are written again after every cell."""
+    return compare(evaluations, resamples=RESAMPLES)
+
+
 def difference(cell: Cell, other: Cell) -> dict[str, Any]:
     """Pair accuracy of the cell minus that of the other on the same pairs, with a paired interval over users."""
-    found = compare([cell.steps[-1].directory, other.steps[-1].directory], resamples=RESAMPLES)
+    found = _compared(cell.steps[-1].directory, other.steps[-1].directory)
     row = next(d for d in found["differences"] if d["metric"] == "pair_accuracy")
     kept = {key: row[key] for key in ("difference", "low", "high", "p")}
     return {"against": str(other.path), "pairs": found["n"], **kept}
+
+
+def over_seeds(all_cells: Sequence[Cell], data: str, against: str) -> list[dict[str, Any]]:
+    """Systems that ran with several seeds, minus `against`: each pair's values averaged over the seeds, then paired.
+
+    Left out: one without an opponent of each seed, and one whose runs differ in more than the seed.
+    """
+    alike: dict[tuple[Any, ...], list[tuple[Cell, Cell]]] = {}
+    for cell in all_cells:
+        if cell.data == data and cell.done and (other := opponent(cell, all_cells, against)):
+            alike.setdefault(tuple(getattr(cell, name) for name in FACTS[:5]), []).append((cell, other))
+    rows = []
+    for facts, both in alike.items():
+        seeds = {cell.seed for cell, _ in both if cell.seed is not None}
+        if len(seeds) < 2 or len({other.seed for _, other in both}) < len(seeds):
+            continue
+        found = _compared(*(cell.steps[-1].directory for side in zip(*both, strict=True) for cell in side))
+        minus = {
+            row["metric"]: {key: row[key] for key in ("difference", "low", "high", "p")} for row in found["differences"]
+        }
+        if len(minus) == len(found["differences"]):  # two sides, so one difference of each metric
+            spread = next(iter(found["pooled"].values()))
+            named = dict(zip(FACTS[:5], facts, strict=True))
+            rows.append({**named, "seeds": sorted(seeds), "over_seeds": spread, "minus": minus})
+    return rows
+
+
+def seed_rows(rows: Sequence[Mapping[str, Any]], against: str) -> list[list[str]]:
+    """A head and a line for each system of `over_seeds`."""
+    facts = [name for name in FACTS[:5] if any(row[name] not in (None, "", 0) for row in rows)]
+    named = [
+        m
+        for m in (("pair_accuracy", "pair accuracy"), ("auc", "AUC"), ("mean_margin", "margin, nats"))
+        if any(m[0] in r["minus"] for r in rows)
+    ]
+    lines = [
+        [
+            *(name.replace("_", " ") for name in facts),
+            "seeds",
+            "pair accuracy, mean",
+            *(f"{heading}, minus {against}" for _, heading in named),
+            "p",
+        ]
+    ]
+    for row in rows:
+        line = [console.printable(str(row[name] or "")) for name in facts]
+        line += [str(len(row["seeds"])), f"{row['over_seeds']['pair_accuracy']['mean']:.3f}"]
+        for metric, _ in named:
+            d = row["minus"].get(metric)
+            line.append(
+                format_metric({"value": d["difference"], "low": d["low"], "high": d["high"]}, "+.3f") if d else "-"
+            )
+        p = row["minus"]["pair_accuracy"]["p"]
+        lines.append([*line, "-" if p is None else f"{p:.3f}"])
+    return lines
 
 
 def collect(plan: Comparison, all_cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
@@ -115,13 +177,27 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|")
 
 
-def markdown(plan: Comparison, data: str, rows: Sequence[Mapping[str, Any]], left: Sequence[Cell]) -> str:
-    """A table, what is missing, and the command of each cell."""
+def _table(given: Sequence[Sequence[str]]) -> str:
+    head, *lines = [[_escaped(cell) for cell in line] for line in given]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *lines])
+
+
+def markdown(
+    plan: Comparison,
+    data: str,
+    rows: Sequence[Mapping[str, Any]],
+    pooled: Sequence[Mapping[str, Any]],
+    left: Sequence[Cell],
+) -> str:
+    """A table, the systems over their seeds, what is missing, and the command of each cell."""
     parts = [f"# {plan.name}: {data}\n"]
     if rows:
-        head, *lines = [[_escaped(cell) for cell in line] for line in text_rows(rows, plan.against)]
-        table = [f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines]]
-        parts += ["\n".join(table) + "\n", "In brackets: 95 % intervals, bootstrap over users.\n"]
+        parts += [_table(text_rows(rows, plan.against)), "In brackets: 95 % intervals, bootstrap over users.\n"]
+    if pooled:
+        parts += [
+            "Over the seeds, each pair's values averaged before they are paired:\n",
+            _table(seed_rows(pooled, plan.against)),
+        ]
     if left:
         names = "\n".join(f"- {cell.path}" for cell in left)
         parts.append(f"Not run yet ({len(left)} of {len(left) + len(rows)} cells):\n\n{names}\n")
@@ -140,18 +216,28 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; 
 """
 
 
-def page(plan: Comparison, tables: Mapping[str, Sequence[Mapping[str, Any]]], all_cells: Sequence[Cell]) -> str:
+def _html_table(given: Sequence[Sequence[str]]) -> str:
+    head, *lines = given
+    cells = "".join(f"<th scope='col'>{html.escape(c)}</th>" for c in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines)
+    return f"<div class='wide'><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def page(
+    plan: Comparison,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    pooled: Mapping[str, Sequence[Mapping[str, Any]]],
+    all_cells: Sequence[Cell],
+) -> str:
     """All tables as one HTML file without scripts or outside parts. Every text is escaped."""
     body = [f"<h1>{html.escape(plan.name)}</h1>"]
     for data, rows in tables.items():
         body.append(f"<h2>{html.escape(data)}</h2>")
         if rows:
-            head, *lines = text_rows(rows, plan.against)
-            cells = "".join(f"<th scope='col'>{html.escape(c)}</th>" for c in head)
-            lines_ = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines)
-            body.append(
-                f"<div class='wide'><table><thead><tr>{cells}</tr></thead><tbody>{lines_}</tbody></table></div>"
-            )
+            body.append(_html_table(text_rows(rows, plan.against)))
+        if pooled[data]:
+            body.append("<p>Over the seeds, each pair's values averaged before they are paired:</p>")
+            body.append(_html_table(seed_rows(pooled[data], plan.against)))
         left = missing(all_cells, data)
         body.append(f"<p>{len(rows)} cells done, {len(left)} not run yet. In brackets: 95 % intervals over users.</p>")
     title = html.escape(plan.name)
@@ -166,12 +252,14 @@ def write_tables(plan: Comparison, all_cells: Sequence[Cell], out: Path) -> list
     """OUT/{NAME-DATA.json, NAME-DATA.md, NAME.html}; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
     tables = collect(plan, all_cells)
+    pooled = {data: over_seeds(all_cells, data, plan.against) if plan.against else [] for data in tables}
     written = []
     for data, rows in tables.items():
         left = missing(all_cells, data)
         path = out / f"{plan.name}-{data}.json"
-        files.write_json(path, {"name": plan.name, "data": data, "rows": rows, "missing": [str(c.path) for c in left]})
-        files.write_text(path.with_suffix(".md"), markdown(plan, data, rows, left))
+        found = {"name": plan.name, "data": data, "rows": rows, "over_seeds": pooled[data]}
+        files.write_json(path, {**found, "missing": [str(c.path) for c in left]})
+        files.write_text(path.with_suffix(".md"), markdown(plan, data, rows, pooled[data], left))
         written += [path, path.with_suffix(".md")]
-    files.write_text(out / f"{plan.name}.html", page(plan, tables, all_cells))
+    files.write_text(out / f"{plan.name}.html", page(plan, tables, pooled, all_cells))
     return [*written, out / f"{plan.name}.html"]

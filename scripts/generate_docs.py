@@ -138,18 +138,19 @@ def demo_table() -> str:
 
 def smollm2_sentence() -> str:
     """From docs/results/smollm2-ml-1m.json, as `scripts/reproduce configs/reproduce/smollm2-ml-1m.yaml` wrote it."""
-    found = {(r["system"], r["prompt"], r["seed"]): r for r in result("smollm2-ml-1m")["rows"]}
-    popularity, base, dmpo = (
-        found[key] for key in (("popularity", None, None), ("base", "direct", None), ("dmpo", "direct", 0))
-    )
-    d = dmpo["paired"]
+    table = result("smollm2-ml-1m")
+    found = {(r["system"], r["prompt"]): r for r in table["rows"]}
+    popularity, base = found["popularity", None], found["base", "direct"]
+    dmpo = next(r for r in table["over_seeds"] if (r["system"], r["prompt"]) == ("dmpo", "direct"))
+    d = dmpo["minus"]["pair_accuracy"]
     excludes = d["low"] > 0 or d["high"] < 0
     return (
-        f"On a real language model (SmolLM2-135M, the released MovieLens-1M files, 100 training users, {dmpo['users']} "
-        f"others), the pair accuracy of DMPO minus that of the SFT it starts from is {d['difference']:+.3f} "
-        f"({d['low']:+.3f} to {d['high']:+.3f}): {'a difference' if excludes else 'no difference is shown'}. DMPO has "
-        f"{interval(dmpo['pair_accuracy'])}, the untrained model {interval(base['pair_accuracy'])}, and popularity, "
-        f"counted over the same 100 users, {interval(popularity['pair_accuracy'])}."
+        f"On a real language model (SmolLM2-135M, the released MovieLens-1M files, 100 training users, {base['users']} "
+        f"others, {len(dmpo['seeds'])} seeds), the pair accuracy of DMPO minus that of the SFT it starts from is "
+        f"{d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}): "
+        f"{'a difference' if excludes else 'no difference is shown'}. DMPO has "
+        f"{dmpo['over_seeds']['pair_accuracy']['mean']:.3f}, the untrained model {interval(base['pair_accuracy'])}, and "
+        f"popularity, counted over the same 100 users, {interval(popularity['pair_accuracy'])}."
     )
 
 

@@ -149,8 +149,8 @@ def smollm2_sentence() -> str:
         f"others, {len(dmpo['seeds'])} seeds), the pair accuracy of DMPO minus that of the SFT it starts from is "
         f"{d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}): "
         f"{'a difference' if excludes else 'no difference is shown'}. DMPO has "
-        f"{dmpo['over_seeds']['pair_accuracy']['mean']:.3f}, the untrained model {interval(base['pair_accuracy'])}, and "
-        f"popularity, counted over the same 100 users, {interval(popularity['pair_accuracy'])}."
+        f"{dmpo['over_seeds']['pair_accuracy']['mean']:.3f}, the untrained model {interval(base['pair_accuracy'])}, "
+        f"and popularity, counted over the same 100 users, {interval(popularity['pair_accuracy'])}."
     )
 
 

@@ -134,7 +134,7 @@ def test_qwen3_8b_in_4_bits_trains_on_a_16_gb_mac():
     """k = 5, 36-item histories: as it is, one group at a time; with as much to spare as --memory auto leaves, recomputed."""
     asked = replace(case(shape=model_shape.ModelShape.of("qwen3-8b-4bit")), batch_size=1)
     assert fit.cheapest(asked, fit.usable(16)) == ""
-    assert fit.cheapest(asked, fit.usable(16) / 1.12) == "--grad-checkpoint"
+    assert fit.cheapest(asked, fit.usable(16) / fit.ROOM) == "--grad-checkpoint"
 
 
 def test_training_refuses_what_cannot_fit_unless_told_otherwise(

@@ -218,13 +218,19 @@ systems: [popularity, als, base, in-context, sft, dmpo]
 """
 
 
-def test_each_cell_is_compared_with_its_own_seed_and_users(written, tmp_path):
-    """What a cell has, its opponent has too; the system itself is compared with nothing, nor with its other seeds."""
-    every = reproduce.cells(reproduce.read(written(SEEDS)))
+def all_done(file):
+    """The cells of a file, as if each had run."""
+    every = reproduce.cells(reproduce.read(file))
     for cell in every:
         for step in cell.steps:
             step.directory.mkdir(parents=True, exist_ok=True)
             (step.directory / "manifest.json").write_text("{}")
+    return every
+
+
+def test_each_cell_is_compared_with_its_own_seed_and_users(written, tmp_path):
+    """What a cell has, its opponent has too; the system itself is compared with nothing, nor with its other seeds."""
+    every = all_done(written(SEEDS))
     named = {cell.path.name: results.opponent(cell, every, "sft") for cell in every}
     found = {name: other.path.name if other else None for name, other in named.items()}
     for seed in (0, 1):
@@ -241,11 +247,7 @@ def test_each_cell_is_compared_with_its_own_seed_and_users(written, tmp_path):
 
 def test_systems_over_their_seeds(written, monkeypatch):
     """What runs with several seeds is compared with its opponent of each; what has one seed, or one missing, is not."""
-    every = reproduce.cells(reproduce.read(written(SEEDS)))
-    for cell in every:
-        for step in cell.steps:
-            step.directory.mkdir(parents=True, exist_ok=True)
-            (step.directory / "manifest.json").write_text("{}")
+    every = all_done(written(SEEDS))
     asked = []
 
     def compared(*evaluations):

@@ -140,7 +140,7 @@ def test_keeping_less_of_the_mlp_changes_nothing(monkeypatch, kind, trained, see
     batch = pad_groups(tiny.ragged_groups(np.random.default_rng(12)))
     values, less = gradients(model, batch, shared_logps, dropout_seed=seed)
     monkeypatch.setattr(family, "recomputed", without_running_again)
-    monkeypatch.setattr(family, "_swiglu", family._activate)
+    monkeypatch.setattr(family, "_swiglu", family._swiglu_forward)
     expected, kept = gradients(model, batch, shared_logps, dropout_seed=seed)
     np.testing.assert_allclose(values, expected, atol=1e-5)
     assert tiny.leaves(less).keys() == tiny.leaves(kept).keys()
@@ -161,7 +161,7 @@ def test_less_is_kept_of_the_mlp(monkeypatch):
 
     less = peak()
     monkeypatch.setattr(family, "recomputed", without_running_again)
-    monkeypatch.setattr(family, "_swiglu", family._activate)
+    monkeypatch.setattr(family, "_swiglu", family._swiglu_forward)
     assert less < 0.7 * peak()
 
 

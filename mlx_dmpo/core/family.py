@@ -113,7 +113,7 @@ def _mlp(mlp: nn.Module, norm: nn.Module, h: mx.array, lean: bool, seed: int | N
         return mlp(norm(h))
     first = {"norm": norm, "gate": mlp.gate_proj, "up": mlp.up_proj}
 
-    def widen(parameters: Any, h: mx.array) -> tuple[mx.array, mx.array]:
+    def gate_and_up(parameters: Any, h: mx.array) -> tuple[mx.array, mx.array]:
         if seed is not None:
             mx.random.seed(seed + 1_000_003)
         for name, part in first.items():
@@ -121,30 +121,30 @@ def _mlp(mlp: nn.Module, norm: nn.Module, h: mx.array, lean: bool, seed: int | N
         x = norm(h)
         return mlp.gate_proj(x), mlp.up_proj(x)
 
-    def narrow(parameters: Any, gate: mx.array, up: mx.array) -> mx.array:
+    def down(parameters: Any, gate: mx.array, up: mx.array) -> mx.array:
         if seed is not None:
             mx.random.seed(seed + 2_000_003)
         mlp.down_proj.update(parameters)
         return mlp.down_proj(_swiglu(gate, up))
 
-    gate, up = recomputed(widen, {name: part.trainable_parameters() for name, part in first.items()}, h)
-    return recomputed(narrow, mlp.down_proj.trainable_parameters(), gate, up)
+    gate, up = recomputed(gate_and_up, {name: part.trainable_parameters() for name, part in first.items()}, h)
+    return recomputed(down, mlp.down_proj.trainable_parameters(), gate, up)
 
 
-def _activate(gate: mx.array, up: mx.array) -> mx.array:
+def _swiglu_forward(gate: mx.array, up: mx.array) -> mx.array:
     return nn.silu(gate) * up
 
 
-def _activate_backward(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, mx.array]:
+def _swiglu_backward(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, mx.array]:
     """Fewer arrays at once than automatic differentiation holds: they are the highest point of a short step."""
     gate, up = primals
-    share = mx.sigmoid(gate)
-    passed = cotangent * share
-    return passed * up * (1 + gate * (1 - share)), passed * gate
+    sigmoid = mx.sigmoid(gate)
+    scaled = cotangent * sigmoid
+    return scaled * up * (1 + gate * (1 - sigmoid)), scaled * gate
 
 
-_swiglu: Any = mx.custom_function(_activate)
-_swiglu.vjp(_activate_backward)
+_swiglu: Any = mx.custom_function(_swiglu_forward)
+_swiglu.vjp(_swiglu_backward)
 
 
 def _is_swiglu(mlp: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 def recomputed(run: Callable[..., Any], parameters: Any, *arrays: mx.array) -> Any:
     """run(parameters, *arrays): an array or a tuple of them. Of it only the arrays are kept for the backward pass.
 
-    What the gradient does not need is not run again: of a frozen product, only its input is made anew. Unlike with
+    What the gradient does not need is not run again: of a frozen product, only the input is computed again. Unlike with
     `mx.checkpoint`, a part is run again only when its gradient has arrived, and finishes before the part below starts:
     in MLX's own order parts of several layers are in memory at once.
     """

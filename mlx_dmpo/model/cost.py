@@ -125,9 +125,11 @@ def separate_flops(shape: ModelShape, groups: Sequence[EncodedGroup]) -> float:
 # units of
 # (tokens x hidden, x query width, x key and value width, x intermediate, heads x prefix scores, heads x block scores).
 # Fitted to measured peaks, float32: benchmarks/plan_accuracy.py checks them on other shapes.
-KEPT = (3.04, 4.69, 0.76, 2.34, 0.74, 1.05)
-RUNNING = (10.97, 1.73, 1.54, 6.94, 0.0, 0.0)  # beside what is kept of the layers below
-RECOMPUTING = (0.0, 4.58, 2.14, 13.23, 2.42, 2.56)  # forward again and backward, nothing else kept
+KEPT = (3.41, 4.37, 0.73, 2.21, 0.63, 1.41)
+# beside what is kept of the layers below: while it runs back through the MLP, and through attention
+RUNNING = ((11.06, 1.6, 1.41, 7.03, 0.0, 0.0), (0.0, 5.24, 2.75, 0.55, 1.76, 4.6))
+# forward again and backward, nothing else kept
+RECOMPUTING = ((5.86, 3.98, 1.91, 12.38, 1.34, 1.97), (1.63, 13.89, 5.42, 0.0, 1.61, 4.45))
 FORWARD = (8.15, 9.57, 0.0, 3.73, 0.67, 1.1)  # without a gradient, one layer at a time
 
 
@@ -164,14 +166,15 @@ def memory(shape: ModelShape, work: Work, training: Training, scale: Scale = AS_
     through = (0.0 if training.checkpoint else last) + logits  # at the vocabulary
     if training.checkpoint:
         kept = float(e * N * shape.hidden * training.adapted_layers)
-        running = RECOMPUTING
+        stages = RECOMPUTING
     else:
         kept = (e * _layer(KEPT, shape, work) + cast * N) * (training.adapted_layers - 1)
-        running = RUNNING
+        stages = RUNNING
     if training.adapted_layers > 1:
-        back = e * _layer(running, shape, work) + wide
+        back = e * max(_layer(stage, shape, work) for stage in stages) + wide
     else:  # the last layer alone, or a layer below it outside the gradient
-        back = max(e * _layer(running, shape, answers) + keys_values + wide, e * _layer(FORWARD, shape, work))
+        back = e * max(_layer(stage, shape, answers) for stage in stages) + keys_values + wide
+        back = max(back, e * _layer(FORWARD, shape, work))
     adapter = 4.0 * training.adapter_parameters(shape)
     activations = kept + (back if back > through else max(0.0, through - logits))
     found = {

@@ -13,7 +13,7 @@ from .shape import ModelShape
 
 MACS = (8, 16, 24, 32, 36, 48, 64, 96, 128)
 
-ROOM = 1.12  # at least the largest error of docs/plan.md, of what lies above the model: so much is left free
+ROOM = 1.12  # so much is left free: about the largest error of docs/plan.md
 
 
 def usable(gigabytes: float) -> float:

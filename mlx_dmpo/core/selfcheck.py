@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -125,6 +126,7 @@ def _difference(
     values, gradient = _probes(vocabulary, short=quantized and on_cpu and vocabulary > LARGE)
     model.eval()
     mx.eval(model.parameters())  # a file that is read late is not the scorer's memory
+    gc.collect()  # nor is an earlier model that would be freed meanwhile
     fast, forward = _probed(values, lambda: np.array(shared_logps(model, values)))
     slow = np.array(plain_logps(model, values))
     difference = np.abs(fast - slow)

@@ -5,6 +5,7 @@ Memory is counted tensor by tensor, as MLX keeps them for the backward pass: see
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -265,15 +266,29 @@ def heaviest(
     batch_tokens: int = BATCH_TOKENS,
     pad: Callable[[Sequence[EncodedGroup]], GroupBatch] = pad_groups,
 ) -> list[Work]:
-    """The micro-batches that can take the most memory: the longest groups, and the longest one among short ones.
+    """The micro-batches that can take the most memory: the longest groups, the longest one among short ones, and those
+    that come nearest to `batch_tokens`.
 
-    All groups are padded to the longest one's sizes, so the second can be the heavier one.
+    All groups are padded to the longest one's sizes, so the second can be the heavier one; and where the longest runs
+    alone, two middling ones can.
     """
     order = sorted(groups, key=lambda g: g.shared_tokens)
-    longest, rest = order[-batch_size:], order[:-1][: batch_size - 1]
-    while len(longest) > 1 and sum(g.shared_tokens for g in longest) > batch_tokens:
-        longest.pop(0)
-    mixed = [order[-1], *rest]
+    sizes = [g.shared_tokens for g in order]
+    mixed = [order[-1], *order[:-1][: batch_size - 1]]
     while len(mixed) > 1 and sum(g.shared_tokens for g in mixed) > batch_tokens:
         mixed.pop()
-    return [Work.of(pad(longest)), Work.of(pad(mixed))]
+    longest = _filled(sizes, len(sizes) - 1, batch_size, batch_tokens)
+    found = [[order[i] for i in longest], mixed]
+    if len(longest) < batch_size:
+        each = (_filled(sizes, last, batch_size, batch_tokens) for last in range(len(sizes)))
+        found.append([order[i] for i in max(each, key=lambda rows: sum(sizes[i] for i in rows))])
+    return [Work.of(pad(some)) for some in found]
+
+
+def _filled(sizes: Sequence[int], last: int, most: int, tokens: int) -> list[int]:
+    """Indices of at most `most` groups: `last`, then each time the largest one below that still fits in `tokens`."""
+    found, free, at = [last], tokens - sizes[last], last
+    while len(found) < most and (at := min(at, bisect_right(sizes, free)) - 1) >= 0:
+        found.append(at)
+        free -= sizes[at]
+    return found

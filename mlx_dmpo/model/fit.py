@@ -71,10 +71,11 @@ class Case:
         return self.memory()["peak"]
 
 
-def ends(groups: Sequence[EncodedGroup], count: int) -> list[EncodedGroup]:
-    """The shortest and the longest groups, which decide a plan, and no others."""
+def deciding(groups: Sequence[EncodedGroup], count: int) -> list[EncodedGroup]:
+    """The shortest and the longest groups and some between, enough to decide a plan."""
     order = sorted(groups, key=lambda g: g.shared_tokens)
-    return order if len(order) <= 2 * count else order[:count] + order[-count:]
+    rest = order[count:]
+    return [*order[:count], *rest[: -count : len(rest) // 64 + 1], *rest[-count:]]
 
 
 def _smaller(tokens: int, least: int) -> Iterator[int]:
@@ -92,7 +93,7 @@ def plans(case: Case, batch_tokens: int | None = None, checkpoint: bool | None =
 
     The last one runs one group at a time. `batch_tokens` and `checkpoint` are what the user gave, None is free.
     """
-    case = replace(case, groups=ends(case.groups, case.batch_size))
+    case = replace(case, groups=deciding(case.groups, case.batch_size))
     two = sum(sorted(g.shared_tokens for g in case.groups)[:2])  # below this every micro-batch is one group
     sizes = [batch_tokens] if batch_tokens else list(_smaller(BATCH_TOKENS, two if case.batch_size > 1 else 2**62))
     for recompute in (False, True) if checkpoint is None else (checkpoint,):
@@ -186,7 +187,7 @@ def tokens_at_once(
 
     At most BATCH_TOKENS; where nothing fits, the fewest.
     """
-    some, needed = ends(groups, batch_size), 0.0
+    some, needed = deciding(groups, batch_size), 0.0
     for tokens in _smaller(BATCH_TOKENS, 256):
         split = [part(g, pieces(g, tokens)[0]) if g.shared_tokens > tokens else g for g in some]
         works = heaviest(split, batch_size, tokens)

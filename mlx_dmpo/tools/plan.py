@@ -22,7 +22,7 @@ from ..model.cost import (
     separate_flops,
     step_flops,
 )
-from ..model.fit import MACS, ROOM, Case, cheapest, choose, ends, usable
+from ..model.fit import MACS, ROOM, Case, cheapest, choose, deciding, usable
 from ..model.shape import ModelShape
 from ..prompts import template as prompts
 from ..prompts.pairwise import DOMAINS, PAIRWISE
@@ -42,7 +42,7 @@ def on_macs(
     batch_tokens, checkpoint  what the user gave; None is free
     """
     found: dict[str, dict[str, Any]] = {}
-    few = replace(case, groups=ends(case.groups, case.batch_size))
+    few = replace(case, groups=deciding(case.groups, case.batch_size))
     seconds: dict[tuple[int, bool], float] = {}
     for gigabytes in MACS:
         limit = usable(gigabytes)

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import mlx.core as mx
@@ -175,7 +176,7 @@ def test_the_account_is_scaled_by_what_the_device_takes():
     counted = cost.memory(SHAPE, cost.Work.of(batch), replace(training, optimizer_states=0))
 
     def scale(share):
-        peak = int(share * counted["activations"] + counted["gradients"] + counted["logits"])
+        peak = int(share * probe.SMALL_BATCH[False] * counted["activations"] + counted["gradients"] + counted["logits"])
         return probe.scale_of(SHAPE, training, GroupScorer(shared_logps, True, kept=Probe(batch, peak)))
 
     assert scale(0.5).kept == 0.5 and scale(2.1).kept == 2.0 and scale(0.01).kept == 0.25
@@ -238,11 +239,14 @@ def test_no_micro_batch_takes_more_than_is_planned(tokens):
 
 @pytest.mark.slow
 def test_planned_peaks_are_within_12_percent_of_measured_ones(monkeypatch):
-    """The configurations of docs/plan.md, and what --memory auto chooses under ever smaller limits."""
+    """The configurations and families of docs/plan.md, and what --memory auto chooses under ever smaller limits."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     import plan_accuracy
 
     found = {c.name: plan_accuracy.measure(c)["error"] for c in plan_accuracy.CONFIGURATIONS}
+    for name, checkpoint in product(plan_accuracy.FAMILIES, (False, True)):
+        row = plan_accuracy.measure_family(name, checkpoint)
+        found[row["name"]] = row["error"]
     assert {name: error for name, error in found.items() if abs(error) > 0.12} == {}
     for configuration, limit in plan_accuracy.auto_choices():
         row = plan_accuracy.measure(configuration)

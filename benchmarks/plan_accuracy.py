@@ -28,6 +28,7 @@ from mlx.utils import tree_flatten
 from mlx_dmpo.config import DmpoSettings
 from mlx_dmpo.core.selfcheck import choose_scorer
 from mlx_dmpo.core.tree import EncodedGroup, pad_groups
+from mlx_dmpo.machine import memory
 from mlx_dmpo.model import cost, fit, probe
 from mlx_dmpo.model import shape as model_shape
 from mlx_dmpo.train import objective
@@ -75,6 +76,10 @@ CONFIGURATIONS = (
     Configuration("Qwen3-0.6B's width, 2 layers", WIDE),
     Configuration("Qwen3-0.6B's width, 3 layers, recomputed", replace(WIDE, layers=3), checkpoint=True),
     Configuration("Qwen3-0.6B's width and vocabulary, k = 3", replace(WIDE, vocabulary=151_936), k=3),
+    Configuration("vocabulary 151,936, batch 4", replace(NARROW, vocabulary=151_936), batch=4),
+    Configuration(
+        "vocabulary 151,936, batch 8, recomputed", replace(NARROW, vocabulary=151_936), batch=8, checkpoint=True
+    ),
     Configuration("SwiGLU 4 x as wide, 8 heads", replace(NARROW, intermediate=3072, heads=8)),
 )
 
@@ -142,9 +147,11 @@ def compare(
     step = contenders.optimized(model, lambda groups: run(contenders.PAD(groups), reference, 1 / len(groups), None))
     mx.synchronize()
     resident = mx.get_active_memory() - nothing
-    step(groups)
-    mx.reset_peak_memory()
-    step(groups)
+    case = fit.Case(shape, training, groups, len(groups), scale=scale, other=nothing)
+    with memory.waiting_at(case.wait_at(fit.ROOM * case.peak())):
+        step(groups)
+        mx.reset_peak_memory()
+        step(groups)
     measured = mx.get_peak_memory() - nothing
     found = cost.memory(shape, cost.Work.of(batch), training, scale)
     counted = found["weights"] + found["adapter"]

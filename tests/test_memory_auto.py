@@ -15,12 +15,13 @@ from test_resume import adapter, settings_of
 
 from mlx_dmpo.cli.main import main
 from mlx_dmpo.config import EvaluateSettings
-from mlx_dmpo.core import selfcheck
+from mlx_dmpo.core import head, selfcheck
 from mlx_dmpo.core.scorer import shared_logps
 from mlx_dmpo.core.selfcheck import GroupScorer, Probe, choose_scorer
 from mlx_dmpo.core.tree import BATCH_TOKENS, by_length, pad_groups
 from mlx_dmpo.errors import UserError
 from mlx_dmpo.judge.evaluate import read_examples
+from mlx_dmpo.machine import memory
 from mlx_dmpo.model import cost, device, fit, probe
 from mlx_dmpo.model import shape as model_shape
 from mlx_dmpo.model.open import open_scorer
@@ -235,6 +236,38 @@ def test_no_micro_batch_takes_more_than_is_planned(tokens):
             for rows in by_length(step, 4, tokens):
                 assert peak(cost.Work.of(pad_groups([step[i] for i in rows]))) <= 1.02 * planned
         assert max(map(peak, cost.heaviest(fit.deciding(some, 4), 4, tokens))) == planned
+
+
+def test_the_chunks_of_the_head_do_not_add_up(monkeypatch):
+    """MLX allocates for many operations ahead: without waiting, every chunk's logits would be there at once."""
+    monkeypatch.setattr(head, "LOGITS_BYTES", 4 << 20)
+    shape = replace(SHAPE, layers=2, hidden=64, intermediate=96, vocabulary=65_536)
+    model, groups = (
+        random_qwen3(shape, mx.float32, 2),
+        cost.assumed_groups(4, 5, history=4, vocabulary=shape.vocabulary),
+    )
+    batch, training = pad_groups(groups), cost.Training(2, activation_bytes=4, optimizer_states=0)
+    logits = 4 * len(batch.rows) * shape.vocabulary
+    assert logits > 40 * head.LOGITS_BYTES
+
+    def above(run):
+        mx.eval(model.parameters())
+        mx.synchronize()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(run())
+        return mx.get_peak_memory() - before
+
+    model.eval()
+    assert above(lambda: shared_logps(model, batch)) < 0.25 * logits
+    model.train()
+    step = mx.value_and_grad(lambda parameters: (model.update(parameters), shared_logps(model, batch).sum())[1])
+    case = fit.Case(shape, training, groups, len(groups))
+    model_bytes = case.memory()["weights"] + case.memory()["adapter"]
+    planned = case.peak() - model_bytes
+    assert above(lambda: step(model.trainable_parameters())) > 1.5 * planned
+    with memory.waiting_at(case.wait_at(fit.ROOM * case.peak()) + mx.get_active_memory() - model_bytes):
+        assert above(lambda: step(model.trainable_parameters())) < 1.25 * planned
 
 
 @pytest.mark.slow

@@ -37,13 +37,24 @@ def _columns(head: nn.Module, targets: mx.array) -> mx.array | None:
     return None
 
 
-def _chunks(step: Callable[[mx.array, int], mx.array], x: mx.array, vocabulary: int) -> mx.array:
-    """`step(part, its first row)` over pieces of x's rows, in turn, so that only one piece's logits exist at a time."""
+def chunk_bytes(rows: int, vocabulary: int) -> float:
+    """Of the float32 logits of so many rows that exist at a time."""
+    return min(4.0 * rows * vocabulary, max(LOGITS_BYTES, 4 * vocabulary))
+
+
+def _chunks(step: Callable[[mx.array, int], mx.array], x: mx.array, vocabulary: int, wait: bool) -> mx.array:
+    """`step(part, its first row)` over pieces of x's rows, in turn, so that only one piece's logits exist at a time.
+
+    wait  evaluate each piece before the next is begun, since MLX allocates for many operations ahead. Not while a
+          gradient is traced, where evaluating keeps everything, nor in a compiled step: see `Case.wait_at`.
+    """
     size = max(1, LOGITS_BYTES // (4 * vocabulary))
     done: list[mx.array] = []
     for start in range(0, len(x), size):
         part = x[start : start + size]
         done.append(step(mx.depends([part], done[-1:])[0] if done else part, start))
+        if wait:
+            mx.eval(done[-1])
     return mx.concatenate(done)
 
 
@@ -54,7 +65,7 @@ def _normalizer(head: nn.Module, x: mx.array, vocabulary: int, differentiate: bo
                    chunk by chunk, and kept instead of the logits. Only for a frozen head.
     """
     if not differentiate:
-        return _chunks(lambda part, _: mx.logsumexp(_logits(head, part), axis=-1), x, vocabulary)
+        return _chunks(lambda part, _: mx.logsumexp(_logits(head, part), axis=-1), x, vocabulary, wait=True)
 
     def value_and_slope(part: mx.array, start: int) -> mx.array:
         logits = _logits(head, part)
@@ -65,7 +76,7 @@ def _normalizer(head: nn.Module, x: mx.array, vocabulary: int, differentiate: bo
         return mx.concatenate([slope.astype(mx.float32), value[:, None]], axis=-1)
 
     def with_slope(x: mx.array) -> tuple[mx.array, mx.array]:
-        both = _chunks(value_and_slope, x, vocabulary)
+        both = _chunks(value_and_slope, x, vocabulary, wait=False)
         return both[:, -1], both[:, :-1]
 
     normalizer: Any = mx.custom_function(with_slope)
@@ -91,7 +102,7 @@ def answer_token_logps(head: nn.Module, x: mx.array, vocabulary: int, batch: Gro
 
         return mx.checkpoint(logps)(parameters, part)
 
-    found = _chunks(some, x[rows.reshape(-1)], vocabulary)
+    found = _chunks(some, x[rows.reshape(-1)], vocabulary, wait=not training)
     return found.reshape(targets.shape) * mask
 
 

@@ -56,6 +56,17 @@ def limits(gigabytes: float = 0.0) -> Iterator[None]:
             limit(value)
 
 
+@contextlib.contextmanager
+def waiting_at(size: float) -> Iterator[None]:
+    """MLX waits for work in flight before it allocates more than `size` bytes; 0 changes nothing."""
+    before = mx.set_memory_limit(int(size)) if size > 0 else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            mx.set_memory_limit(before)
+
+
 def check(gigabytes: float) -> None:
     """Raises MemoryError where more than `gigabytes` were in use since the peak was reset: MLX's own limit is a
     guideline."""

@@ -149,13 +149,12 @@ def _layer(counts: tuple[float, ...], shape: ModelShape, work: Work) -> float:
 
 def memory(shape: ModelShape, work: Work, training: Training, scale: Scale = AS_COUNTED) -> dict[str, float]:
     """Bytes, by what holds them, of the step at its highest; `peak` is their sum. `work` is the largest micro-batch."""
-    from ..core.head import LOGITS_BYTES
+    from ..core.head import chunk_bytes
 
     e = training.activation_bytes
     N, M = work.tokens, work.rows
     answers = replace(work, tokens=M, prefix_scores=0, block_scores=work.row_scores)
-    chunk = min(4.0 * M * shape.vocabulary, max(LOGITS_BYTES, 4 * shape.vocabulary))
-    logits = 2 * chunk + 4 * M * (shape.hidden + 1)
+    logits = 2 * chunk_bytes(M, shape.vocabulary) + 4 * M * (shape.hidden + 1)
     # mlx-lm keeps adapters in float32: beside 16-bit activations every adapted matrix has its input cast; attention's
     # are kept. Factors fitted like KEPT
     adapted = training.adapted(shape) if e < 4 else {}
@@ -191,13 +190,12 @@ def memory(shape: ModelShape, work: Work, training: Training, scale: Scale = AS_
 
 def scoring_memory(shape: ModelShape, work: Work, activation_bytes: int, scale: Scale = AS_COUNTED) -> float:
     """Bytes above the model that scoring a batch takes at its highest, outside gradient tracing."""
-    from ..core.head import LOGITS_BYTES
+    from ..core.head import chunk_bytes
 
-    chunk = min(4.0 * work.rows * shape.vocabulary, max(LOGITS_BYTES, 4 * shape.vocabulary))
     running = activation_bytes * _layer(FORWARD, shape, work)
     if activation_bytes < 4:  # mlx-lm's adapters are float32: the widest matrix's input and output are cast
         running += 8.0 * work.tokens * shape.intermediate
-    head = activation_bytes * (work.tokens + work.rows) * shape.hidden + 2 * chunk
+    head = activation_bytes * (work.tokens + work.rows) * shape.hidden + 2 * chunk_bytes(work.rows, shape.vocabulary)
     return max(scale.forward * running, head)
 
 

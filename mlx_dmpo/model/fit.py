@@ -57,10 +57,13 @@ class Case:
     other: float = 0.0
 
     @property
+    def heaviest(self) -> list[Work]:
+        return heaviest(self.groups, self.batch_size, self.batch_tokens, self.pad)
+
+    @property
     def largest(self) -> Work:
         """The micro-batch that takes the most memory."""
-        works = heaviest(self.groups, self.batch_size, self.batch_tokens, self.pad)
-        return max(works, key=lambda work: memory(self.shape, work, self.training, self.scale)["peak"])
+        return max(self.heaviest, key=lambda work: memory(self.shape, work, self.training, self.scale)["peak"])
 
     def memory(self) -> dict[str, float]:
         """Bytes by what holds them, and their `peak`."""
@@ -69,6 +72,17 @@ class Case:
 
     def peak(self) -> float:
         return self.memory()["peak"]
+
+    def wait_at(self, limit: float) -> float:
+        """Bytes in use above which MLX has to wait before it allocates more, to stay in `limit`; 0 where it need not.
+
+        It allocates for up to a hundred operations ahead, and so for all chunks of the head's logits at once.
+        """
+        from ..core.head import chunk_bytes
+
+        rows = max(work.rows for work in self.heaviest)
+        chunk = chunk_bytes(rows, self.shape.vocabulary)
+        return limit - chunk if 4 * rows * self.shape.vocabulary > chunk else 0.0
 
 
 def deciding(groups: Sequence[EncodedGroup], count: int) -> list[EncodedGroup]:

@@ -25,6 +25,7 @@ class MemoryPlan:
     why              who chose it
     planned, limit   bytes; 0 where nothing was planned
     leaner           whether a failed allocation may turn recomputation on
+    wait_at          bytes in use above which MLX waits before it allocates more; 0 for none
     """
 
     batch_tokens: int
@@ -33,6 +34,7 @@ class MemoryPlan:
     planned: float = 0.0
     limit: float = 0.0
     leaner: bool = False
+    wait_at: float = 0.0
 
     def line(self) -> str:
         again = "each layer recomputed" if self.grad_checkpoint else "nothing recomputed"
@@ -93,4 +95,4 @@ def plan_memory(
     if settings.memory_check:
         free = auto and (tokens is None or again is None)
         fit.refuse(case, limit) if free else fit.check(case, limit)
-    return MemoryPlan(case.batch_tokens, case.training.checkpoint, why, case.peak(), limit, leaner)
+    return MemoryPlan(case.batch_tokens, case.training.checkpoint, why, case.peak(), limit, leaner, case.wait_at(limit))

@@ -52,7 +52,7 @@ def train(settings: SftSettings | DmpoSettings, command: str) -> Path:
             state, schedule = training.checkpoints.state, training.schedule
             stop.finish_step = True
             mx.reset_peak_memory()
-            with training.report:
+            with training.report, memory.waiting_at(plan.wait_at):
                 steps = training.batches.steps(state.step, schedule.steps)
                 fit(
                     training.model,

@@ -139,3 +139,15 @@ def test_limits_are_below_the_recommended_and_put_back(gigabytes, error, monkeyp
     except ValueError:
         pass
     assert now == before
+
+
+def test_waiting_never_raises_the_limit_that_was_given():
+    """--memory fixed plans for the machine; MLX must keep to a lower --memory-limit all the same."""
+    before = mx.set_memory_limit(3 << 30)
+    try:
+        for size, kept in ((2e9, 2_000_000_000), (8e9, 3 << 30), (0.0, 3 << 30), (-1e9, 3 << 30)):
+            with memory.waiting_at(size):
+                assert mx.set_memory_limit(kept) == kept
+            assert mx.set_memory_limit(3 << 30) == 3 << 30
+    finally:
+        mx.set_memory_limit(before)

@@ -58,12 +58,15 @@ def limits(gigabytes: float = 0.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting_at(size: float) -> Iterator[None]:
-    """MLX waits for work in flight before it allocates more than `size` bytes; 0 changes nothing."""
-    before = mx.set_memory_limit(int(size)) if size > 0 else None
+    """MLX waits for work in flight before it allocates more than `size` bytes, or its limit if that is lower; 0
+    changes nothing."""
+    before = mx.set_memory_limit(int(size)) if size > 0 else 0
+    if before:
+        mx.set_memory_limit(min(before, int(size)))
     try:
         yield
     finally:
-        if before is not None:
+        if before:
             mx.set_memory_limit(before)
 
 

@@ -3,7 +3,8 @@ neighbours' own functions.
 
 A contender is a function that does a step's whole work, optimizer included, and returns nothing; `check` gives its loss
 and gradient. What the neighbours do besides (data reading, printing) is left out. `mx.compile`, which they apply to a
-step, is left out on a CPU, where it calls a C++ compiler for every new length; ours goes without too.
+step, is left out on a CPU, where it calls a C++ compiler for every new length; ours goes without too. On a GPU all
+steps are compiled.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -23,6 +25,7 @@ from mlx_dmpo.core import losses
 from mlx_dmpo.core.scorer import plain_logps, shared_logps
 from mlx_dmpo.core.selfcheck import GroupScorer
 from mlx_dmpo.core.tree import EncodedGroup, pad_groups
+from mlx_dmpo.model import device
 from mlx_dmpo.model.score import score_groups
 from mlx_dmpo.train import objective
 from mlx_dmpo.train import step as train_step
@@ -40,13 +43,20 @@ class Contender:
     check: Step  # loss and gradient of the same groups, in the form that all of a kind are compared in
 
 
-def optimized(model: nn.Module, differentiate: Callable[..., Any]) -> Step:
+def optimized(model: nn.Module, differentiate: Callable[..., Any], compiled: bool = False) -> Callable[..., None]:
+    """compiled: as a whole, where ours compiles its own loss and gradient."""
     optimizer = optimizers.AdamW(learning_rate=0.0)  # so that every repetition meets the same weights
 
-    def step(*batch: Any) -> None:
+    def update(*batch: Any) -> Any:
         value, gradients = differentiate(*batch)
         optimizer.update(model, gradients)
-        mx.eval(value, model.trainable_parameters(), optimizer.state)
+        return value
+
+    state = [model.state, optimizer.state, mx.random.state]
+    run: Any = mx.compile(update, inputs=state, outputs=state) if compiled else update
+
+    def step(*batch: Any) -> None:
+        mx.eval(run(*batch), model.trainable_parameters(), optimizer.state)
 
     return step
 
@@ -121,22 +131,24 @@ def _stacked(sequences: Sequence[np.ndarray], answers: Sequence[int]) -> tuple[m
 def plain(model: nn.Module, references: References) -> Contender:
     """Each sequence alone, in one batch, through the model's own forward."""
 
-    def loss(groups: Sequence[EncodedGroup], reduce: Any) -> mx.array:
+    def arrays(groups: Sequence[EncodedGroup]) -> tuple[mx.array, ...]:
         tokens, mask = _stacked(
             [np.concatenate([g.prefix, t]) for g in groups for t in g.tails],
             [n for g in groups for n in g.answer_lengths],
         )
+        return tokens, mask, mx.array(references(groups)), mx.array(np.stack([g.pairs for g in groups]))
+
+    def loss(tokens: mx.array, mask: mx.array, reference: mx.array, pairs: mx.array, reduce: Any) -> mx.array:
         logits = model(tokens[:, :-1]).astype(mx.float32)
         chosen = mx.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-        logps = ((chosen - mx.logsumexp(logits, axis=-1)) * mask[:, 1:]).sum(axis=-1).reshape(len(groups), -1)
-        margins = losses.margins(
-            logps, mx.array(references(groups)), mx.array(np.stack([g.pairs for g in groups])), BETA
-        )
+        logps = ((chosen - mx.logsumexp(logits, axis=-1)) * mask[:, 1:]).sum(axis=-1).reshape(len(reference), -1)
+        margins = losses.margins(logps, reference, pairs, BETA)
         return reduce(margins, mx.ones(margins.shape)).mean()
 
-    differentiate = nn.value_and_grad(model, lambda groups: loss(groups, losses.dmpo))
-    compared = nn.value_and_grad(model, lambda groups: loss(groups, losses.dpo))
-    return Contender("plain scorer", optimized(model, differentiate), compared)
+    differentiate = nn.value_and_grad(model, partial(loss, reduce=losses.dmpo))
+    compared = nn.value_and_grad(model, partial(loss, reduce=losses.dpo))
+    inner = optimized(model, differentiate, compiled=not device.on_cpu())
+    return Contender("plain scorer", lambda groups: inner(*arrays(groups)), lambda groups: compared(*arrays(groups)))
 
 
 def mlx_lm_lora(model: nn.Module, base: nn.Module) -> Contender:
@@ -188,7 +200,7 @@ def mlx_lm_lora(model: nn.Module, base: nn.Module) -> Contender:
         finally:
             mx.clear_cache = clear
 
-    inner = optimized(model, differentiate)
+    inner = optimized(model, differentiate, compiled=not device.on_cpu())
 
     def step(groups: Sequence[EncodedGroup]) -> None:
         with as_compiled():
@@ -239,7 +251,7 @@ def mlx_lm_sft(model: nn.Module) -> Contender:
         return (nn.losses.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]) * mask).sum() / mask.sum()
 
     differentiate, compared = nn.value_and_grad(model, default_loss), nn.value_and_grad(model, corrected)
-    inner = optimized(model, lambda *arrays: differentiate(model, *arrays))
+    inner = optimized(model, lambda *arrays: differentiate(model, *arrays), compiled=not device.on_cpu())
     return Contender("mlx-lm", lambda groups: inner(*batch(groups)), lambda groups: compared(model, *batch(groups)))
 
 

@@ -26,15 +26,16 @@ from mlx.utils import tree_flatten
 
 from mlx_dmpo.config import DmpoSettings
 from mlx_dmpo.core.tree import EncodedGroup, pad_groups, planned
-from mlx_dmpo.model import cost
+from mlx_dmpo.model import cost, device
 
 MB = 1e6
+TURN, RUNS = 20.0, 5  # seconds of a turn, and how often a step is run in it at most
 EVALUATED_AT_ONCE = 40  # pairs between two turns, at most; there are five turns or more
 
 
 def matmul_peak(dtype: mx.Dtype) -> float:
     """FLOP/s of large products, the best of several."""
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    on_cpu = device.on_cpu()
     n = 2048 if on_cpu else 8192
     a, b = mx.random.normal((n, n)).astype(dtype), mx.random.normal((n, n)).astype(dtype)
     mx.eval(a, b)
@@ -61,13 +62,20 @@ def timed(step: Callable[..., Any], groups: Sequence[EncodedGroup]) -> tuple[flo
 def compete(
     field: Sequence[contenders.Contender], batches: Sequence[Sequence[EncodedGroup]]
 ) -> dict[str, dict[str, Any]]:
-    """Medians over the batches; contenders take turns on each. The shortest batch is run once before, unmeasured."""
-    for contender in field:
-        contender.step(shortest(batches))
+    """Medians over the batches; contenders take turns on each, and in a turn do what they can within TURN seconds, at
+    most RUNS times. The shortest batch is run once before, unmeasured; on a GPU, where a step is compiled for each
+    length, all of them.
+    """
+    for batch in [shortest(batches)] if device.on_cpu() else batches:
+        for contender in field:
+            contender.step(batch)
     runs: dict[str, list[tuple[float, float]]] = {c.name: [] for c in field}
     for batch in batches:
         for contender in field:
-            runs[contender.name].append(timed(contender.step, batch))
+            turn = [timed(contender.step, batch)]
+            while len(turn) < RUNS and sum(s for s, _ in turn) + turn[0][0] < TURN:
+                turn.append(timed(contender.step, batch))
+            runs[contender.name].append((statistics.median(s for s, _ in turn), max(m for _, m in turn)))
     out = {}
     for name, measured in runs.items():
         out[name] = {
@@ -261,7 +269,7 @@ def main() -> None:
     if not all(n.strip().isdigit() and int(n) > 0 for n in wanted.values()) or not set(wanted) <= {"others", *names}:
         parser.error(f"--eval-pairs: {options.eval_pairs} is not a count of pairs, or SHAPE=COUNT of --shapes")
     options.eval_pairs = {"others": 40} | {name: int(n) for name, n in wanted.items()}
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    on_cpu = device.on_cpu()
     peak = matmul_peak(mx.float32 if on_cpu else mx.bfloat16)
     versions = {}
     for package in ("mlx", "mlx-lm", "mlx-lm-lora"):

@@ -21,6 +21,7 @@ import click
 
 from mlx_dmpo.cli.main import cli
 from mlx_dmpo.cli.options import ALL
+from mlx_dmpo.config import DmpoSettings
 from mlx_dmpo.prompts.groups import build_group
 from mlx_dmpo.prompts.orders import printed_orders
 from mlx_dmpo.prompts.template import FORMS, built_in
@@ -203,7 +204,7 @@ def benchmark_table() -> str:
     lines: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
         (f"DMPO step, k = 5: mlx-lm-lora {found['versions']['mlx-lm-lora']}", both("dmpo", "mlx-lm-lora")),
         (
-            "the same, our reference pass spread over 3 epochs (time)",
+            f"the same, our reference pass spread over {DmpoSettings().epochs:.0f} epochs (time)",
             lambda s: f"{s['dmpo_k5_speed_vs_mlx_lm_lora_with_reference']:.1f}",
         ),
         ("DMPO step, k = 5: each sequence alone", both("dmpo", "plain scorer")),
@@ -239,6 +240,25 @@ def speed_sentence() -> str:
         f" and {whole[0]:.0f} and {whole[1]:.0f} times\n"
         "with Qwen3's whole vocabulary ([docs/performance.md](docs/performance.md))."
     )
+
+
+def device_table() -> str:
+    """From docs/results/device.json, as `benchmarks/device.py --json` wrote it on a GPU."""
+    found = result("device")
+    rows = [
+        "| shape | step | groups at once | seconds | groups/s | share of the peak | peak memory / planned, GB "
+        "| scoring, s | its share |",
+        "|---" * 9 + "|",
+    ]
+    for name, shape in found["shapes"].items():
+        for r in shape["steps"]:
+            rows.append(
+                f"| {name} | {'compiled' if r['compiled'] else 'not compiled'} | {r['groups']} | {r['seconds']:.3f} "
+                f"| {r['groups_per_second']:.1f} | {100 * r['share_of_peak']:.1f} % | {r['peak_gb']:.1f} / "
+                f"{r['planned_gb']:.1f} | {r['scoring_seconds']:.3f} | {100 * r['scoring_share_of_peak']:.1f} % |"
+            )
+    peaks = " and ".join(f"{flops / 1e12:.0f}" for flops in found["matmul_flops"])
+    return "\n".join([*rows, "", f"{found['device']}, MLX {found['mlx']}; large products {peaks} TFLOP/s."])
 
 
 def forms_table() -> str:
@@ -320,7 +340,12 @@ BLOCKS: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"tree": tree, "results": demo_table, "smollm2": smollm2_sentence, "speed": speed_sentence},
     DOCS / "architecture.md": {"modules": architecture},
     DOCS / "models.md": {"families": families_table},
-    DOCS / "performance.md": {"benchmark": benchmark_table, "forms": forms_table, "rank": rank_table},
+    DOCS / "performance.md": {
+        "benchmark": benchmark_table,
+        "device": device_table,
+        "forms": forms_table,
+        "rank": rank_table,
+    },
     DOCS / "plan.md": {"plan": plan_table},
     DOCS / "prompts.md": {"prompts": prompt_forms},
 }

@@ -130,11 +130,27 @@ def test_the_cheapest_change_is_told_and_suffices():
     fit.check(asked, fit.usable(128))
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_matrices_of_one_input_share_its_cast(checkpoint):
+    """In 16 bits LoRA works in float32: on queries, keys and values with one copy of their input, and so on."""
+    work = cost.Work.of(pad_groups(cost.assumed_groups(1, 3, vocabulary=SMALL.vocabulary)))
+
+    def activations(*keys):
+        training = cost.Training(SMALL.layers, keys=keys, checkpoint=checkpoint)
+        return cost.memory(SMALL, work, training)["activations"]
+
+    assert activations("self_attn.q_proj") == activations("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    assert activations("mlp.gate_proj") == activations("mlp.gate_proj", "mlp.up_proj")
+    assert activations("mlp.gate_proj") < activations("mlp.gate_proj", "mlp.down_proj")
+
+
 def test_qwen3_8b_in_4_bits_trains_on_a_16_gb_mac():
-    """k = 5, 36-item histories: as it is, one group at a time; with as much to spare as --memory auto leaves, recomputed."""
+    """k = 5, 36-item histories, one group at a time, with as much to spare as --memory auto leaves: as it is on 16 GB,
+    recomputed on 12.
+    """
     asked = replace(case(shape=model_shape.ModelShape.of("qwen3-8b-4bit")), batch_size=1)
-    assert fit.cheapest(asked, fit.usable(16)) == ""
-    assert fit.cheapest(asked, fit.usable(16) / fit.ROOM) == "--grad-checkpoint"
+    assert fit.cheapest(asked, fit.usable(16) / fit.ROOM) == ""
+    assert fit.cheapest(asked, fit.usable(12) / fit.ROOM) == "--grad-checkpoint"
 
 
 def test_training_refuses_what_cannot_fit_unless_told_otherwise(
@@ -193,8 +209,8 @@ def test_what_auto_chooses_on_each_mac(capsys):
     assert code == 0, err
     rows = json.loads(out)["fits"]
     chosen = {gb: (row["batch_tokens"], row["grad_checkpoint"]) for gb, row in rows.items()}
-    assert chosen["16"] == (8192, True) and chosen["128"] == (8192, False)
-    assert chosen["24"][0] < 2048 and not chosen["24"][1]
+    assert chosen["8"][1] and chosen["128"] == (8192, False)
+    assert chosen["16"][0] <= chosen["24"][0] < 8192 and not chosen["16"][1] and not chosen["24"][1]
     for row in rows.values():
         assert not row["with_room"] or fit.ROOM * row["peak"] <= row["usable"]
         assert row["fits"] == (row["peak"] <= row["usable"]) and row["seconds_per_epoch"] > 0

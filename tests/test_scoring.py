@@ -1,10 +1,13 @@
 """Shared history = each sequence alone, in values and in gradients."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import tiny
+from mlx.utils import tree_map
 from mlx_lm.models import qwen3
+from mlx_lm.tuner.lora import LoRALinear
 
 from mlx_dmpo.core import attention, family, head
 from mlx_dmpo.core import scorer as core_scorer
@@ -163,6 +166,58 @@ def test_less_is_kept_of_the_mlp(monkeypatch):
     monkeypatch.setattr(family, "recomputed", without_running_again)
     monkeypatch.setattr(family, "_swiglu", family._swiglu_forward)
     assert less < 0.7 * peak()
+
+
+@pytest.mark.parametrize("bits", [0, 4])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("count", [1, 3])
+def test_projections_of_one_input_are_what_their_modules_give(bits, dtype, count):
+    """LoRA of several ranks and scales, whose products are put together: values, and gradients of all factors and x."""
+    rng = np.random.default_rng(21)
+    linears = [nn.Linear(64, out, bias=out == 96) for out in (64, 96, 32)[:count]]
+    for linear in linears:
+        linear.set_dtype(dtype)
+    linears = [nn.QuantizedLinear.from_linear(m, 32, 4) if bits else m for m in linears]
+    ranks, scales = (4, 8, 3)[:count], (2.0, 0.5, 20.0)[:count]
+    modules = [LoRALinear.from_base(m, r, scale=s) for m, r, s in zip(linears, ranks, scales, strict=True)]
+    for m in modules:
+        m.linear.freeze()
+        m.lora_b = mx.array(rng.normal(size=m.lora_b.shape).astype(np.float32))
+    x = mx.array(rng.normal(size=(21, 64)).astype(np.float32)).astype(dtype)
+
+    def found(run):
+        def loss(parameters, x):
+            for m, p in zip(modules, parameters, strict=True):
+                m.update(p)
+            return sum((mx.sin(mx.arange(y.size).reshape(y.shape)) * y).sum() for y in run(modules, x))
+
+        def wide(tree):
+            return tree_map(lambda a: a.astype(mx.float32), tree)
+
+        values = [np.array(y.astype(mx.float32)) for y in run(modules, x)]
+        return values, wide(mx.grad(loss, argnums=(0, 1))([m.trainable_parameters() for m in modules], x))
+
+    values, gradient = found(family.project)
+    plain, expected = found(lambda modules, x: [m(x) for m in modules])
+    for ours, theirs in zip(values, plain, strict=True):
+        assert np.abs(ours - theirs).max() <= (1e-6 if dtype == mx.float32 else 0.01) * np.abs(theirs).max()
+    assert tiny.relative_error(gradient, expected) <= (1e-6 if dtype == mx.float32 else 1e-2)
+
+
+def test_projections_keep_their_dropout():
+    modules = [LoRALinear.from_base(nn.Linear(8, 8), 4, dropout=0.5) for _ in range(2)]
+    for m in modules:
+        m.lora_b = mx.ones(m.lora_b.shape)
+    x = mx.ones((3, 8))
+    mx.random.seed(5)
+    ours = family.project(modules, x)
+    mx.random.seed(5)
+    for mine, m in zip(ours, modules, strict=True):
+        np.testing.assert_array_equal(np.array(mine), np.array(m(x)))
+    for m in modules:
+        m.eval()
+    for mine, m in zip(family.project(modules, x), modules, strict=True):
+        np.testing.assert_allclose(np.array(mine), np.array(m(x)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [0, 4])

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .family import rest_of_layer, scale_queries
+from .family import project, rest_of_layer, scale_queries
 from .tree import GroupBatch
 
 PREFIX_CHUNK = 128  # queries of a prefix at once: at most so many of their keys are masked
@@ -112,9 +112,11 @@ def _attend(attention: nn.Module, x: mx.array, tree: _Tree, queries: _Queries) -
     n = H // Hkv  # query heads a key head serves
     (G, P), (C, Q), T = tree.prefix.shape, queries.index.shape[1:], tree.block.shape[-1]
     rows, positions = (x, tree.positions) if queries.rows is None else (x[queries.rows], tree.positions[queries.rows])
-    q = attention.q_proj(rows).reshape(len(rows), H, -1)
-    k = attention.k_proj(x).reshape(len(x), Hkv, -1)
-    v = attention.v_proj(x).reshape(len(x), Hkv, -1)
+    if queries.rows is None:
+        q, k, v = project([attention.q_proj, attention.k_proj, attention.v_proj], x)
+    else:
+        (q,), (k, v) = project([attention.q_proj], rows), project([attention.k_proj, attention.v_proj], x)
+    q, k, v = q.reshape(len(rows), H, -1), k.reshape(len(x), Hkv, -1), v.reshape(len(x), Hkv, -1)
     if "q_norm" in attention:
         q, k = attention.q_norm(q), attention.k_norm(k)
     q, k = apply_rope(attention, q, positions), apply_rope(attention, k, tree.positions)
@@ -137,7 +139,7 @@ def _attend(attention: nn.Module, x: mx.array, tree: _Tree, queries: _Queries) -
     if queries.rows is None:  # prefixes are queries too
         seen = attend_prefix(q[tree.prefix].transpose(0, 2, 1, 3), kp, vp, attention.scale, tree.chunks)
         out = mx.concatenate([seen.transpose(0, 2, 1, 3).reshape(G * P, H * d), out])
-    return attention.o_proj(out[queries.place])
+    return project([attention.o_proj], out[queries.place])[0]
 
 
 def _advance(

@@ -6,11 +6,14 @@ of the residual stream, means arithmetic that the scorer would leave out. What n
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.tuner.lora import LoRALinear
 
 from .recompute import recomputed
 
@@ -102,6 +105,24 @@ def rest_of_layer(layer: nn.Module, h: mx.array, attended: mx.array, lean: bool,
     return _add(h, layer.post_feedforward_layernorm(_mlp(layer.mlp, layer.pre_feedforward_layernorm, h, lean, seed)))
 
 
+def project(modules: Sequence[nn.Module], x: mx.array) -> list[mx.array]:
+    """[m(x) for m in modules]: projections of the same input.  (N, D) -> (N, out) each
+
+    Of LoRA (y = W x + scale B A x), the small products with x are one, here and in the backward pass, and the scale is
+    in their result instead of in the wide one. Other modules are called.
+    """
+    if not all(type(m) is LoRALinear and (m.dropout._p_1 == 1 or not m.dropout.training) for m in modules):
+        return [m(x) for m in modules]
+    low = x @ mx.concatenate([m.scale * m.lora_a for m in modules], axis=1)  # (N, all ranks)
+    parts = mx.split(low, list(itertools.accumulate(m.lora_a.shape[1] for m in modules[:-1])), axis=1)
+    return [_plus_product(m.linear(x), part, m.lora_b) for m, part in zip(modules, parts, strict=True)]
+
+
+def _plus_product(y: mx.array, a: mx.array, b: mx.array) -> mx.array:
+    """y + a @ b in y's type, the product in a's and b's."""
+    return mx.addmm(y, a, b) if y.dtype == a.dtype == b.dtype else y + (a @ b).astype(y.dtype)
+
+
 def _mlp(mlp: nn.Module, norm: nn.Module, h: mx.array, lean: bool, seed: int | None) -> mx.array:
     """MLP of the norm of h.  (M, D) -> (M, D)
 
@@ -119,13 +140,14 @@ def _mlp(mlp: nn.Module, norm: nn.Module, h: mx.array, lean: bool, seed: int | N
         for name, part in first.items():
             part.update(parameters.get(name, {}))
         x = norm(h)
-        return mlp.gate_proj(x), mlp.up_proj(x)
+        gate, up = project([mlp.gate_proj, mlp.up_proj], x)
+        return gate, up
 
     def down(parameters: Any, gate: mx.array, up: mx.array) -> mx.array:
         if seed is not None:
             mx.random.seed(seed + 2_000_003)
         mlp.down_proj.update(parameters)
-        return mlp.down_proj(_swiglu(gate, up))
+        return project([mlp.down_proj], _swiglu(gate, up))[0]
 
     gate, up = recomputed(gate_and_up, {name: part.trainable_parameters() for name, part in first.items()}, h)
     return recomputed(down, mlp.down_proj.trainable_parameters(), gate, up)

@@ -27,7 +27,7 @@ from .head import _head, _token_logps, answer_token_logps
 from .recompute import recomputed
 from .tree import GroupBatch
 
-SCORER_VERSION = 2  # part of the reference cache's key: raise it when log-probs change
+SCORER_VERSION = 3  # part of the reference cache's key: raise it when log-probs change
 
 
 # (model, batch) -> (G, R) float32: summed log-probs of each branch's answer in nats, 0 for a padded branch

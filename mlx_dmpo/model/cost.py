@@ -130,8 +130,12 @@ KEPT = (3.41, 4.37, 0.73, 2.21, 0.63, 1.41)
 # beside what is kept of the layers below: while it runs back through the MLP, and through attention
 RUNNING = ((11.06, 1.6, 1.41, 7.03, 0.0, 0.0), (0.0, 5.24, 2.75, 0.55, 1.76, 4.6))
 # forward again and backward, nothing else kept
-RECOMPUTING = ((5.86, 3.98, 1.91, 12.38, 1.34, 1.97), (1.63, 13.89, 5.42, 0.0, 1.61, 4.45))
+RECOMPUTING = ((4.0, 3.36, 1.7, 9.08, 1.49, 2.03), (3.46, 9.44, 4.6, 0.0, 2.21, 6.69))
 FORWARD = (8.15, 9.57, 0.0, 3.73, 0.67, 1.1)  # without a gradient, one layer at a time
+
+
+# matrices whose input is one array
+_INPUTS = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "q, k, v") | dict.fromkeys(("gate_proj", "up_proj"), "gate, up")
 
 
 def _layer(counts: tuple[float, ...], shape: ModelShape, work: Work) -> float:
@@ -155,12 +159,14 @@ def memory(shape: ModelShape, work: Work, training: Training, scale: Scale = AS_
     N, M = work.tokens, work.rows
     answers = replace(work, tokens=M, prefix_scores=0, block_scores=work.row_scores)
     logits = 2 * chunk_bytes(M, shape.vocabulary) + 4 * M * (shape.hidden + 1)
-    # mlx-lm keeps adapters in float32: beside 16-bit activations every adapted matrix has its input cast; attention's
-    # are kept. Factors fitted like KEPT
+    # mlx-lm keeps adapters in float32: beside 16-bit activations every input of adapted matrices has a cast, which
+    # those of one input share; attention's are kept. Factors fitted like KEPT
     adapted = training.adapted(shape) if e < 4 else {}
-    of_mlp = 4.0 * sum(i for name, (i, _) in adapted.items() if name in ("gate_proj", "up_proj", "down_proj"))
-    of_attention = 4.0 * sum(i for i, _ in adapted.values()) - of_mlp
-    cast, wide = 1.3 * of_attention, N * (2.7 * of_attention + 1.5 * of_mlp)
+    inputs = {_INPUTS.get(name, name): i for name, (i, _) in adapted.items()}
+    of_mlp = 4.0 * sum(i for name, i in inputs.items() if name in ("gate, up", "down_proj"))
+    of_attention = 4.0 * sum(inputs.values()) - of_mlp
+    cast = 1.35 * of_attention
+    wide = N * (5.5 * of_mlp if training.checkpoint else 2.9 * (of_attention + of_mlp))
     keys_values = 3 * e * N * (shape.hidden + shape.kv_heads * shape.head_dim)  # of the last layer
     last = e * _layer(KEPT, shape, answers) + cast * M + keys_values
     through = (0.0 if training.checkpoint else last) + logits  # at the vocabulary

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import sys
+import tempfile
 from pathlib import Path
 
 import mlx.core as mx
@@ -34,6 +35,17 @@ def on_cpu() -> bool:
 def device_name() -> str:
     info = mx.device_info() if not on_cpu() else {}
     return str(info.get("device_name", mx.default_device().type.name if on_cpu() else "gpu"))
+
+
+def compiling() -> str:
+    """One line where the first operations take minutes: MLX compiles its CUDA kernels when they are first needed."""
+    if on_cpu() or not mx.cuda.is_available():
+        return ""
+    usual = Path(tempfile.gettempdir()) / "mlx" / run_directory.versions()["mlx"] / "ptx"
+    kept = Path(os.environ.get("MLX_PTX_CACHE_DIR") or usual)
+    if any(kept.glob("*.ptx")):
+        return ""
+    return f"MLX compiles its CUDA kernels when they are first needed, which takes minutes; they are kept in {kept}"
 
 
 def environment() -> dict[str, str]:

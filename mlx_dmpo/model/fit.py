@@ -23,13 +23,17 @@ def usable(gigabytes: float) -> float:
 
 
 def machine_memory() -> float:
-    """Bytes that a run can have here: Metal's recommended working set, or all of the machine's memory."""
+    """Bytes that a run can have here: Metal's recommended working set, a CUDA device's memory, or the machine's."""
     import os
 
     import mlx.core as mx
 
+    from .device import on_cpu
+
     if mx.metal.is_available():
         return float(mx.device_info()["max_recommended_working_set_size"])
+    if mx.cuda.is_available() and not on_cpu():
+        return float(mx.device_info()["total_memory"])
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 

@@ -63,6 +63,8 @@ class LanguageModelScorer:
     @functools.cached_property
     def groups(self) -> GroupScorer:
         """The shared-prefix scorer where it equals the plain one on this model, checked on first use."""
+        if line := device.compiling():
+            console.notice(f"note: {line}")
         model, scoring = self.base.model, self.settings.scoring
         chunk = chunk_for(model) if scoring == "auto" else PREFIX_CHUNK
         groups = choose_scorer(model, self.base.vocabulary, scoring, chunk)

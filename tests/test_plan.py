@@ -214,7 +214,7 @@ def test_what_auto_chooses_on_each_mac(capsys):
     for row in rows.values():
         assert not row["with_room"] or fit.ROOM * row["peak"] <= row["usable"]
         assert row["fits"] == (row["peak"] <= row["usable"]) and row["seconds_per_epoch"] > 0
-    assert rows["16"]["seconds_per_epoch"] > rows["24"]["seconds_per_epoch"]  # recomputation takes time
+    assert rows["8"]["seconds_per_epoch"] > rows["24"]["seconds_per_epoch"]  # recomputation takes time
     code, out, _ = run(capsys, *flags, "--batch-tokens", "8192", "--no-grad-checkpoint")
     given = json.loads(out)["fits"]
     assert code == 0 and {(r["batch_tokens"], r["grad_checkpoint"]) for r in given.values()} == {(8192, False)}

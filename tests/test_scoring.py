@@ -197,6 +197,7 @@ def test_projections_of_one_input_are_what_their_modules_give(bits, dtype, count
         values = [np.array(y.astype(mx.float32)) for y in run(modules, x)]
         return values, wide(mx.grad(loss, argnums=(0, 1))([m.trainable_parameters() for m in modules], x))
 
+    assert all(map(family._is_lora, modules))
     values, gradient = found(family.project)
     plain, expected = found(lambda modules, x: [m(x) for m in modules])
     for ours, theirs in zip(values, plain, strict=True):
@@ -223,6 +224,7 @@ def test_projections_keep_their_dropout():
 @pytest.mark.parametrize("bits", [0, 4])
 def test_dora(bits):
     model = tiny.model(dora=True, bits=bits)
+    assert not any(map(family._is_lora, model.modules()))
     batch = pad_groups(tiny.ragged_groups(np.random.default_rng(5)))
     plain, plain_gradient = gradients(model, batch, plain_logps)
     shared, shared_gradient = gradients(model, batch, shared_logps, checkpoint=True)

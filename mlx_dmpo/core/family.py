@@ -13,7 +13,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.tuner.lora import LoRALinear
 
 from .recompute import recomputed
 
@@ -111,11 +110,16 @@ def project(modules: Sequence[nn.Module], x: mx.array) -> list[mx.array]:
     Of LoRA (y = W x + scale B A x), the small products with x are one, here and in the backward pass, and the scale is
     in their result instead of in the wide one. Other modules are called.
     """
-    if not all(type(m) is LoRALinear and (m.dropout._p_1 == 1 or not m.dropout.training) for m in modules):
+    if not all(_is_lora(m) and (m.dropout._p_1 == 1 or not m.dropout.training) for m in modules):
         return [m(x) for m in modules]
     low = x @ mx.concatenate([m.scale * m.lora_a for m in modules], axis=1)  # (N, all ranks)
     parts = mx.split(low, list(itertools.accumulate(m.lora_a.shape[1] for m in modules[:-1])), axis=1)
     return [_plus_product(m.linear(x), part, m.lora_b) for m, part in zip(modules, parts, strict=True)]
+
+
+def _is_lora(m: nn.Module) -> bool:
+    """Whether it is mlx-lm's LoRA of a linear layer, not DoRA; the self-check compares what comes out."""
+    return set(m) == {"linear", "dropout", "lora_a", "lora_b"} and type(m.linear) in (nn.Linear, nn.QuantizedLinear)
 
 
 def _plus_product(y: mx.array, a: mx.array, b: mx.array) -> mx.array:

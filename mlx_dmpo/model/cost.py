@@ -126,9 +126,9 @@ def separate_flops(shape: ModelShape, groups: Sequence[EncodedGroup]) -> float:
 # units of
 # (tokens x hidden, x query width, x key and value width, x intermediate, heads x prefix scores, heads x block scores).
 # Fitted to measured peaks, float32: benchmarks/plan_accuracy.py checks them on other shapes.
-KEPT = (3.41, 4.37, 0.73, 2.21, 0.63, 1.41)
+KEPT = (3.32, 4.26, 0.71, 2.15, 0.61, 1.37)
 # beside what is kept of the layers below: while it runs back through the MLP, and through attention
-RUNNING = ((11.06, 1.6, 1.41, 7.03, 0.0, 0.0), (0.0, 5.24, 2.75, 0.55, 1.76, 4.6))
+RUNNING = ((10.78, 1.56, 1.37, 6.85, 0.0, 0.0), (0.0, 5.11, 2.68, 0.54, 1.72, 4.48))
 # forward again and backward, nothing else kept
 RECOMPUTING = ((4.0, 3.36, 1.7, 9.08, 1.49, 2.03), (3.46, 9.44, 4.6, 0.0, 2.21, 6.69))
 FORWARD = (8.15, 9.57, 0.0, 3.73, 0.67, 1.1)  # without a gradient, one layer at a time
@@ -165,8 +165,8 @@ def memory(shape: ModelShape, work: Work, training: Training, scale: Scale = AS_
     inputs = {_INPUTS.get(name, name): i for name, (i, _) in adapted.items()}
     of_mlp = 4.0 * sum(i for name, i in inputs.items() if name in ("gate, up", "down_proj"))
     of_attention = 4.0 * sum(inputs.values()) - of_mlp
-    cast = 1.35 * of_attention
-    wide = N * (5.5 * of_mlp if training.checkpoint else 2.9 * (of_attention + of_mlp))
+    cast = 1.5 * of_attention
+    wide = N * (5.5 * of_mlp if training.checkpoint else 3.1 * (of_attention + of_mlp))
     keys_values = 3 * e * N * (shape.hidden + shape.kv_heads * shape.head_dim)  # of the last layer
     last = e * _layer(KEPT, shape, answers) + cast * M + keys_values
     through = (0.0 if training.checkpoint else last) + logits  # at the vocabulary

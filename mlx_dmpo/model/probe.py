@@ -13,8 +13,8 @@ from .cost import Scale, Training, Work, memory, scoring_memory
 from .shape import ModelShape
 
 AGREES = 0.25  # a measured share of the plan that is this near to 1 is the probe's error, not the device's
-# what a probe takes of its count on the CPU that this was fitted on: a step without and with recomputation, and scoring
-SMALL_BATCH, SMALL_SCORING = {False: 1.12, True: 1.14}, 1.22
+# what a probe takes of its count on the CPU that this was fitted on, without and with recomputation
+SMALL_BATCH = {False: 1.12, True: 1.14}
 
 
 def scale_of(shape: ModelShape, training: Training, scorer: GroupScorer) -> Scale:
@@ -39,7 +39,7 @@ def scale_of(shape: ModelShape, training: Training, scorer: GroupScorer) -> Scal
     forward = 1.0
     if scorer.forward:
         counted = scoring_memory(shape, Work.of(scorer.forward.batch), training.activation_bytes)
-        forward = ratio(scorer.forward, SMALL_SCORING * counted, 0.0)
+        forward = ratio(scorer.forward, counted, 0.0)
     return Scale(trained(scorer.kept, False), trained(scorer.recomputed, True), forward)
 
 

@@ -282,6 +282,7 @@ def main() -> None:
     out: dict[str, Any] = {
         "versions": versions,
         "matmul_gflops": peak / 1e9,
+        "reference_epochs": DmpoSettings().epochs,
         "arguments": [Path(argument).name for argument in sys.argv[1:]],
         "shapes": {},
     }

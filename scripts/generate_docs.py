@@ -13,7 +13,7 @@ import ast
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import click
 
 from mlx_dmpo.cli.main import cli
 from mlx_dmpo.cli.options import ALL
-from mlx_dmpo.config import DmpoSettings
 from mlx_dmpo.prompts.groups import build_group
 from mlx_dmpo.prompts.orders import printed_orders
 from mlx_dmpo.prompts.template import FORMS, built_in
@@ -126,15 +125,20 @@ def interval(metric: Mapping[str, Any]) -> str:
     return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
 
 
+def table(head: str, rows: Iterable[str]) -> str:
+    """A Markdown table of rows without their outer bars."""
+    return "\n".join([f"| {head} |", "|---" * (head.count(" | ") + 1) + "|", *(f"| {row} |" for row in rows)])
+
+
 def demo_table() -> str:
     """From docs/results/demo.json, a demo run's summary.json."""
     found = result("demo")
-    rows = ["| model | pairs | pair accuracy | AUC | position bias | mean margin (nats) |", "|---|---|---|---|---|---|"]
+    rows = []
     for name in ("base", "sft", "dmpo"):
         m = found[name]
         cells = [interval(m[key]) for key in ("pair_accuracy", "auc", "position_bias", "mean_margin")]
-        rows.append(f"| {name} | {m['n']} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+        rows.append(f"{name} | {m['n']} | {' | '.join(cells)}")
+    return table("model | pairs | pair accuracy | AUC | position bias | mean margin (nats)", rows)
 
 
 def smollm2_sentence() -> str:
@@ -204,7 +208,7 @@ def benchmark_table() -> str:
     lines: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
         (f"DMPO step, k = 5: mlx-lm-lora {found['versions']['mlx-lm-lora']}", both("dmpo", "mlx-lm-lora")),
         (
-            f"the same, our reference pass spread over {DmpoSettings().epochs:.0f} epochs (time)",
+            f"the same, our reference pass spread over {found['reference_epochs']:.0f} epochs (time)",
             lambda s: f"{s['dmpo_k5_speed_vs_mlx_lm_lora_with_reference']:.1f}",
         ),
         ("DMPO step, k = 5: each sequence alone", both("dmpo", "plain scorer")),
@@ -220,8 +224,8 @@ def benchmark_table() -> str:
             lambda s: f"{s['dmpo']['mlx-dmpo']['seconds']:.2f}, {100 * s['flops_share_of_matmul_peak']:.0f} %",
         ),
     ]
-    head = ["| others' time / memory relative to ours | " + " | ".join(shapes) + " |", "|---" * (len(shapes) + 1) + "|"]
-    return "\n".join([*head, *(f"| {name} | {' | '.join(map(cell, shapes.values()))} |" for name, cell in lines)])
+    head = " | ".join(["others' time / memory relative to ours", *shapes])
+    return table(head, (" | ".join([name, *map(cell, shapes.values())]) for name, cell in lines))
 
 
 def speed_sentence() -> str:
@@ -243,71 +247,64 @@ def speed_sentence() -> str:
 
 
 def device_table() -> str:
-    """From docs/results/device.json, as `benchmarks/device.py --json` wrote it on a GPU."""
-    found = result("device")
+    """From docs/results/device-*.json, as `benchmarks/device.py --json` wrote them on a GPU."""
+    runs = [result("device-not-compiled"), result("device-compiled")]
+    head = (
+        "shape | step | groups at once | seconds | groups/s | share of the peak | peak memory / planned, GB "
+        "| scoring, s | its share"
+    )
     rows = [
-        "| shape | step | groups at once | seconds | groups/s | share of the peak | peak memory / planned, GB "
-        "| scoring, s | its share |",
-        "|---" * 9 + "|",
+        f"{name} | {'compiled' if r['compiled'] else 'not compiled'} | {r['groups']} | {r['seconds']:.3f} "
+        f"| {r['groups_per_second']:.1f} | {100 * r['share_of_peak']:.1f} % | {r['peak_gb']:.1f} / "
+        f"{r['planned_gb']:.1f} | {r['scoring_seconds']:.3f} | {100 * r['scoring_share_of_peak']:.1f} %"
+        for run in runs
+        for name, shape in run["shapes"].items()
+        for r in shape["steps"]
     ]
-    for name, shape in found["shapes"].items():
-        for r in shape["steps"]:
-            rows.append(
-                f"| {name} | {'compiled' if r['compiled'] else 'not compiled'} | {r['groups']} | {r['seconds']:.3f} "
-                f"| {r['groups_per_second']:.1f} | {100 * r['share_of_peak']:.1f} % | {r['peak_gb']:.1f} / "
-                f"{r['planned_gb']:.1f} | {r['scoring_seconds']:.3f} | {100 * r['scoring_share_of_peak']:.1f} % |"
-            )
-    peaks = " and ".join(f"{flops / 1e12:.0f}" for flops in found["matmul_flops"])
-    return "\n".join([*rows, "", f"{found['device']}, MLX {found['mlx']}; large products {peaks} TFLOP/s."])
+    peaks = " and ".join(f"{run['matmul_flops'] / 1e12:.0f}" for run in runs)
+    return f"{table(head, rows)}\n\n{runs[0]['device']}, MLX {runs[0]['mlx']}; large products {peaks} TFLOP/s."
 
 
 def forms_table() -> str:
     """From docs/results/forms.json, as `benchmarks/forms.py --json` wrote it."""
     found = result("forms")
-    rows = [
-        "| form | step, s per group, k = 1 | k = 3 | k = 5 | k = 5 / k = 1 | tokens, k = 5 "
-        "| evaluation, pairwise / this |",
-        "|---" * 7 + "|",
-    ]
-    whole = found["evaluation"]["pairwise"]["seconds"]
+    head = (
+        "form | step, s per group, k = 1 | k = 3 | k = 5 | k = 5 / k = 1 | tokens, k = 5 | evaluation, pairwise / this"
+    )
+    rows, whole = [], found["evaluation"]["pairwise"]["seconds"]
     for form in FORMS:
         t, e = found["training"][form], found["evaluation"][form]
         cells = " | ".join(f"{t[k]['seconds']:.3f}" for k in ("1", "3", "5"))
         ratio = t["5"]["seconds"] / t["1"]["seconds"]
-        rows.append(f"| {form} | {cells} | {ratio:.2f} | {t['5']['tokens']:.0f} | {whole / e['seconds']:.2f} |")
+        rows.append(f"{form} | {cells} | {ratio:.2f} | {t['5']['tokens']:.0f} | {whole / e['seconds']:.2f}")
     pairs = found["evaluation"]["direct"]["pairs"]
-    return "\n".join([*rows, "", f"Training: {found['model']}. Evaluation: {pairs:,} pairs, {found['pairs_model']}."])
+    return f"{table(head, rows)}\n\nTraining: {found['model']}. Evaluation: {pairs:,} pairs, {found['pairs_model']}."
 
 
 def rank_table() -> str:
     """From docs/results/rank.json, as `benchmarks/rank.py --json` wrote it."""
-    rows = ["| | shared | each alone | times faster |", "|---" * 4 + "|"]
+    rows = []
     for r in result("rank"):
         alone = r.get("alone") or r["one by one"]
         cells = [f"{side['tokens']:,} tokens, {side['seconds']:.1f} s" for side in (r["shared"], alone)]
         cells[1] += f" ({alone['timed']:,} of {alone.get('sequences') or alone['titles']:,} timed)"
-        rows.append(f"| {r['what']} | {' | '.join(cells)} | {r['times_faster']:.1f} |")
-    return "\n".join(rows)
+        rows.append(f"{r['what']} | {' | '.join(cells)} | {r['times_faster']:.1f}")
+    return table(" | shared | each alone | times faster", rows)
 
 
 def plan_table() -> str:
     """From docs/results/plan.json, as `benchmarks/plan_accuracy.py --json` wrote it."""
-    rows = [
-        (
-            "| configuration | peak measured (MB) | predicted | error | above the model, measured (MB) | predicted | "
-            "error |"
-        ),
-        "|---|---|---|---|---|---|---|",
-    ]
     found = result("plan")
-    for r in found:
-        rows.append(
-            f"| {r['name']} | {r['measured_mb']:.0f} | {r['predicted_mb']:.0f} | {100 * r['error']:+.1f} % | "
-            f"{r['measured_above_mb']:.0f} | {r['predicted_above_mb']:.0f} | {100 * r['error_above']:+.1f} % |"
-        )
+    head = "configuration | peak measured (MB) | predicted | error | above the model, measured (MB) | predicted | error"
+    rows = (
+        f"{r['name']} | {r['measured_mb']:.0f} | {r['predicted_mb']:.0f} | {100 * r['error']:+.1f} % | "
+        f"{r['measured_above_mb']:.0f} | {r['predicted_above_mb']:.0f} | {100 * r['error_above']:+.1f} %"
+        for r in found
+    )
     worst, above = (100 * max(abs(r[key]) for r in found) for key in ("error", "error_above"))
-    rows += ["", f"Largest error: {worst:.1f} % of the peak, {above:.1f} % of what lies above the model."]
-    return "\n".join(rows)
+    return (
+        f"{table(head, rows)}\n\nLargest error: {worst:.1f} % of the peak, {above:.1f} % of what lies above the model."
+    )
 
 
 def between(text: str, name: str, content: str, where: Path) -> str:
@@ -319,11 +316,11 @@ def between(text: str, name: str, content: str, where: Path) -> str:
 
 def families_table() -> str:
     """From docs/results/families.json, as benchmarks/families.py wrote it."""
-    rows = [
-        "| family | mlx-lm's module | window | log-prob, float32 (nats) | gradient | log-prob, 4-bit | gradient "
-        "| times faster |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = (
+        "family | mlx-lm's module | window | log-prob, float32 (nats) | gradient | log-prob, 4-bit | gradient "
+        "| times faster"
+    )
+    rows = []
     for name, row in result("families")["families"].items():
         cells = [
             f"{row[part][of]:.0e}" if row[part][of] else "0"
@@ -331,8 +328,8 @@ def families_table() -> str:
             for of in ("nats", "gradient")
         ]
         faster = f"{row['seconds']['plain'] / row['seconds']['shared']:.1f}"
-        rows.append(f"| {' | '.join([name, row['module'], 'yes' if row['window'] else '', *cells, faster])} |")
-    return "\n".join(rows)
+        rows.append(" | ".join([name, row["module"], "yes" if row["window"] else "", *cells, faster]))
+    return table(head, rows)
 
 
 # page -> its generated blocks

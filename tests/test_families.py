@@ -12,8 +12,9 @@ import tiny
 from mlx_lm.models.gemma3_text import clip_residual
 from test_scoring import gradients
 
-from mlx_dmpo.core import attention, scorer, selfcheck
 from mlx_dmpo.core import family as core_family
+from mlx_dmpo.core import layout as core_layout
+from mlx_dmpo.core import scorer, selfcheck
 from mlx_dmpo.core.scorer import plain_logps, shared_logps
 from mlx_dmpo.core.selfcheck import choose_scorer
 from mlx_dmpo.core.tree import pad_groups, planned
@@ -151,8 +152,8 @@ def test_float16_gemma_clips_as_mlx_lm_does():
 
 def test_a_window_longer_than_every_sequence_masks_nothing():
     batch = pad_groups(tiny.equal_groups(np.random.default_rng(9)))
-    assert attention._tree(batch, mx.float32, 52).every.far is None
-    assert attention._tree(batch, mx.float32, 20).every.far is not None
+    assert core_layout.layout(batch, mx.float32, (4, 2), 52).every.far is None
+    assert core_layout.layout(batch, mx.float32, (4, 2), 20).every.far is not None
     assert selfcheck.NARROW < selfcheck.SHORT
 
 

@@ -10,7 +10,7 @@ import tiny
 
 from mlx_dmpo.config import EvaluateSettings
 from mlx_dmpo.core import attention
-from mlx_dmpo.core.attention import PREFIX_CHUNK, WHOLE
+from mlx_dmpo.core.layout import PREFIX_CHUNK, WHOLE
 from mlx_dmpo.core.scorer import plain_logps, shared_logps
 from mlx_dmpo.core.selfcheck import choose_scorer
 from mlx_dmpo.core.tree import pad_groups

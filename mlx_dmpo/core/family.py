@@ -86,6 +86,11 @@ def windows(model: nn.Module) -> list[int | None]:
     return [width if s else None for s in slides]
 
 
+def heads(model: nn.Module) -> list[tuple[int, int]]:
+    """Of each layer: how many heads of queries, and of keys and values."""
+    return [(layer.self_attn.n_heads, layer.self_attn.n_kv_heads) for layer in model.model.layers]
+
+
 def scale_queries(attention: nn.Module, q: mx.array, positions: mx.array) -> mx.array:
     """Ministral 3: queries far beyond the trained length count more, as in Llama 4.  (M, H, d), (M,) -> (M, H, d)."""
     beta = getattr(attention, "scaling_beta", 0)
@@ -151,21 +156,21 @@ def _mlp(mlp: nn.Module, norm: nn.Module, h: mx.array, lean: bool, seed: int | N
         if seed is not None:
             mx.random.seed(seed + 2_000_003)
         mlp.down_proj.update(parameters)
-        return project([mlp.down_proj], _swiglu(gate, up))[0]
+        return project([mlp.down_proj], _swiglu(gate, up)[0])[0]
 
     gate, up = recomputed(gate_and_up, {name: part.trainable_parameters() for name, part in first.items()}, h)
     return recomputed(down, mlp.down_proj.trainable_parameters(), gate, up)
 
 
-def _swiglu_forward(gate: mx.array, up: mx.array) -> mx.array:
-    return nn.silu(gate) * up
-
-
-def _swiglu_backward(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, mx.array]:
-    """Fewer arrays at once than automatic differentiation holds: they are the highest point of a short step."""
-    gate, up = primals
+def _swiglu_forward(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
     sigmoid = mx.sigmoid(gate)
-    scaled = cotangent * sigmoid
+    return gate * sigmoid * up, sigmoid
+
+
+def _swiglu_backward(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
+    """Fewer arrays at once than automatic differentiation holds: they are the highest point of a short step."""
+    (gate, up), sigmoid = primals, outputs[1]
+    scaled = cotangents[0] * sigmoid
     return scaled * up * (1 + gate * (1 - sigmoid)), scaled * gate
 
 

@@ -22,23 +22,24 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from . import family
-from .attention import PREFIX_CHUNK, _advance, _Tree, _tree
+from .attention import _advance
 from .head import _head, _token_logps, answer_token_logps
+from .layout import PREFIX_CHUNK, Layout, layout
 from .recompute import recomputed
 from .tree import GroupBatch
 
-SCORER_VERSION = 3  # part of the reference cache's key: raise it when log-probs change
+SCORER_VERSION = 4  # part of the reference cache's key: raise it when log-probs change
 
 
 # (model, batch) -> (G, R) float32: summed log-probs of each branch's answer in nats, 0 for a padded branch
 Scorer = Callable[[nn.Module, GroupBatch], mx.array]
 
 
-def _trees(model: nn.Module, batch: GroupBatch, dtype: mx.Dtype, chunk: int) -> list[_Tree]:
-    """Of each layer. Layers of one attention window share it."""
-    windows = family.windows(model)
-    made = {window: _tree(batch, dtype, window, chunk) for window in set(windows)}
-    return [made[window] for window in windows]
+def _layouts(model: nn.Module, batch: GroupBatch, dtype: mx.Dtype, chunk: int) -> list[Layout]:
+    """Of each layer. Layers of one attention window and equally many heads share it."""
+    kinds = list(zip(family.windows(model), family.heads(model), strict=True))
+    made = {(window, heads): layout(batch, dtype, heads, window, chunk) for window, heads in set(kinds)}
+    return [made[kind] for kind in kinds]
 
 
 def frozen_layers(model: nn.Module) -> int:
@@ -75,9 +76,9 @@ class FrozenOutputs:
 
     def _compute(self, batch: GroupBatch) -> mx.array:
         h = family.embed(self.model, mx.array(batch.tokens))
-        trees = _trees(self.model, batch, h.dtype, PREFIX_CHUNK)
-        for layer, tree in zip(self.model.model.layers[: self.layers], trees, strict=False):
-            h = _advance(layer, h, tree, tree.every)
+        layouts = _layouts(self.model, batch, h.dtype, PREFIX_CHUNK)
+        for layer, at in zip(self.model.model.layers[: self.layers], layouts, strict=False):
+            h = _advance(layer, h, at, at.every)
         return h
 
     def _stored(self, key: bytes, tokens: int) -> mx.array | None:
@@ -148,14 +149,14 @@ def shared_logps(
     """
     begin, training, model = 0 if frozen is None else frozen_layers(model), model.training, family.decoder(model)
     h = family.embed(model, mx.array(batch.tokens)) if frozen is None else frozen
-    trees = _trees(model, batch, h.dtype, chunk)
+    layouts = _layouts(model, batch, h.dtype, chunk)
     last = len(model.model.layers) - 1
     for index, layer in enumerate(model.model.layers[begin:], begin):
 
         def advance(parameters: Any, h: mx.array, layer: nn.Module = layer, index: int = index) -> mx.array:
             layer.update(parameters)
-            tree, seed = trees[index], None if dropout_seed is None else dropout_seed + index
-            return _advance(layer, h, tree, tree.answers if index == last else tree.every, training, seed)
+            at, seed = layouts[index], None if dropout_seed is None else dropout_seed + index
+            return _advance(layer, h, at, at.answers if index == last else at.every, training, seed)
 
         parameters = layer.trainable_parameters()
         recompute = checkpoint and bool(tree_flatten(parameters))

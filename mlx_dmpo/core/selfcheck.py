@@ -15,7 +15,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from . import family
-from .attention import PREFIX_CHUNK
+from .layout import PREFIX_CHUNK
 from .scorer import plain_logps, shared_logps
 from .tree import EncodedGroup, GroupBatch, pad_groups
 

@@ -55,13 +55,13 @@ class EncodedGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupBatch:
-    """G encoded groups as arrays. R, A, K are the batch's largest sizes; N, M, P, C, T, Q its own or planned ones.
+    """G encoded groups as arrays. R, A, K are the batch's largest sizes; N, M, P, B, C, T, S, Q its own or planned
+    ones.
 
     What branches share from the start is run once: `tokens` has each group's prefix tree in depth-first order, one
-    group after another. Attention sees what lies below a prefix as C blocks, each a question with its answers: a token
-    attends to its group's prefix and, in its block, to what came before it in its own branch. The few tokens that
-    several blocks start with are keys in each of them, and queries in the first. A branch's very last token predicts
-    nothing and is left out.
+    group after another. A token below a prefix attends to the prefix and, in one of C blocks, each a question with its
+    answers, to what came before it in its own branch. The few tokens that several blocks start with are keys in each of
+    them, and queries in the first. A branch's very last token predicts nothing and is left out.
 
         1 2 7 4 9, 1 2 7 5 9, 1 2 8 6 9   # sequences
         1 2 | 7 4 5 | 8 6                 # tokens: prefix, two blocks
@@ -72,13 +72,17 @@ class GroupBatch:
     positions        (N,)       int32: depth in the tree, the token's position in its own sequence
     prefix_index     (G, P)     int32: where the prefix's tokens are in `tokens`
     prefix_lengths   (G,)       int32
+    below_index      (G, B)     int32: where the tokens below a prefix are in `tokens`
     block_index      (G, C, T)  int32: where a block's tokens are in `tokens`
     block_ends       (G, C, T)  int32: in its block, one past the last token that follows it in a branch; 0 for padding
-    place            (N,)       int32: where a token is a query: the G*P prefix places, then the G*C*T block places
+    place            (N,)       int32: where a token is a query: the G*P places of prefixes, then the G*B below them
+    block_place      (G, B)     int32: where a token below a prefix is a query in the G*C*T places of blocks
     rows             (M,)       int32: the tokens that predict an answer's token, each once, as places in `tokens`
+    group_rows       (G, S)     int32: which of `rows` are a group's
+    row_place        (M,)       int32: where a row is in these G*S
     query_rows       (G, C, Q)  int32: which of `rows` are queries in a block
     query_at         (G, C, Q)  int32: and where they are in it
-    row_place        (M,)       int32: where a row is in the G*C*Q queries
+    query_place      (G, S)     int32: where a group's row is in the G*C*Q queries of blocks
     answer_rows      (G, R, A)  int32: which of `rows` predicts the answer's token
     answer_targets   (G, R, A)  int32
     answer_mask      (G, R, A)  float32
@@ -93,13 +97,17 @@ class GroupBatch:
     positions: np.ndarray
     prefix_index: np.ndarray
     prefix_lengths: np.ndarray
+    below_index: np.ndarray
     block_index: np.ndarray
     block_ends: np.ndarray
     place: np.ndarray
+    block_place: np.ndarray
     rows: np.ndarray
+    group_rows: np.ndarray
+    row_place: np.ndarray
     query_rows: np.ndarray
     query_at: np.ndarray
-    row_place: np.ndarray
+    query_place: np.ndarray
     answer_rows: np.ndarray
     answer_targets: np.ndarray
     answer_mask: np.ndarray
@@ -160,7 +168,18 @@ def _below(group: EncodedGroup) -> _Below:
 
 
 def _blank(
-    groups: Sequence[EncodedGroup], starts: np.ndarray, N: int, P: int, C: int, T: int, M: int, Q: int, A: int
+    groups: Sequence[EncodedGroup],
+    starts: np.ndarray,
+    *,
+    N: int,
+    P: int,
+    B: int,
+    C: int,
+    T: int,
+    M: int,
+    S: int,
+    Q: int,
+    A: int,
 ) -> GroupBatch:
     """A batch of these sizes, all zeros."""
     G, R, K = len(groups), max(len(g.tails) for g in groups), max([1, *(len(g.pairs) for g in groups)])
@@ -173,13 +192,17 @@ def _blank(
         positions=ints(N),
         prefix_index=ints(G, P),
         prefix_lengths=np.array([len(g.prefix) for g in groups], np.int32),
+        below_index=ints(G, B),
         block_index=ints(G, C, T),
         block_ends=ints(G, C, T),
         place=ints(N),
+        block_place=ints(G, B),
         rows=ints(M),
+        group_rows=ints(G, S),
+        row_place=ints(M),
         query_rows=ints(G, C, Q),
         query_at=ints(G, C, Q),
-        row_place=ints(M),
+        query_place=ints(G, S),
         answer_rows=ints(G, R, A),
         answer_targets=ints(G, R, A),
         answer_mask=np.zeros((G, R, A), np.float32),
@@ -195,41 +218,56 @@ def _blank(
 def pad_groups(
     groups: Sequence[EncodedGroup], sized: Callable[[int, bool], int] = lambda size, coarse: size
 ) -> GroupBatch:
-    """The groups as one batch (see GroupBatch); `sized` enlarges its sizes N, M and, coarsely, P, T, Q, A."""
+    """The groups as one batch (see GroupBatch); `sized` enlarges its sizes N, M and, coarsely, P, B, T, S, Q, A."""
     trees = [_below(g) for g in groups]
     predicting = [np.unique(np.concatenate(t.predictors)) for t in trees]
     in_block = [np.bincount(t.owner[p, 0], minlength=len(t.blocks)) for t, p in zip(trees, predicting, strict=True)]
     ends = itertools.accumulate(len(g.prefix) + len(t.tokens) for g, t in zip(groups, trees, strict=True))
     starts = np.array([0, *ends], np.int32)
-    P = sized(max(len(g.prefix) for g in groups), True)
-    C = max(len(t.blocks) for t in trees)
-    T = sized(max(len(b) for t in trees for b in t.blocks), True)
-    M = sized(sum(map(len, predicting)), False)
-    Q = sized(int(max(n.max() for n in in_block)), True)
-    A = sized(max(n for g in groups for n in g.answer_lengths), True)
-    b = _blank(groups, starts, sized(int(starts[-1]), False), P, C, T, M, Q, A)
+    C, most = max(len(t.blocks) for t in trees), max(int(n.max()) for n in in_block)
+    b = _blank(
+        groups,
+        starts,
+        N=sized(int(starts[-1]), False),
+        P=sized(max(1, *(len(g.prefix) for g in groups)), True),
+        B=sized(max(len(t.tokens) for t in trees), True),
+        C=C,
+        T=sized(max(len(block) for t in trees for block in t.blocks), True),
+        M=sized(sum(map(len, predicting)), False),
+        S=sized(max(map(len, predicting)), True),
+        Q=sized(most, True),
+        A=sized(max(n for g in groups for n in g.answer_lengths), True),
+    )
+    (G, P), B, T, S, Q = (
+        b.prefix_index.shape,
+        *(of.shape[-1] for of in (b.below_index, b.block_index, b.group_rows, b.query_rows)),
+    )
     row = 0
     for g, (group, tree, predicts) in enumerate(zip(groups, trees, predicting, strict=True)):
-        p, at, end = len(group.prefix), int(starts[g]), int(starts[g + 1])
-        below = at + p
+        p, at, end, below = len(group.prefix), int(starts[g]), int(starts[g + 1]), int(starts[g]) + len(group.prefix)
+        size, count = end - below, len(predicts)
         b.prefix_index[g, :p] = np.arange(at, below)
         b.tokens[at:below], b.positions[at:below] = group.prefix, np.arange(p)
         b.place[at:below] = g * P + np.arange(p)
+        b.below_index[g, :size] = np.arange(below, end)
         b.tokens[below:end], b.positions[below:end] = tree.tokens, p + tree.depths
-        b.place[below:end] = len(groups) * P + (g * C + tree.owner[:, 0]) * T + tree.owner[:, 1]
+        b.place[below:end] = G * P + g * B + np.arange(size)
+        b.block_place[g, :size] = (g * C + tree.owner[:, 0]) * T + tree.owner[:, 1]
+        b.rows[row : row + count] = below + predicts
+        b.group_rows[g, :count] = row + np.arange(count)
+        b.row_place[row : row + count] = g * S + np.arange(count)
         for c, (block, block_end) in enumerate(zip(tree.blocks, tree.ends, strict=True)):
             b.block_index[g, c, : len(block)], b.block_ends[g, c, : len(block)] = below + block, block_end
             queries = np.flatnonzero(tree.owner[predicts, 0] == c)
             b.query_rows[g, c, : len(queries)] = row + queries
             b.query_at[g, c, : len(queries)] = tree.owner[predicts[queries], 1]
-            b.row_place[row + queries] = (g * C + c) * Q + np.arange(len(queries))
-        b.rows[row : row + len(predicts)] = below + predicts
+            b.query_place[g, queries] = (g * C + c) * Q + np.arange(len(queries))
         for r, (tail, predictor) in enumerate(zip(group.tails, tree.predictors, strict=True)):
             n = len(predictor)
             b.answer_rows[g, r, :n] = row + np.searchsorted(predicts, predictor)
             b.answer_targets[g, r, :n] = tail[len(tail) - n :]
             b.answer_mask[g, r, :n] = 1
-        row += len(predicts)
+        row += count
         b.pairs[g, : len(group.pairs)] = group.pairs
         b.pair_mask[g, : len(group.pairs)] = 1
         chosen = group.pairs[:, 0] if len(group.pairs) else np.arange(len(group.tails))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import CommonSettings, EvaluateSettings, TrainSettings
 from ..core import family
-from ..core.attention import PREFIX_CHUNK
+from ..core.layout import PREFIX_CHUNK
 from ..core.scorer import FrozenOutputs, frozen_layers
 from ..core.selfcheck import GroupScorer, choose_scorer
 from ..core.tree import BATCH_TOKENS, EncodedGroup

@@ -15,7 +15,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..core import family
-from ..core.attention import PREFIX_CHUNK, WHOLE, attend_prefix, prefix_chunks
+from ..core.attention import attend_prefix
+from ..core.layout import PREFIX_CHUNK, WHOLE, prefix_chunks
 from ..errors import UserError, WriteError
 from ..machine import files, run_directory
 from .device import device_name, on_cpu

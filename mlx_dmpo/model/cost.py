@@ -5,8 +5,9 @@ Memory is counted tensor by tensor, as MLX keeps them for the backward pass: see
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +23,7 @@ class Work:
     tokens: int  # N
     rows: int  # M
     prefix_scores: int  # query-key pairs of the prefixes, as computed
-    block_scores: int  # of blocks with prefixes and themselves
+    block_scores: int  # of what lies below them with prefixes and in blocks
     row_scores: int  # of the answer rows
     branches: int
     block_tokens: int  # G*C*T
@@ -30,16 +31,17 @@ class Work:
 
     @classmethod
     def of(cls, batch: GroupBatch) -> Work:
-        from ..core.attention import PREFIX_CHUNK
+        from ..core.layout import PREFIX_CHUNK
 
         (G, P), (_, C, T), Q = batch.prefix_index.shape, batch.block_index.shape, batch.query_at.shape[2]
+        B, S = batch.below_index.shape[1], batch.group_rows.shape[1]
         chunks = [(min(PREFIX_CHUNK, P - a), min(P, a + PREFIX_CHUNK)) for a in range(0, P, PREFIX_CHUNK)]
         return cls(
             len(batch.tokens),
             len(batch.rows),
             G * sum(q * k for q, k in chunks),
-            G * C * T * (P + T),
-            G * C * Q * (P + T),
+            G * (B * P + C * T * T),
+            G * (S * P + C * Q * T),
             sum(len(g.tails) for g in batch.groups),
             G * C * T,
             G * C * Q,
@@ -126,12 +128,22 @@ def separate_flops(shape: ModelShape, groups: Sequence[EncodedGroup]) -> float:
 # units of
 # (tokens x hidden, x query width, x key and value width, x intermediate, heads x prefix scores, heads x block scores).
 # Fitted to measured peaks, float32: benchmarks/plan_accuracy.py checks them on other shapes.
-KEPT = (3.32, 4.26, 0.71, 2.15, 0.61, 1.37)
-# beside what is kept of the layers below: while it runs back through the MLP, and through attention
-RUNNING = ((10.78, 1.56, 1.37, 6.85, 0.0, 0.0), (0.0, 5.11, 2.68, 0.54, 1.72, 4.48))
+KEPT = (3.54, 4.23, 1.54, 1.63, 0.78, 1.17)
+# beside what is kept of the layers below: while it runs back through the MLP, through attention below the prefixes, and
+# through that of the prefixes
+RUNNING = (
+    (9.02, 0.46, 0.84, 7.9, 0.0, 0.0),
+    (0.0, 8.32, 2.79, 0.11, 1.83, 0.83),
+    (0.0, 5.38, 2.98, 0.48, 0.41, 2.05),
+)
 # forward again and backward, nothing else kept
-RECOMPUTING = ((4.0, 3.36, 1.7, 9.08, 1.49, 2.03), (3.46, 9.44, 4.6, 0.0, 2.21, 6.69))
-FORWARD = (8.15, 9.57, 0.0, 3.73, 0.67, 1.1)  # without a gradient, one layer at a time
+RECOMPUTING = (
+    (5.05, 5.3, 0.76, 9.2, 0.87, 1.25),
+    (3.7, 6.48, 3.0, 0.0, 0.5, 4.28),
+    (2.21, 12.71, 5.01, 0.0, 2.49, 2.36),
+)
+# without a gradient, one layer at a time, in float32 and in 16 bits (where adapters, softmax and casts are float32)
+FORWARD = {4: (5.31, 6.84, 0.92, 3.97, 0.45, 1.36), 2: (9.43, 5.88, 0.9, 12.9, 0.26, 2.64)}
 
 
 # matrices whose input is one array
@@ -180,7 +192,7 @@ def memory(shape: ModelShape, work: Work, training: Training, scale: Scale = AS_
         back = e * max(_layer(stage, shape, work) for stage in stages) + wide
     else:  # the last layer alone, or a layer below it outside the gradient
         back = e * max(_layer(stage, shape, answers) for stage in stages) + keys_values + wide
-        back = max(back, e * _layer(FORWARD, shape, work))
+        back = max(back, e * _layer(FORWARD[e], shape, work))
     adapter = 4.0 * training.adapter_parameters(shape)
     activations = kept + (back if back > through else max(0.0, through - logits))
     found = {
@@ -198,9 +210,7 @@ def scoring_memory(shape: ModelShape, work: Work, activation_bytes: int, scale: 
     """Bytes above the model that scoring a batch takes at its highest, outside gradient tracing."""
     from ..core.head import chunk_bytes
 
-    running = activation_bytes * _layer(FORWARD, shape, work)
-    if activation_bytes < 4:  # mlx-lm's adapters are float32: the widest matrix's input and output are cast
-        running += 8.0 * work.tokens * shape.intermediate
+    running = activation_bytes * _layer(FORWARD[activation_bytes], shape, work)
     head = activation_bytes * (work.tokens + work.rows) * shape.hidden + 2 * chunk_bytes(work.rows, shape.vocabulary)
     return max(scale.forward * running, head)
 
@@ -270,8 +280,8 @@ def heaviest(
     batch_tokens: int = BATCH_TOKENS,
     pad: Callable[[Sequence[EncodedGroup]], GroupBatch] = pad_groups,
 ) -> list[Work]:
-    """The micro-batches that can take the most memory: the longest groups, the longest one among short ones, and those
-    that come nearest to `batch_tokens`.
+    """The micro-batches that can take the most memory: the longest groups, the longest one among short ones, those that
+    come nearest to `batch_tokens`, and those near it with a long prefix, to which all are padded.
 
     All groups are padded to the longest one's sizes, so the second can be the heavier one; and where the longest runs
     alone, two middling ones can.
@@ -286,7 +296,21 @@ def heaviest(
     if len(longest) < batch_size:
         each = (_filled(sizes, last, batch_size, batch_tokens) for last in range(len(sizes)))
         found.append([order[i] for i in max(each, key=lambda rows: sum(sizes[i] for i in rows))])
+    for beside in sorted({b for b in (1, 2, 3, batch_size // 2, batch_size - 1) if 0 < b < batch_size}):
+        some = [[order[i] for i in rows] for rows in _neighbours(sizes, beside, batch_tokens)]
+        if some:
+            found.append(max(some, key=lambda g: sum(x.shared_tokens for x in g) * max(len(x.prefix) for x in g)))
     return [Work.of(pad(some)) for some in found]
+
+
+def _neighbours(sizes: Sequence[int], beside: int, tokens: int) -> Iterator[list[int]]:
+    """For each index: it with the largest so many neighbours below it that fit in `tokens` together."""
+    sums = [0, *itertools.accumulate(sizes)]
+    for last in range(beside, len(sizes)):
+        windows = range(last - beside + 1)
+        fitting = bisect_right(windows, tokens - sizes[last], key=lambda at: sums[at + beside] - sums[at])
+        if fitting:
+            yield [last, *range(fitting - 1, fitting - 1 + beside)]
 
 
 def _filled(sizes: Sequence[int], last: int, most: int, tokens: int) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlx_dmpo import config
@@ -92,6 +92,12 @@ def plainly(rows, s):
 
 
 @settings(max_examples=150, deadline=None)
+@example(
+    [("u0", "i0", 4, 0), ("u0", "i2", 4, 0), ("u1", "i1", 4, 0)],
+    config.PrepareSettings(
+        order="time", min_liked=2, min_disliked=1, num_negatives=1, negatives="uniform", train_users=1
+    ),
+)  # nothing is disliked in the whole table
 @given(tables, rules)
 def test_the_rules_hold_in_every_table(rows, s):
     if all(i == "i13" for _, i, _, _ in rows):
@@ -105,12 +111,15 @@ def test_the_rules_hold_in_every_table(rows, s):
         and not users["valid"] & users["test"]
     )
     drawn = s.negatives != "disliked"
+    # drawn negatives need no disliked item where the table has none: as many as `min_disliked` asks for otherwise
+    least = 0 if all(like for row in plain.values() for _, like, _, _ in row) else s.min_disliked
+    least = least if drawn else max(s.min_disliked, 1)
 
     expected = set()
     for u, row in plain.items():
         window = row[-s.max_interactions :] if s.max_interactions else row
         liked = sum(like for _, like, _, _ in window)
-        enough = liked >= s.min_liked and len(window) - liked >= max(s.min_disliked, 0 if drawn else 1)
+        enough = liked >= s.min_liked and len(window) - liked >= least
         if enough and not (drawn and len(row) >= len({RAW[i] for _, i, _, _ in rows if i in RAW})):
             expected.add(u)
     assert eligible == expected

@@ -3,7 +3,7 @@ neighbours' own functions.
 
 A contender is a function that does a step's whole work, optimizer included, and returns nothing; `check` gives its loss
 and gradient. What the neighbours do besides (data reading, printing) is left out. `mx.compile`, which they apply to a
-step, is left out on a CPU, where it calls a C++ compiler for every new length; ours goes without too. On a GPU all
+step, is left out on a CPU (docs/performance.md says why); ours goes without too. On a GPU all
 steps are compiled.
 """
 

@@ -26,8 +26,6 @@ class Work:
     block_scores: int  # of what lies below them with prefixes and in blocks
     row_scores: int  # of the answer rows
     branches: int
-    block_tokens: int  # G*C*T
-    query_tokens: int  # G*C*Q
 
     @classmethod
     def of(cls, batch: GroupBatch) -> Work:
@@ -43,8 +41,6 @@ class Work:
             G * (B * P + C * T * T),
             G * (S * P + C * Q * T),
             sum(len(g.tails) for g in batch.groups),
-            G * C * T,
-            G * C * Q,
         )
 
 
@@ -129,19 +125,10 @@ def separate_flops(shape: ModelShape, groups: Sequence[EncodedGroup]) -> float:
 # (tokens x hidden, x query width, x key and value width, x intermediate, heads x prefix scores, heads x block scores).
 # Fitted to measured peaks, float32: benchmarks/plan_accuracy.py checks them on other shapes.
 KEPT = (3.54, 4.23, 1.54, 1.63, 0.78, 1.17)
-# beside what is kept of the layers below: while it runs back through the MLP, through attention below the prefixes, and
-# through that of the prefixes
-RUNNING = (
-    (9.02, 0.46, 0.84, 7.9, 0.0, 0.0),
-    (0.0, 8.32, 2.79, 0.11, 1.83, 0.83),
-    (0.0, 5.38, 2.98, 0.48, 0.41, 2.05),
-)
+# beside what is kept of the layers below: while it runs back through the MLP, and through attention
+RUNNING = ((9.02, 0.46, 0.84, 7.9, 0.0, 0.0), (0.0, 8.32, 2.79, 0.11, 1.83, 0.83))
 # forward again and backward, nothing else kept
-RECOMPUTING = (
-    (5.05, 5.3, 0.76, 9.2, 0.87, 1.25),
-    (3.7, 6.48, 3.0, 0.0, 0.5, 4.28),
-    (2.21, 12.71, 5.01, 0.0, 2.49, 2.36),
-)
+RECOMPUTING = ((5.05, 5.3, 0.76, 9.2, 0.87, 1.25), (2.21, 12.71, 5.01, 0.0, 2.49, 2.36))
 # without a gradient, one layer at a time, in float32 and in 16 bits (where adapters, softmax and casts are float32)
 FORWARD = {4: (5.31, 6.84, 0.92, 3.97, 0.45, 1.36), 2: (9.43, 5.88, 0.9, 12.9, 0.26, 2.64)}
 
@@ -280,22 +267,12 @@ def heaviest(
     batch_tokens: int = BATCH_TOKENS,
     pad: Callable[[Sequence[EncodedGroup]], GroupBatch] = pad_groups,
 ) -> list[Work]:
-    """The micro-batches that can take the most memory: the longest groups, the longest one among short ones, those that
-    come nearest to `batch_tokens`, and those near it with a long prefix, to which all are padded.
-
-    All groups are padded to the longest one's sizes, so the second can be the heavier one; and where the longest runs
-    alone, two middling ones can.
+    """The micro-batches that can take the most memory: the longest groups, and those near `batch_tokens` with a long
+    prefix, to which all are padded; the longest group may run alone, and middling ones together.
     """
     order = sorted(groups, key=lambda g: g.shared_tokens)
     sizes = [g.shared_tokens for g in order]
-    mixed = [order[-1], *order[:-1][: batch_size - 1]]
-    while len(mixed) > 1 and sum(g.shared_tokens for g in mixed) > batch_tokens:
-        mixed.pop()
-    longest = _filled(sizes, len(sizes) - 1, batch_size, batch_tokens)
-    found = [[order[i] for i in longest], mixed]
-    if len(longest) < batch_size:
-        each = (_filled(sizes, last, batch_size, batch_tokens) for last in range(len(sizes)))
-        found.append([order[i] for i in max(each, key=lambda rows: sum(sizes[i] for i in rows))])
+    found = [[order[i] for i in _filled(sizes, batch_size, batch_tokens)]]
     for beside in sorted({b for b in (1, 2, 3, batch_size // 2, batch_size - 1) if 0 < b < batch_size}):
         some = [[order[i] for i in rows] for rows in _neighbours(sizes, beside, batch_tokens)]
         if some:
@@ -313,9 +290,10 @@ def _neighbours(sizes: Sequence[int], beside: int, tokens: int) -> Iterator[list
             yield [last, *range(fitting - 1, fitting - 1 + beside)]
 
 
-def _filled(sizes: Sequence[int], last: int, most: int, tokens: int) -> list[int]:
-    """Indices of at most `most` groups: `last`, then each time the largest one below that still fits in `tokens`."""
-    found, free, at = [last], tokens - sizes[last], last
+def _filled(sizes: Sequence[int], most: int, tokens: int) -> list[int]:
+    """Indices of at most `most` groups: the last, then each time the largest one below that still fits in `tokens`."""
+    at = len(sizes) - 1
+    found, free = [at], tokens - sizes[at]
     while len(found) < most and (at := min(at, bisect_right(sizes, free)) - 1) >= 0:
         found.append(at)
         free -= sizes[at]
